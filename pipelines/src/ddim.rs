@@ -1,0 +1,141 @@
+//! DDIM (Song, Meng and Ermon, 2021): the sampler, a pure function of latent, prediction and schedule.
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::noise;
+use crate::schedule::{NoiseSchedule, Prediction};
+
+/// What a step yields.
+pub struct Stepped {
+    /// The latent at the timestep gone to.
+    pub latent: Tensor,
+    /// The finished latent as predicted from here: what a preview decodes.
+    pub predicted: Tensor,
+}
+
+/// One step from timestep `from` to the cleaner `to`, eq. 12: the predicted x₀, the direction back
+/// towards x_t, and, with η > 0, fresh noise that is a function of (`seed`, `from`).
+///
+/// `latent` and `prediction` (the denoiser's output, guidance applied) have the same shape. `to` may be
+/// any earlier timestep, not only the training grid's neighbour, or [`crate::schedule::FINISHED`].
+///
+/// # Errors
+/// A tensor operation's, where the shapes differ.
+pub fn step(
+    schedule: &NoiseSchedule,
+    latent: &Tensor,
+    prediction: &Tensor,
+    (from, to): (f64, f64),
+    eta: f32,
+    seed: u64,
+) -> Result<Stepped> {
+    let (a, a_to) = (schedule.alpha_bar(from), schedule.alpha_bar(to));
+    let (signal, noise_level) = (a.sqrt(), (1.0 - a).sqrt());
+    let (x0, epsilon) = match schedule.config().prediction_type {
+        Prediction::Epsilon => (((latent - (prediction * noise_level)?)? / signal)?, prediction.clone()),
+        Prediction::VPrediction => (
+            ((latent * signal)? - (prediction * noise_level)?)?,
+            ((prediction * signal)? + (latent * noise_level)?)?,
+        ),
+    };
+    let x0 = if schedule.config().clip_sample {
+        let range = schedule.config().clip_sample_range;
+        x0.clamp(-range, range)?
+    } else {
+        x0
+    };
+    // Eq. 16. At ᾱ = 0 (zero terminal SNR) everything is noise and the ratio tends to this value too.
+    let sigma = f64::from(eta) * ((1.0 - a_to) / (1.0 - a) * (1.0 - a / a_to)).max(0.0).sqrt();
+    let direction = (1.0 - a_to - sigma * sigma).max(0.0).sqrt();
+    let next = ((&x0 * a_to.sqrt())? + (epsilon * direction)?)?;
+    if sigma == 0.0 {
+        return Ok(Stepped { latent: next, predicted: x0 });
+    }
+    let fresh = noise::at_timestep(seed, from, latent.elem_count());
+    let fresh = Tensor::from_vec(fresh, latent.shape(), latent.device())?;
+    Ok(Stepped { latent: (next + (fresh * sigma)?)?, predicted: x0 })
+}
+
+/// Takes a latent from timestep `from` to a noisier one (or to the same one): forward noise, a function
+/// of (`seed`, `to`).
+///
+/// # Errors
+/// A tensor operation's.
+pub fn add_noise(
+    schedule: &NoiseSchedule,
+    latent: &Tensor,
+    (from, to): (f64, f64),
+    seed: u64,
+) -> Result<Tensor> {
+    let keep = schedule.alpha_bar(to) / schedule.alpha_bar(from);
+    let fresh = noise::at_timestep(seed, to, latent.elem_count());
+    let fresh = Tensor::from_vec(fresh, latent.shape(), latent.device())?;
+    Ok(((latent * keep.sqrt())? + (fresh * (1.0 - keep).max(0.0).sqrt())?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::schedule::{FINISHED, ScheduleConfig};
+
+    fn schedule(prediction_type: Prediction) -> NoiseSchedule {
+        NoiseSchedule::new(ScheduleConfig { prediction_type, ..Default::default() }).unwrap()
+    }
+
+    fn tensor(values: Vec<f32>) -> Tensor {
+        Tensor::new(values, &Device::Cpu).unwrap()
+    }
+
+    /// A denoiser that knows the truth walks back to it, by any steps and under either prediction.
+    #[test]
+    fn a_perfect_denoiser_recovers_the_picture() {
+        let (x0, noise) = (tensor(vec![0.3, -1.2, 0.9]), tensor(vec![-0.5, 0.1, 1.7]));
+        for prediction in [Prediction::Epsilon, Prediction::VPrediction] {
+            let s = schedule(prediction);
+            let at = |t: f64| {
+                let a = s.alpha_bar(t);
+                ((&x0 * a.sqrt()).unwrap() + (&noise * (1.0 - a).sqrt()).unwrap()).unwrap()
+            };
+            let mut x = at(900.0);
+            for (from, to) in [(900.0, 433.5), (433.5, 20.0), (20.0, FINISHED)] {
+                let a = s.alpha_bar(from);
+                let out = match prediction {
+                    Prediction::Epsilon => noise.clone(),
+                    Prediction::VPrediction => {
+                        ((&noise * a.sqrt()).unwrap() - (&x0 * (1.0 - a).sqrt()).unwrap()).unwrap()
+                    }
+                };
+                x = step(&s, &x, &out, (from, to), 0.0, 1).unwrap().latent;
+                let error =
+                    (&x - at(to)).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                assert!(error < 1e-4, "{prediction:?} {from}->{to}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn forward_noise_has_the_variance_of_its_timestep() {
+        let s = schedule(Prediction::Epsilon);
+        let clean = Tensor::zeros(20_000, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let x = add_noise(&s, &clean, (FINISHED, 300.0), 5).unwrap();
+        let variance = x.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!((f64::from(variance) - (1.0 - s.alpha_bar(300.0))).abs() < 0.02, "{variance}");
+        let same = add_noise(&s, &x, (300.0, 300.0), 5).unwrap();
+        assert_eq!(same.to_vec1::<f32>().unwrap(), x.to_vec1::<f32>().unwrap());
+    }
+
+    #[test]
+    fn eta_adds_noise_that_only_seed_and_timestep_decide() {
+        let s = schedule(Prediction::Epsilon);
+        let (x, out) = (tensor(vec![1.0; 64]), tensor(vec![0.5; 64]));
+        let go = |eta, seed| {
+            step(&s, &x, &out, (500.0, 400.0), eta, seed).unwrap().latent.to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(go(1.0, 3), go(1.0, 3));
+        assert_ne!(go(1.0, 3), go(1.0, 4));
+        assert_eq!(go(0.0, 3), go(0.0, 4));
+    }
+}

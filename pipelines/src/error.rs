@@ -1,0 +1,65 @@
+//! What can go wrong between a prompt and its pixels.
+
+use std::path::PathBuf;
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything this crate fails with. Each message names the thing at fault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of a model could not be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A model file's digest is not the one its manifest promises.
+    #[error("{file} is not the file the manifest names: expected sha256 {expected}, found {found}")]
+    Digest {
+        /// The file, as the manifest names it.
+        file: String,
+        /// The manifest's digest, in hex.
+        expected: String,
+        /// The digest found, in hex.
+        found: String,
+    },
+    /// A configuration or manifest file does not parse, or asks for what this engine does not do.
+    #[error("{file}: {reason}")]
+    Config {
+        /// The file, as a user would name it.
+        file: String,
+        /// What is wrong, naming the key.
+        reason: String,
+    },
+    /// A request that no model of this shape can fulfil.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// The request's field.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tokenizer failed.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A tensor operation failed: shapes, memory or the device.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A safetensors file is damaged.
+    #[error("safetensors: {0}")]
+    SafeTensors(#[from] safetensors::SafeTensorError),
+}
+
+impl Error {
+    pub(crate) fn config(file: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Config { file: file.into(), reason: reason.into() }
+    }
+
+    pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::Invalid { field, reason: reason.into() }
+    }
+}

@@ -1,0 +1,38 @@
+//! Prompt, seed and step plan to pixels: text-to-image diffusion as *trajectories*.
+//!
+//! [`Pipeline`] is a loaded model; [`Trajectory`] is one picture on its way. The seven verbs:
+//! [`Pipeline::start`], [`Trajectory::snapshot`], [`Pipeline::resume`], [`Trajectory::replan`],
+//! [`Trajectory::fork`], [`Pipeline::step`] and [`Pipeline::finish`].
+//!
+//! No async, no network, no cache: one trajectory's result depends on its own prompt, seed, plan and
+//! start, never on its batch company.
+
+mod ddim;
+#[cfg(feature = "embedded-model")]
+mod embedded;
+mod error;
+mod files;
+mod manifest;
+mod model;
+mod noise;
+mod picture;
+mod pipeline;
+mod plan;
+mod prompt_encoder;
+mod schedule;
+pub mod text;
+mod trajectory;
+pub mod unet;
+pub mod vae;
+
+pub use candle_core::Device;
+pub use error::{Error, Result};
+pub use files::{EmbeddedFiles, ModelFiles};
+pub use manifest::{Defaults, Manifest, Size, SizeRange};
+pub use model::{Components, Model};
+pub use noise::NoiseSource;
+pub use picture::Picture;
+pub use pipeline::Pipeline;
+pub use plan::{Denoiser, Guidance, MAX_STEPS, Step, StepPlan};
+pub use schedule::{FINISHED, NoiseSchedule, Prediction, ScheduleConfig, Spacing};
+pub use trajectory::{BatchKey, Conditioning, DenoisingState, EncodedPrompt, Trajectory};

@@ -1,0 +1,251 @@
+//! A loaded model, and the verbs that need one: `start`, `resume`, `step`, `finish`.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use crate::ddim;
+use crate::error::{Error, Result};
+use crate::manifest::{Defaults, Size, SizeRange};
+use crate::model::{Components, Loaded, Model};
+use crate::noise::{self, NoiseSource};
+use crate::picture::Picture;
+use crate::plan::{Step, StepPlan};
+use crate::schedule::NoiseSchedule;
+use crate::trajectory::{Conditioning, DenoisingState, Trajectory};
+use crate::unet::AddedConditioning;
+
+/// A loaded model. Cheap to clone.
+#[derive(Clone)]
+pub struct Pipeline {
+    model: Arc<Model>,
+    loaded: Arc<Loaded>,
+    device: Device,
+}
+
+impl Pipeline {
+    /// Loads a model, taking what it shares with others from `components`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Digest`], [`Error::Config`] naming the file at fault.
+    pub fn load(model: &Model, components: &Components, device: &Device) -> Result<Self> {
+        let loaded = Arc::new(Loaded::new(model, components, device)?);
+        Ok(Self { model: Arc::new(model.clone()), loaded, device: device.clone() })
+    }
+
+    /// The model's name and files.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What requests and answers call it.
+    pub fn id(&self) -> &str {
+        self.model.id()
+    }
+
+    /// The values it paints best with.
+    pub fn defaults(&self) -> &Defaults {
+        &self.loaded.defaults
+    }
+
+    /// The sizes it can paint.
+    pub fn sizes(&self) -> SizeRange {
+        self.loaded.sizes
+    }
+
+    /// Its noise schedule.
+    pub fn schedule(&self) -> &NoiseSchedule {
+        &self.loaded.schedule
+    }
+
+    /// Its full plan of `steps` steps.
+    ///
+    /// # Errors
+    /// As [`StepPlan::ddim`].
+    pub fn plan(&self, steps: usize, guidance_scale: f32) -> Result<StepPlan> {
+        StepPlan::ddim(&self.loaded.schedule, steps, guidance_scale)
+    }
+
+    /// Encodes a prompt and its negative prompt. The latter absent is the same as empty, but for SDXL
+    /// models whose index says `force_zeros_for_empty_prompt`.
+    ///
+    /// # Errors
+    /// The tokenizer's or a tensor operation's.
+    pub fn encode(&self, prompt: &str, negative_prompt: Option<&str>, size: Size) -> Result<Conditioning> {
+        self.loaded.prompts.encode(prompt, negative_prompt, size, &self.device)
+    }
+
+    /// `start`: noise from a seed, and a full plan.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `size` or `plan` (one without steps).
+    pub fn start(
+        &self,
+        conditioning: Arc<Conditioning>,
+        seed: u64,
+        noise: NoiseSource,
+        size: Size,
+        plan: StepPlan,
+    ) -> Result<Trajectory> {
+        let Some(first) = plan.steps().first() else {
+            return Err(Error::invalid("plan", "needs at least one step to start from noise"));
+        };
+        let timestep = first.timestep;
+        let shape = self.latent_shape(size)?;
+        let values = noise::initial(noise, seed, shape.iter().product());
+        let latent = Tensor::from_vec(values, &shape[..], &self.device)?;
+        Ok(Trajectory { latent, predicted: None, timestep, plan, conditioning, seed })
+    }
+
+    /// `resume`: goes on from a state, anybody's, with the steps of `plan` (the part of one's own plan
+    /// that the state leaves to do is [`StepPlan::after`]).
+    ///
+    /// A state between two of the plan's timesteps has its first step taken from its own timestep; a
+    /// state cleaner than the plan's first step gets forward noise up to it. A plan without steps
+    /// finishes the state as it is.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `state` where its latent is not this model's kind.
+    pub fn resume(
+        &self,
+        state: &DenoisingState,
+        conditioning: Arc<Conditioning>,
+        seed: u64,
+        mut plan: StepPlan,
+    ) -> Result<Trajectory> {
+        let [c, h, w] = state.shape;
+        let channels = self.loaded.unet.config().in_channels;
+        let size = h.checked_mul(w).and_then(|n| n.checked_mul(c));
+        if c != channels || size != Some(state.latent.len()) || !state.timestep.is_finite() {
+            return Err(Error::invalid(
+                "state",
+                format!("latent of shape {:?} does not fit this model", state.shape),
+            ));
+        }
+        let mut latent = Tensor::from_slice(&state.latent, &state.shape[..], &self.device)?;
+        let mut timestep = state.timestep;
+        if let Some(first) = plan.steps().first() {
+            let first = first.timestep;
+            if timestep < first {
+                latent = ddim::add_noise(self.schedule(), &latent, (timestep, first), seed)?;
+                timestep = first;
+            }
+            plan.start_from(timestep);
+        }
+        Ok(Trajectory { latent, predicted: None, timestep, plan, conditioning, seed })
+    }
+
+    /// `step`: advances every trajectory of the batch by its next step, each at its own timestep and
+    /// guidance, in one denoiser call.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `batch` where a trajectory is finished or the batch keys differ; the
+    /// trajectories are then untouched, as they are after a tensor operation's error.
+    pub fn step(&self, batch: &mut [&mut Trajectory]) -> Result<()> {
+        let Some(first) = batch.first() else { return Ok(()) };
+        let key = first.batch_key();
+        if key.is_none() || batch.iter().any(|t| t.batch_key() != key) {
+            return Err(Error::invalid("batch", "trajectories must be unfinished and of one batch key"));
+        }
+        let steps: Vec<Step> = batch.iter().filter_map(|t| t.next_step().copied()).collect();
+        let out = self.denoise(batch, &steps)?;
+
+        let mut row = 0;
+        let mut stepped = Vec::with_capacity(batch.len());
+        for (trajectory, step) in batch.iter().zip(&steps) {
+            let prediction = match step.guidance.rows() {
+                2 => guide(&out.get(row)?, &out.get(row + 1)?, step.guidance.scale)?,
+                _ => out.get(row)?,
+            };
+            row += step.guidance.rows();
+            let way = (step.timestep, trajectory.timestep_after_next());
+            let eta = trajectory.plan.eta();
+            stepped.push(ddim::step(
+                self.schedule(),
+                &trajectory.latent,
+                &prediction,
+                way,
+                eta,
+                trajectory.seed,
+            )?);
+        }
+        for (trajectory, done) in batch.iter_mut().zip(stepped) {
+            trajectory.advance(done.latent, done.predicted);
+        }
+        Ok(())
+    }
+
+    /// The denoiser's output, (rows, C, H, W): for each trajectory the negative prompt's row, where
+    /// guidance needs it, then the prompt's.
+    fn denoise(&self, batch: &[&mut Trajectory], steps: &[Step]) -> Result<Tensor> {
+        let rows = steps.iter().map(|s| s.guidance.rows()).sum();
+        let mut latents = Vec::with_capacity(rows);
+        let mut timesteps = Vec::with_capacity(rows);
+        let mut token_states = Vec::with_capacity(rows);
+        let (mut pooled, mut time_ids) = (Vec::new(), Vec::new());
+        for (trajectory, step) in batch.iter().zip(steps) {
+            let conditioning = &trajectory.conditioning;
+            let prompts = match step.guidance.rows() {
+                2 => &[&conditioning.negative, &conditioning.prompt][..],
+                _ => &[&conditioning.prompt][..],
+            };
+            for prompt in prompts {
+                latents.push(&trajectory.latent);
+                timesteps.push(step.timestep as f32);
+                token_states.push(&prompt.token_states);
+                if let (Some(p), Some(ids)) = (&prompt.pooled, &conditioning.time_ids) {
+                    pooled.push(p);
+                    time_ids.push(ids);
+                }
+            }
+        }
+        let added = if pooled.is_empty() {
+            None
+        } else {
+            Some(AddedConditioning {
+                pooled: Tensor::stack(&pooled, 0)?,
+                time_ids: Tensor::stack(&time_ids, 0)?,
+            })
+        };
+        let timesteps = Tensor::new(timesteps, &self.device)?;
+        let (latents, token_states) = (Tensor::stack(&latents, 0)?, Tensor::stack(&token_states, 0)?);
+        self.loaded.unet.forward(&latents, &timesteps, &token_states, added.as_ref())
+    }
+
+    /// `finish`: decodes the latent to a picture. Of an unfinished trajectory it decodes the finished
+    /// latent that the last step predicted: a preview.
+    ///
+    /// # Errors
+    /// A tensor operation's.
+    pub fn finish(&self, trajectory: &Trajectory) -> Result<Picture> {
+        let latent = match &trajectory.predicted {
+            Some(predicted) if !trajectory.is_finished() => predicted,
+            _ => &trajectory.latent,
+        };
+        let image = self.loaded.vae.decode(&latent.unsqueeze(0)?)?;
+        Picture::from_tensor(&image.squeeze(0)?)
+    }
+
+    /// Encodes a picture to a denoising state that can be resumed: image-to-image.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `size`.
+    pub fn encode_picture(&self, picture: &Picture) -> Result<DenoisingState> {
+        let [c, h, w] = self.latent_shape(Size { width: picture.width, height: picture.height })?;
+        let latent = self.loaded.vae.encode(&picture.to_tensor(&self.device)?.unsqueeze(0)?)?;
+        let latent = latent.flatten_all()?.to_vec1()?;
+        Ok(DenoisingState { timestep: crate::schedule::FINISHED, shape: [c, h, w], latent })
+    }
+
+    fn latent_shape(&self, size: Size) -> Result<[usize; 3]> {
+        self.loaded.sizes.check(size)?;
+        let factor = self.loaded.vae.config().spatial_factor();
+        let channels = self.loaded.unet.config().in_channels;
+        Ok([channels, size.height as usize / factor, size.width as usize / factor])
+    }
+}
+
+/// Classifier-free guidance (Ho and Salimans, 2022, eq. 6, in diffusers' scale).
+fn guide(negative: &Tensor, prompt: &Tensor, scale: f32) -> Result<Tensor> {
+    Ok((negative + ((prompt - negative)? * f64::from(scale))?)?)
+}

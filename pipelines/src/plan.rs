@@ -1,0 +1,201 @@
+//! The step plan: the explicit list of the steps a trajectory still has to take.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::schedule::NoiseSchedule;
+
+/// The most steps a plan may have; DDIM gains nothing beyond the training timesteps.
+pub const MAX_STEPS: usize = 1000;
+
+/// Which of a model's denoisers takes a step: 0 is the model's own, others are its variants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+pub struct Denoiser(pub u8);
+
+/// Classifier-free guidance of one step (Ho and Salimans, 2022).
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+pub struct Guidance {
+    /// How far to go from the negative prompt's prediction towards (and past) the prompt's. At 1 and
+    /// below, the negative prompt has no part and the step costs one row instead of two.
+    pub scale: f32,
+}
+
+impl Guidance {
+    /// Rows of a batch that this guidance takes.
+    pub fn rows(self) -> usize {
+        if self.scale > 1.0 { 2 } else { 1 }
+    }
+}
+
+/// One step: from this timestep to the next step's.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+pub struct Step {
+    /// Where the denoiser is asked, in training timesteps.
+    pub timestep: f64,
+    /// The denoiser that is asked.
+    #[serde(default)]
+    pub denoiser: Denoiser,
+    /// The step's guidance.
+    pub guidance: Guidance,
+    /// Share of the tokens merged in self-attention (Bolya and Hoffman, 2023). Only 0 is built yet.
+    #[serde(default)]
+    pub token_merging: f32,
+    /// Take the deep features of the step before (DeepCache, Ma et al., 2023). Only `false` is built yet.
+    #[serde(default)]
+    pub reuse_deep_features: bool,
+}
+
+/// Steps still to be taken, noisiest first, and the sampler's η for them.
+///
+/// Never empty of meaning: timesteps are finite, at least 0 and strictly decreasing, also when a plan
+/// comes out of JSON. A plan without steps is that of a finished trajectory.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(try_from = "Unchecked")]
+pub struct StepPlan {
+    steps: Vec<Step>,
+    eta: f32,
+}
+
+#[derive(Deserialize)]
+struct Unchecked {
+    steps: Vec<Step>,
+    #[serde(default)]
+    eta: f32,
+}
+
+impl TryFrom<Unchecked> for StepPlan {
+    type Error = Error;
+    fn try_from(plan: Unchecked) -> Result<Self> {
+        Self::new(plan.steps, plan.eta)
+    }
+}
+
+impl StepPlan {
+    /// A plan of explicit steps. `eta` is DDIM's η: 0 is deterministic, 1 is DDPM's variance.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where timesteps do not decrease, or a value is out of its bounds.
+    pub fn new(steps: Vec<Step>, eta: f32) -> Result<Self> {
+        let invalid = |reason: String| Err(Error::invalid("plan", reason));
+        if steps.len() > MAX_STEPS {
+            return invalid(format!("has {} steps, at most {MAX_STEPS} are allowed", steps.len()));
+        }
+        if !(0.0..=1.0).contains(&eta) {
+            return invalid(format!("eta must be between 0 and 1, not {eta}"));
+        }
+        for step in &steps {
+            if !step.timestep.is_finite() || step.timestep < 0.0 {
+                return invalid(format!("timestep {} is not a timestep", step.timestep));
+            }
+            if !(0.0..=100.0).contains(&step.guidance.scale) {
+                return invalid(format!(
+                    "guidance scale must be between 0 and 100, not {}",
+                    step.guidance.scale
+                ));
+            }
+            if step.token_merging != 0.0 || step.reuse_deep_features {
+                return invalid("token merging and deep feature reuse are not built yet".into());
+            }
+        }
+        if let Some(w) = steps.windows(2).find(|w| w[0].timestep <= w[1].timestep) {
+            return invalid(format!("timesteps must decrease, {} follows {}", w[1].timestep, w[0].timestep));
+        }
+        Ok(Self { steps, eta })
+    }
+
+    /// The full DDIM plan of `steps` steps under a schedule's own spacing, with one guidance scale.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `num_inference_steps` or `plan`.
+    pub fn ddim(schedule: &NoiseSchedule, steps: usize, guidance_scale: f32) -> Result<Self> {
+        let step = |timestep| Step {
+            timestep,
+            denoiser: Denoiser::default(),
+            guidance: Guidance { scale: guidance_scale },
+            token_merging: 0.0,
+            reuse_deep_features: false,
+        };
+        let mut timesteps = schedule.timesteps(steps)?;
+        timesteps.dedup(); // T steps with an offset name the last timestep twice
+        Self::new(timesteps.into_iter().map(step).collect(), 0.0)
+    }
+
+    /// The same steps with another η.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where `eta` is not between 0 and 1.
+    pub fn with_eta(self, eta: f32) -> Result<Self> {
+        Self::new(self.steps, eta)
+    }
+
+    /// The steps, noisiest first.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// DDIM's η.
+    pub fn eta(&self) -> f32 {
+        self.eta
+    }
+
+    /// The part of this plan that a state at `timestep` leaves to do: its later steps, those before it
+    /// being the *skipped steps*.
+    pub fn after(&self, timestep: f64) -> Self {
+        let first = self.steps.partition_point(|s| s.timestep > timestep);
+        Self { steps: self.steps[first..].to_vec(), eta: self.eta }
+    }
+
+    /// Takes the first step out of the plan.
+    pub(crate) fn pop(&mut self) {
+        if !self.steps.is_empty() {
+            self.steps.remove(0);
+        }
+    }
+
+    /// Lets the first step be taken from another, noisier timestep.
+    pub(crate) fn start_from(&mut self, timestep: f64) {
+        if let Some(first) = self.steps.first_mut() {
+            first.timestep = timestep;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::ScheduleConfig;
+
+    fn plan(n: usize) -> StepPlan {
+        StepPlan::ddim(&NoiseSchedule::new(ScheduleConfig::default()).unwrap(), n, 3.0).unwrap()
+    }
+
+    #[test]
+    fn a_state_of_one_plan_leaves_the_later_steps_of_another() {
+        let rest = plan(20).after(655.0);
+        assert_eq!(rest.steps()[0].timestep, 650.0);
+        assert_eq!(rest.steps().len(), 14);
+        assert_eq!(plan(20).after(650.0).steps().len(), 14);
+        assert_eq!(plan(20).after(f64::INFINITY), plan(20));
+        assert!(plan(20).after(-1.0).steps().is_empty());
+    }
+
+    #[test]
+    fn json_cannot_smuggle_in_an_impossible_plan() {
+        let good = serde_json::to_string(&plan(3)).unwrap();
+        assert_eq!(serde_json::from_str::<StepPlan>(&good).unwrap(), plan(3));
+        for bad in [
+            r#"{"steps":[{"timestep":1,"guidance":{"scale":2}},{"timestep":5,"guidance":{"scale":2}}]}"#,
+            r#"{"steps":[{"timestep":-3,"guidance":{"scale":2}}]}"#,
+            r#"{"steps":[{"timestep":3,"guidance":{"scale":2000}}]}"#,
+            r#"{"steps":[{"timestep":3,"guidance":{"scale":2},"reuse_deep_features":true}]}"#,
+            r#"{"steps":[],"eta":1.5}"#,
+        ] {
+            assert!(serde_json::from_str::<StepPlan>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn guidance_of_one_or_less_costs_one_row() {
+        assert_eq!([0.0, 1.0, 1.01, 7.5].map(|scale| Guidance { scale }.rows()), [1, 1, 2, 2]);
+    }
+}

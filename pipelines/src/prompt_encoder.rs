@@ -1,0 +1,94 @@
+//! Prompt to conditioning, by model family.
+
+use std::sync::Arc;
+
+use candle_core::{D, Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::manifest::Size;
+use crate::text::{ClipTextEncoder, ClipTokenizer};
+use crate::trajectory::{Conditioning, EncodedPrompt};
+
+/// How a model turns text into conditioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// SD1.x and SD2.x: the last token states of one text encoder.
+    StableDiffusion,
+    /// SDXL: the penultimate token states of two encoders side by side, the second one's pooled
+    /// embedding, and time ids.
+    StableDiffusionXl,
+}
+
+impl Family {
+    /// From `_class_name` in model_index.json.
+    pub(crate) fn from_class(class: &str) -> Result<Self> {
+        match class {
+            "StableDiffusionPipeline" => Ok(Self::StableDiffusion),
+            "StableDiffusionXLPipeline" => Ok(Self::StableDiffusionXl),
+            other => Err(Error::config("model_index.json", format!("_class_name: {other} is not supported"))),
+        }
+    }
+}
+
+/// Tokenizers and text encoders of one model.
+#[derive(Clone)]
+pub(crate) struct PromptEncoder {
+    family: Family,
+    towers: Vec<(ClipTokenizer, Arc<ClipTextEncoder>)>,
+    /// SDXL: an absent negative prompt is all zeros, not the encoding of "".
+    zeros_for_absent: bool,
+}
+
+impl PromptEncoder {
+    pub(crate) fn new(
+        family: Family,
+        towers: Vec<(ClipTokenizer, Arc<ClipTextEncoder>)>,
+        zeros_for_absent: bool,
+    ) -> Self {
+        Self { family, towers, zeros_for_absent }
+    }
+
+    /// Encodes both prompts; `size` goes into SDXL's time ids.
+    pub(crate) fn encode(
+        &self,
+        prompt: &str,
+        negative_prompt: Option<&str>,
+        size: Size,
+        device: &Device,
+    ) -> Result<Conditioning> {
+        let prompt = self.encode_one(prompt, device)?;
+        let negative = match negative_prompt {
+            None if self.family == Family::StableDiffusionXl && self.zeros_for_absent => EncodedPrompt {
+                token_states: prompt.token_states.zeros_like()?,
+                pooled: prompt.pooled.as_ref().map(Tensor::zeros_like).transpose()?,
+            },
+            text => self.encode_one(text.unwrap_or(""), device)?,
+        };
+        let time_ids = match self.family {
+            Family::StableDiffusion => None,
+            Family::StableDiffusionXl => {
+                let (w, h) = (size.width as f32, size.height as f32);
+                Some(Tensor::new(&[h, w, 0.0, 0.0, h, w], device)?)
+            }
+        };
+        Ok(Conditioning { prompt, negative, time_ids })
+    }
+
+    fn encode_one(&self, text: &str, device: &Device) -> Result<EncodedPrompt> {
+        let mut token_states = Vec::with_capacity(self.towers.len());
+        let mut pooled = None;
+        for (tokenizer, encoder) in &self.towers {
+            let ids = tokenizer.encode(text)?;
+            let states = encoder.forward(&Tensor::new(ids.as_slice(), device)?.unsqueeze(0)?)?;
+            match self.family {
+                Family::StableDiffusion => token_states.push(states.last),
+                Family::StableDiffusionXl => {
+                    token_states.push(states.penultimate);
+                    pooled = states.projected.map(|p| p.squeeze(0)).transpose()?;
+                }
+            }
+        }
+        let token_states = Tensor::cat(&token_states, D::Minus1)?.squeeze(0)?;
+        Ok(EncodedPrompt { token_states, pooled })
+    }
+}

@@ -1,0 +1,298 @@
+//! The noise schedule: how much of a latent is picture and how much noise at a timestep.
+//!
+//! A latent at timestep `t` is `sqrt(ᾱ(t))·x₀ + sqrt(1 − ᾱ(t))·ε` (Ho et al., 2020, eq. 4). Names and
+//! defaults are those of diffusers' `scheduler_config.json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The timestep of a finished latent: one before 0, as diffusers counts. Its ᾱ is 1, or ᾱ(0) where
+/// the model was trained with `set_alpha_to_one = false`.
+pub const FINISHED: f64 = -1.0;
+
+/// What the denoiser's output stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The noise ε (Ho et al., 2020).
+    Epsilon,
+    /// The velocity `v = sqrt(ᾱ)·ε − sqrt(1 − ᾱ)·x₀` (Salimans and Ho, 2022).
+    VPrediction,
+}
+
+/// How the variance β grows over the training timesteps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// β grows linearly (Ho et al., 2020).
+    Linear,
+    /// sqrt(β) grows linearly (Stable Diffusion).
+    ScaledLinear,
+    /// ᾱ follows a squared cosine (Nichol and Dhariwal, 2021).
+    SquaredcosCapV2,
+}
+
+/// Which of the training timesteps a plan of N steps takes (Lin et al., 2023, table 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spacing {
+    /// 0, T/N, 2T/N, … plus `steps_offset`.
+    Leading,
+    /// N timesteps from 0 to T−1, both included.
+    Linspace,
+    /// T−1, T−1−T/N, …: always starts at the noisiest.
+    Trailing,
+}
+
+/// A diffusers `scheduler_config.json`, as far as DDIM reads it.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct ScheduleConfig {
+    /// T, the number of timesteps in training.
+    pub num_train_timesteps: usize,
+    /// β at the first timestep.
+    pub beta_start: f64,
+    /// β at the last timestep.
+    pub beta_end: f64,
+    /// How β goes from the one to the other.
+    pub beta_schedule: BetaSchedule,
+    /// The β of every timestep, instead of the three values above.
+    pub trained_betas: Option<Vec<f64>>,
+    /// What the denoiser predicts.
+    pub prediction_type: Prediction,
+    /// Added to the timesteps of `leading` spacing.
+    pub steps_offset: usize,
+    /// Whether a finished latent has ᾱ = 1 rather than ᾱ(0).
+    pub set_alpha_to_one: bool,
+    /// Which timesteps a plan takes.
+    pub timestep_spacing: Spacing,
+    /// Zero terminal SNR: shifts ᾱ so that the last timestep is pure noise (Lin et al., 2023, algorithm 1).
+    pub rescale_betas_zero_snr: bool,
+    /// Clamp the predicted x₀ to ±`clip_sample_range`; for pixel-space models.
+    pub clip_sample: bool,
+    /// See `clip_sample`.
+    pub clip_sample_range: f64,
+    /// Imagen's dynamic thresholding, which this engine does not do.
+    pub thresholding: bool,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            beta_start: 0.0001,
+            beta_end: 0.02,
+            beta_schedule: BetaSchedule::Linear,
+            trained_betas: None,
+            prediction_type: Prediction::Epsilon,
+            steps_offset: 0,
+            set_alpha_to_one: true,
+            timestep_spacing: Spacing::Leading,
+            rescale_betas_zero_snr: false,
+            clip_sample: false,
+            clip_sample_range: 1.0,
+            thresholding: false,
+        }
+    }
+}
+
+/// ᾱ at every timestep, and how to walk along it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NoiseSchedule {
+    config: ScheduleConfig,
+    alpha_bars: Vec<f64>,
+    final_alpha_bar: f64,
+}
+
+impl NoiseSchedule {
+    /// The schedule of a `scheduler_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the file does not parse or asks for what DDIM cannot do here.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let config = serde_json::from_slice(json)
+            .map_err(|e| Error::config("scheduler/scheduler_config.json", e.to_string()))?;
+        Self::new(config)
+    }
+
+    /// The schedule of a configuration.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for values that give no decreasing ᾱ, for thresholding, and for ε-prediction
+    /// with zero terminal SNR (pure noise says nothing about x₀ then).
+    pub fn new(config: ScheduleConfig) -> Result<Self> {
+        let bad = |reason: &str| Error::config("scheduler/scheduler_config.json", reason);
+        if config.thresholding {
+            return Err(bad("thresholding is for pixel-space models and is not supported"));
+        }
+        if config.rescale_betas_zero_snr && config.prediction_type == Prediction::Epsilon {
+            return Err(bad("rescale_betas_zero_snr needs prediction_type v_prediction"));
+        }
+        if !(2..=100_000).contains(&config.num_train_timesteps) {
+            return Err(bad("num_train_timesteps must be between 2 and 100000"));
+        }
+        let betas = match &config.trained_betas {
+            Some(betas) if betas.len() == config.num_train_timesteps => betas.clone(),
+            Some(_) => return Err(bad("trained_betas must have num_train_timesteps values")),
+            None => betas(&config),
+        };
+        if !betas.iter().all(|b| (0.0..1.0).contains(b)) {
+            return Err(bad("every beta must lie in [0, 1)"));
+        }
+        let mut alpha_bars: Vec<f64> = betas
+            .iter()
+            .scan(1.0, |product, beta| {
+                *product *= 1.0 - beta;
+                Some(*product)
+            })
+            .collect();
+        if config.rescale_betas_zero_snr {
+            rescale_to_zero_terminal_snr(&mut alpha_bars);
+        }
+        let final_alpha_bar = if config.set_alpha_to_one { 1.0 } else { alpha_bars[0] };
+        Ok(Self { config, alpha_bars, final_alpha_bar })
+    }
+
+    /// The configuration this schedule was made from.
+    pub fn config(&self) -> &ScheduleConfig {
+        &self.config
+    }
+
+    /// T, the number of training timesteps.
+    pub fn num_train_timesteps(&self) -> usize {
+        self.alpha_bars.len()
+    }
+
+    /// ᾱ at a timestep; linear in between two, the finished latent's below 0, the last one's above T−1.
+    pub fn alpha_bar(&self, timestep: f64) -> f64 {
+        if timestep < 0.0 {
+            return self.final_alpha_bar;
+        }
+        let last = self.alpha_bars.len() - 1;
+        let below = (timestep.floor() as usize).min(last);
+        let above = (below + 1).min(last);
+        let share = (timestep - below as f64).clamp(0.0, 1.0);
+        self.alpha_bars[below] * (1.0 - share) + self.alpha_bars[above] * share
+    }
+
+    /// The standard deviation of the noise in a latent at a timestep, `sqrt(1 − ᾱ)`.
+    pub fn noise_level(&self, timestep: f64) -> f64 {
+        (1.0 - self.alpha_bar(timestep)).max(0.0).sqrt()
+    }
+
+    /// The timesteps of a plan of `steps` steps, noisiest first, by the configured spacing (numpy's
+    /// rounding, half to even, as diffusers).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `num_inference_steps` where it is 0 or more than there are timesteps.
+    pub fn timesteps(&self, steps: usize) -> Result<Vec<f64>> {
+        let total = self.num_train_timesteps();
+        if steps == 0 || steps > total {
+            return Err(Error::invalid("num_inference_steps", format!("must be between 1 and {total}")));
+        }
+        let (t, n) = (total as f64, steps as f64);
+        let timesteps: Vec<f64> = match self.config.timestep_spacing {
+            Spacing::Leading => {
+                let ratio = total / steps;
+                (0..steps).rev().map(|i| (i * ratio + self.config.steps_offset) as f64).collect()
+            }
+            Spacing::Linspace if steps == 1 => vec![0.0],
+            Spacing::Linspace => {
+                (0..steps).rev().map(|i| (i as f64 * (t - 1.0) / (n - 1.0)).round_ties_even()).collect()
+            }
+            Spacing::Trailing => {
+                (0..steps).map(|i| (t - i as f64 * (t / n)).round_ties_even() - 1.0).collect()
+            }
+        };
+        // With as many steps as timesteps the offset would point past the last one.
+        Ok(timesteps.into_iter().map(|x| x.min(t - 1.0)).collect())
+    }
+}
+
+fn betas(config: &ScheduleConfig) -> Vec<f64> {
+    let n = config.num_train_timesteps;
+    let line = |from: f64, to: f64, i: usize| from + (to - from) * i as f64 / (n - 1) as f64;
+    (0..n)
+        .map(|i| match config.beta_schedule {
+            BetaSchedule::Linear => line(config.beta_start, config.beta_end, i),
+            BetaSchedule::ScaledLinear => line(config.beta_start.sqrt(), config.beta_end.sqrt(), i).powi(2),
+            BetaSchedule::SquaredcosCapV2 => {
+                let bar = |x: f64| ((x + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+                (1.0 - bar((i + 1) as f64 / n as f64) / bar(i as f64 / n as f64)).min(0.999)
+            }
+        })
+        .collect()
+}
+
+/// Lin et al., 2023, algorithm 1: sqrt(ᾱ) is shifted to end at 0 and stretched to start where it did.
+fn rescale_to_zero_terminal_snr(alpha_bars: &mut [f64]) {
+    let (first, last) = (alpha_bars[0].sqrt(), alpha_bars[alpha_bars.len() - 1].sqrt());
+    for a in alpha_bars {
+        *a = ((a.sqrt() - last) * first / (first - last)).powi(2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stable_diffusion(spacing: Spacing) -> NoiseSchedule {
+        NoiseSchedule::new(ScheduleConfig {
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            steps_offset: 1,
+            set_alpha_to_one: false,
+            timestep_spacing: spacing,
+            ..Default::default()
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn alpha_bars_of_stable_diffusion() {
+        let s = stable_diffusion(Spacing::Leading);
+        // Values from diffusers 0.42.1's DDIMScheduler.alphas_cumprod.
+        for (t, want) in [(0.0, 0.99915), (500.0, 0.27633), (999.0, 0.00466)] {
+            assert!((s.alpha_bar(t) - want).abs() < 1e-5, "ᾱ({t}) = {}", s.alpha_bar(t));
+        }
+        assert_eq!(s.alpha_bar(FINISHED), s.alpha_bar(0.0));
+        assert!(s.alpha_bar(10.5) < s.alpha_bar(10.0) && s.alpha_bar(10.5) > s.alpha_bar(11.0));
+    }
+
+    #[test]
+    fn timesteps_of_the_three_spacings() {
+        assert_eq!(stable_diffusion(Spacing::Leading).timesteps(4).unwrap(), [751.0, 501.0, 251.0, 1.0]);
+        assert_eq!(stable_diffusion(Spacing::Linspace).timesteps(4).unwrap(), [999.0, 666.0, 333.0, 0.0]);
+        assert_eq!(stable_diffusion(Spacing::Trailing).timesteps(4).unwrap(), [999.0, 749.0, 499.0, 249.0]);
+    }
+
+    #[test]
+    fn every_step_count_decreases_within_the_schedule() {
+        for spacing in [Spacing::Leading, Spacing::Linspace, Spacing::Trailing] {
+            let s = stable_diffusion(spacing);
+            for n in 1..=1000 {
+                let t = s.timesteps(n).unwrap();
+                assert_eq!(t.len(), n);
+                assert!(t.windows(2).all(|w| w[0] > w[1]) || n == 1000, "{spacing:?} {n}");
+                assert!(t[0] <= 999.0 && t[n - 1] >= 0.0);
+            }
+            assert!(s.timesteps(0).is_err() && s.timesteps(1001).is_err());
+        }
+    }
+
+    #[test]
+    fn zero_terminal_snr_ends_in_pure_noise() {
+        let config = ScheduleConfig {
+            prediction_type: Prediction::VPrediction,
+            rescale_betas_zero_snr: true,
+            ..Default::default()
+        };
+        let s = NoiseSchedule::new(config.clone()).unwrap();
+        assert_eq!(s.alpha_bar(999.0), 0.0);
+        assert!((s.alpha_bar(0.0) - (1.0 - config.beta_start)).abs() < 1e-12);
+        let epsilon = ScheduleConfig { prediction_type: Prediction::Epsilon, ..config };
+        assert!(NoiseSchedule::new(epsilon).unwrap_err().to_string().contains("v_prediction"));
+    }
+}

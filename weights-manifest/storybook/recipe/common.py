@@ -1,0 +1,113 @@
+"""What every stage shares: its arguments, the pictures, checkpoints, EMA and the training loop."""
+
+import argparse
+import copy
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import world
+
+SCALE = {"full": 1.0, "smoke": 0.001}
+
+
+def arguments(doc: str, **extra) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--work", type=Path, default=Path("work"), help="where pictures, checkpoints and results go")
+    p.add_argument("--smoke", action="store_true", help="seconds instead of hours, to see that the stage runs")
+    p.add_argument("--threads", type=int, default=os.cpu_count())
+    for name, (value, text) in extra.items():
+        p.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=text)
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    return args
+
+
+def scene_and_rng(index: int) -> tuple[world.Scene, random.Random]:
+    """Scene number `index` of the training world, and the generator that goes on to draw it."""
+    rng = random.Random(index)
+    return world.sample_scene(rng), rng
+
+
+def load_pictures(args) -> np.ndarray:
+    """uint8 (N, 64, 64, 3), written by data.py; picture i shows scene i."""
+    return np.load(args.work / "pictures.npy", mmap_mode="r")
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1], channels last."""
+    x = torch.from_numpy(np.ascontiguousarray(pictures)).float() / 127.5 - 1
+    return x.permute(0, 3, 1, 2)
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+class Ema:
+    """Exponential moving average of the weights, with a warm-up of the decay."""
+
+    def __init__(self, model, decay):
+        self.model, self.decay = copy.deepcopy(model).requires_grad_(False), decay
+
+    def update(self, model, step):
+        d = min(self.decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - d)
+
+
+def train(args, name, model, loss_fn, steps, lr, *, decay=0.999, warmup=200, minutes=None, weight_decay=0.01):
+    """Runs `loss_fn(step, rng) -> loss` for `steps` steps (or until the wall-clock budget, over which
+    the cosine then runs) and returns the EMA model. Resumes from `<name>.pt`; saves every two minutes."""
+    if args.smoke:
+        steps, minutes = 3, None
+    path = args.work / f"{name}.pt"
+    opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    ema, start, spent = Ema(model, decay), 0, 0.0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        model.load_state_dict(saved["model"]), ema.model.load_state_dict(saved["ema"])
+        opt.load_state_dict(saved["opt"])
+        start, spent = saved["step"], saved["spent"]
+    rng = np.random.default_rng(1000 + start)
+    torch.manual_seed(1000 + start)
+
+    def save(step):
+        state = {"model": model.state_dict(), "ema": ema.model.state_dict(), "opt": opt.state_dict(),
+                 "step": step, "spent": spent}
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    last_save = last = time.time()
+    bar, shown = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5), None
+    for step in bar:
+        done = step / steps if minutes is None else spent / (60 * minutes)
+        if done >= 1:
+            break
+        scale = min(1, (step - start + 1) / warmup) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
+        for g in opt.param_groups:
+            g["lr"] = lr * scale
+        loss = loss_fn(step, rng)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        ema.update(model, step)
+        shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
+        now = time.time()
+        spent, last = spent + now - last, now
+        if now - last_save > 120:
+            save(step + 1)
+            last_save = last = time.time()
+    save(max(steps if minutes is None else bar.n, start))
+    return ema.model.eval()
