@@ -1,0 +1,174 @@
+//! The UNet's blocks on the way down, in the middle and on the way up.
+
+use candle_core::{D, Tensor};
+use candle_nn::VarBuilder;
+
+use super::attention::SpatialTransformer;
+use super::config::{Stage, UNetConfig};
+use super::resnet::{Downsample, NormConfig, ResnetBlock, Upsample};
+use crate::error::{Error, Result};
+
+/// What every block of one call is conditioned on.
+pub(super) struct Condition<'a> {
+    /// (B, time width): the time embedding after its SiLU.
+    pub(super) time: &'a Tensor,
+    /// (B, T, D)
+    pub(super) token_states: &'a Tensor,
+}
+
+/// Reads blocks by a model's common settings.
+pub(super) struct Loader<'a> {
+    pub(super) config: &'a UNetConfig,
+    pub(super) time_width: usize,
+}
+
+impl Loader<'_> {
+    fn resnet(&self, vb: &VarBuilder, i: usize, input: usize, output: usize) -> Result<ResnetBlock> {
+        let norm = NormConfig { groups: self.config.norm_num_groups, eps: self.config.norm_eps };
+        ResnetBlock::new(vb.pp("resnets").pp(i), input, output, Some(self.time_width), norm)
+    }
+
+    fn transformer(&self, vb: &VarBuilder, i: usize, stage: &Stage) -> Result<SpatialTransformer> {
+        let (groups, linear) = (self.config.norm_num_groups, self.config.use_linear_projection);
+        SpatialTransformer::new(vb.pp("attentions").pp(i), stage, groups, linear)
+    }
+}
+
+/// A ResNet block and, where the stage attends, its transformer.
+#[derive(Debug, Clone)]
+struct Layer {
+    resnet: ResnetBlock,
+    transformer: Option<SpatialTransformer>,
+}
+
+impl Layer {
+    fn forward(&self, x: &Tensor, condition: &Condition) -> Result<Tensor> {
+        let h = self.resnet.forward(x, Some(condition.time))?;
+        match &self.transformer {
+            Some(transformer) => transformer.forward(&h, condition.token_states),
+            None => Ok(h),
+        }
+    }
+}
+
+/// `DownBlock2D` or `CrossAttnDownBlock2D`.
+#[derive(Debug, Clone)]
+pub(super) struct DownBlock {
+    layers: Vec<Layer>,
+    downsample: Option<Downsample>,
+}
+
+impl DownBlock {
+    /// The block of stage `index`; all but the last halve the latent.
+    pub(super) fn new(vb: VarBuilder, loader: &Loader, index: usize) -> Result<Self> {
+        let stages = &loader.config.stages;
+        let stage = &stages[index];
+        let from = stages[index.saturating_sub(1)].channels;
+        let layer = |i| {
+            let input = if i == 0 { from } else { stage.channels };
+            Ok(Layer {
+                resnet: loader.resnet(&vb, i, input, stage.channels)?,
+                transformer: stage.down_attention.then(|| loader.transformer(&vb, i, stage)).transpose()?,
+            })
+        };
+        let halve =
+            || Downsample::new(vb.pp("downsamplers.0"), stage.channels, loader.config.downsample_padding);
+        Ok(Self {
+            layers: (0..stage.layers).map(layer).collect::<Result<_>>()?,
+            downsample: (index + 1 < stages.len()).then(halve).transpose()?,
+        })
+    }
+
+    /// Pushes what the way up will want on `skips`.
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        condition: &Condition,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        let mut x = x;
+        for layer in &self.layers {
+            x = layer.forward(&x, condition)?;
+            skips.push(x.clone());
+        }
+        if let Some(downsample) = &self.downsample {
+            x = downsample.forward(&x)?;
+            skips.push(x.clone());
+        }
+        Ok(x)
+    }
+}
+
+/// `UNetMidBlock2DCrossAttn`.
+#[derive(Debug, Clone)]
+pub(super) struct MidBlock {
+    before: Layer,
+    after: ResnetBlock,
+}
+
+impl MidBlock {
+    pub(super) fn new(vb: VarBuilder, loader: &Loader, stage: &Stage) -> Result<Self> {
+        let channels = stage.channels;
+        let transformer = Some(loader.transformer(&vb, 0, stage)?);
+        Ok(Self {
+            before: Layer { resnet: loader.resnet(&vb, 0, channels, channels)?, transformer },
+            after: loader.resnet(&vb, 1, channels, channels)?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, condition: &Condition) -> Result<Tensor> {
+        let h = self.before.forward(x, condition)?;
+        self.after.forward(&h, Some(condition.time))
+    }
+}
+
+/// `UpBlock2D` or `CrossAttnUpBlock2D`.
+#[derive(Debug, Clone)]
+pub(super) struct UpBlock {
+    layers: Vec<Layer>,
+    upsample: Option<Upsample>,
+}
+
+impl UpBlock {
+    /// The block that goes up to stage `index`; all but stage 0's double the latent.
+    pub(super) fn new(vb: VarBuilder, loader: &Loader, index: usize) -> Result<Self> {
+        let stages = &loader.config.stages;
+        let stage = &stages[index];
+        let below = stages[(index + 1).min(stages.len() - 1)].channels;
+        // The last skip of a stage is what the stage before it handed down.
+        let handed_down = stages[index.saturating_sub(1)].channels;
+        let layer = |i| {
+            let from = if i == 0 { below } else { stage.channels };
+            let skip = if i == stage.layers { handed_down } else { stage.channels };
+            Ok(Layer {
+                resnet: loader.resnet(&vb, i, from + skip, stage.channels)?,
+                transformer: stage.up_attention.then(|| loader.transformer(&vb, i, stage)).transpose()?,
+            })
+        };
+        let double = || Upsample::new(vb.pp("upsamplers.0"), stage.channels);
+        Ok(Self {
+            layers: (0..=stage.layers).map(layer).collect::<Result<_>>()?,
+            upsample: (index > 0).then(double).transpose()?,
+        })
+    }
+
+    /// Pops its skips. Upsampling goes to the next skip's size, which is not twice its own where a side was odd.
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        condition: &Condition,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        let exhausted = || Error::config("unet/config.json", "layers_per_block: the way up lacks a skip");
+        let mut x = x;
+        for layer in &self.layers {
+            let skip = skips.pop().ok_or_else(exhausted)?;
+            x = layer.forward(&Tensor::cat(&[&x, &skip], 1)?, condition)?;
+        }
+        if let Some(upsample) = &self.upsample {
+            let next = skips.last().ok_or_else(exhausted)?;
+            x = upsample.forward(&x, (next.dim(D::Minus2)?, next.dim(D::Minus1)?))?;
+        }
+        Ok(x)
+    }
+}
