@@ -1,0 +1,160 @@
+//! Equality with diffusers and transformers on weights that both sides compute from tensor names.
+//! `goldens/make_goldens.py` made the golden files; every test prints its measured error.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::borrow::Cow;
+
+use candle_core::{DType, Device, Tensor};
+use common::hash_weights::normal_like;
+use common::{
+    Golden, SHAPES, TIME_IDS, added_width, difference, exists, load_text_encoder, load_unet, load_vae, read,
+};
+use pentimento_pipelines::text::ClipTokenizer;
+use pentimento_pipelines::unet::{AddedConditioning, UNet};
+use serde_json::Value;
+
+/// One call of a network, relative to the golden's largest value. The engine promises 1e-4; measured are 4e-7 to 3e-6,
+/// and a wrong epsilon or activation hides between the two.
+const CALL: f32 = 2e-5;
+
+/// The hash's conditioning of one call, `rows` high.
+fn added(unet: &UNet, shape: &str, name: &str, rows: usize) -> Option<AddedConditioning> {
+    let pooled = normal_like(&format!("{shape}/{name}.pooled"), (rows, added_width(unet)?)).unwrap();
+    let time_ids = Tensor::new(&TIME_IDS, &Device::Cpu).unwrap().narrow(0, 0, rows).unwrap();
+    Some(AddedConditioning { pooled, time_ids })
+}
+
+#[test]
+fn unet_matches_diffusers() {
+    for shape in SHAPES {
+        let golden = Golden::load(shape);
+        let (unet, reads) = load_unet(shape);
+        assert_eq!(reads.digest(), golden.digests["unet"], "{shape}: names or shapes of the weights");
+        let width = unet.config().stages[0].token_width;
+        let states = normal_like(&format!("{shape}/unet.states"), (2, 40, width)).unwrap();
+        let added = added(&unet, shape, "unet", 2);
+        let timesteps = Tensor::new(&[981f32, 240.0], &Device::Cpu).unwrap();
+        for (name, h, w) in [("unet", 16, 16), ("unet.odd", 13, 11)] {
+            let sample = normal_like(&format!("{shape}/{name}.sample"), (2, 4, h, w)).unwrap();
+            let ours = unet.forward(&sample, &timesteps, &states, added.as_ref()).unwrap();
+            golden.check(name, &ours, CALL);
+        }
+    }
+}
+
+#[test]
+fn vae_matches_diffusers() {
+    for shape in SHAPES {
+        let golden = Golden::load(shape);
+        let (vae, reads) = load_vae(shape);
+        assert_eq!(reads.digest(), golden.digests["vae"], "{shape}: names or shapes of the weights");
+        let side = 64 / vae.config().spatial_factor();
+        let image = normal_like(&format!("{shape}/vae.image"), (1, 3, 64, 64)).unwrap();
+        let latent = normal_like(&format!("{shape}/vae.latent"), (1, 4, side, side)).unwrap();
+        golden.check("vae.encode", &vae.encode(&image).unwrap(), CALL);
+        golden.check("vae.decode", &vae.decode(&latent).unwrap(), CALL);
+    }
+}
+
+#[test]
+fn text_encoders_match_transformers() {
+    for shape in SHAPES {
+        let golden = Golden::load(shape);
+        let tokens: Value = serde_json::from_slice(&read(format!("{shape}/tokens.json"))).unwrap();
+        for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
+            if !exists(format!("{shape}/{encoder}")) {
+                continue;
+            }
+            let (model, reads) = load_text_encoder(shape, encoder);
+            assert_eq!(reads.digest(), golden.digests[encoder], "{shape}: names or shapes of the weights");
+            let ids: Vec<Vec<u32>> = serde_json::from_value(tokens[tokenizer].clone()).unwrap();
+            let states = model.forward(&Tensor::new(ids[2..4].to_vec(), &Device::Cpu).unwrap()).unwrap();
+            golden.check(&format!("{encoder}.last"), &states.last, CALL);
+            golden.check(&format!("{encoder}.penultimate"), &states.penultimate, CALL);
+            match states.projected {
+                Some(projected) => golden.check(&format!("{encoder}.projected"), &projected, CALL),
+                None => golden.check(&format!("{encoder}.pooled"), &states.pooled, CALL),
+            }
+        }
+    }
+}
+
+/// The shape's own settings over the shared vocabulary: the storybook's is a tokenizer.json, the others' are the
+/// older pair of files.
+fn tokenizer(shape: &str, folder: &str) -> ClipTokenizer {
+    let shared: &[&str] =
+        if shape == "storybook" { &["tokenizer.json"] } else { &["vocab.json", "merges.txt"] };
+    ClipTokenizer::from_files(&|file| {
+        let own = format!("{shape}/{folder}/{file}");
+        if exists(&own) {
+            return Ok(Some(Cow::Owned(read(own))));
+        }
+        Ok(shared.contains(&file).then(|| Cow::Owned(read(format!("tokenizer/{file}")))))
+    })
+    .unwrap()
+}
+
+#[test]
+fn tokenizers_match_transformers() {
+    for shape in SHAPES {
+        let golden: Value = serde_json::from_slice(&read(format!("{shape}/tokens.json"))).unwrap();
+        let prompts: Vec<String> = serde_json::from_value(golden["prompts"].clone()).unwrap();
+        for folder in ["tokenizer", "tokenizer_2"] {
+            let Some(rows) = golden.get(folder) else { continue };
+            let rows: Vec<Vec<u32>> = serde_json::from_value(rows.clone()).unwrap();
+            let ours = tokenizer(shape, folder);
+            for (prompt, row) in prompts.iter().zip(&rows) {
+                assert_eq!(ours.encode(prompt).unwrap(), *row, "{shape} {folder}: {prompt:?}");
+            }
+            println!("{shape:10} {folder:30} {} prompts equal", prompts.len());
+        }
+    }
+}
+
+#[test]
+fn batch_company_is_invisible() {
+    for shape in ["storybook", "sdxl"] {
+        let (unet, _) = load_unet(shape);
+        let width = unet.config().stages[0].token_width;
+        let sample = normal_like("company.sample", (3, 4, 16, 16)).unwrap();
+        let states = normal_like("company.states", (3, 20, width)).unwrap();
+        let timesteps = Tensor::new(&[999f32, 500.5, 0.0], &Device::Cpu).unwrap();
+        let added = added(&unet, shape, "company", 2).map(|two| AddedConditioning {
+            pooled: Tensor::cat(&[&two.pooled, &two.pooled.narrow(0, 0, 1).unwrap()], 0).unwrap(),
+            time_ids: Tensor::cat(&[&two.time_ids, &two.time_ids.narrow(0, 1, 1).unwrap()], 0).unwrap(),
+        });
+        let together = unet.forward(&sample, &timesteps, &states, added.as_ref()).unwrap();
+        for row in 0..3 {
+            let one = |x: &Tensor| x.narrow(0, row, 1).unwrap();
+            let added = added
+                .as_ref()
+                .map(|a| AddedConditioning { pooled: one(&a.pooled), time_ids: one(&a.time_ids) });
+            let alone = unet.forward(&one(&sample), &one(&timesteps), &one(&states), added.as_ref()).unwrap();
+            let error = difference(&one(&together), &alone);
+            println!("{shape:10} row {row} of 3 against alone         {error:.2e}");
+            assert!(error <= 1e-5, "{shape} row {row}: {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let (unet, _) = load_unet("storybook");
+    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+    let (sample, time, states) = (zeros(&[2, 4, 8, 8]), zeros(&[2]), zeros(&[2, 5, 128]));
+    let message = |s: &Tensor, t: &Tensor, c: &Tensor, a: Option<&AddedConditioning>| {
+        unet.forward(s, t, c, a).unwrap_err().to_string()
+    };
+    let added = AddedConditioning { pooled: zeros(&[2, 8]), time_ids: zeros(&[2, 6]) };
+    for (error, field) in [
+        (message(&zeros(&[2, 3, 8, 8]), &time, &states, None), "sample"),
+        (message(&sample, &zeros(&[1]), &states, None), "timesteps"),
+        (message(&sample, &time, &zeros(&[2, 5, 64]), None), "token_states"),
+        (message(&sample, &time, &zeros(&[1, 5, 128]), None), "token_states"),
+        (message(&sample, &time, &states, Some(&added)), "added"),
+    ] {
+        assert!(error.starts_with(field), "{field}: {error}");
+    }
+}
