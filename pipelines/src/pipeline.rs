@@ -43,6 +43,11 @@ impl Pipeline {
         self.model.id()
     }
 
+    /// Whether the denoiser and the VAE of both are the very same in memory.
+    pub fn shares_components_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.loaded.unet, &other.loaded.unet) && Arc::ptr_eq(&self.loaded.vae, &other.loaded.vae)
+    }
+
     /// The values it paints best with.
     pub fn defaults(&self) -> &Defaults {
         &self.loaded.defaults

@@ -1,0 +1,203 @@
+//! The seven verbs on the embedded model: what they promise whatever the weights are.
+
+use std::sync::Arc;
+
+use pentimento_pipelines::{
+    Components, Conditioning, DenoisingState, Device, FINISHED, Model, NoiseSource, Pipeline, Size, StepPlan,
+    Trajectory,
+};
+
+const SIZE: Size = Size { width: 64, height: 64 };
+
+fn pipeline() -> Pipeline {
+    Pipeline::load(&Model::find("storybook").unwrap(), &Components::default(), &Device::Cpu).unwrap()
+}
+
+fn conditioning(p: &Pipeline, prompt: &str) -> Arc<Conditioning> {
+    Arc::new(p.encode(prompt, None, SIZE).unwrap())
+}
+
+fn start(p: &Pipeline, prompt: &str, seed: u64, plan: StepPlan) -> Trajectory {
+    p.start(conditioning(p, prompt), seed, NoiseSource::default(), SIZE, plan).unwrap()
+}
+
+fn run(p: &Pipeline, t: &mut Trajectory, steps: usize) {
+    for _ in 0..steps {
+        p.step(&mut [&mut *t]).unwrap();
+    }
+}
+
+fn run_out(p: &Pipeline, mut t: Trajectory) -> DenoisingState {
+    let left = t.plan().steps().len();
+    run(p, &mut t, left);
+    assert!(t.is_finished());
+    t.snapshot().unwrap()
+}
+
+fn distance(a: &DenoisingState, b: &DenoisingState) -> f32 {
+    assert_eq!((a.timestep, a.shape), (b.timestep, b.shape));
+    a.latent.iter().zip(&b.latent).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn batch_company_is_invisible() {
+    let p = pipeline();
+    let plan = |n| p.plan(n, 3.0).unwrap();
+    let alone = run_out(&p, start(&p, "a red house at night", 7, plan(6)));
+
+    // The same trajectory, joined late by others at other timesteps, guidances and step counts.
+    let mut mine = start(&p, "a red house at night", 7, plan(6));
+    let mut early = start(&p, "a boat on the sea", 8, plan(9));
+    let mut unguided = start(&p, "a castle", 9, p.plan(4, 1.0).unwrap());
+    assert_eq!(unguided.rows(), 1);
+    run(&p, &mut early, 2);
+    p.step(&mut [&mut early, &mut mine]).unwrap();
+    for _ in 0..4 {
+        p.step(&mut [&mut unguided, &mut mine, &mut early]).unwrap();
+    }
+    assert!(unguided.is_finished() && unguided.rows() == 0 && unguided.batch_key().is_none());
+    p.step(&mut [&mut mine]).unwrap();
+    let together = mine.snapshot().unwrap();
+    assert!(distance(&alone, &together) < 1e-4, "{}", distance(&alone, &together));
+    let unguided_alone = run_out(&p, start(&p, "a castle", 9, p.plan(4, 1.0).unwrap()));
+    assert!(distance(&unguided_alone, &unguided.snapshot().unwrap()) < 1e-4);
+}
+
+#[test]
+fn resuming_ones_own_snapshot_is_never_having_stopped() {
+    let p = pipeline();
+    for eta in [0.0, 0.7] {
+        let plan = p.plan(8, 3.0).unwrap().with_eta(eta).unwrap();
+        let whole = run_out(&p, start(&p, "a green tree in the snow", 3, plan.clone()));
+        let mut t = start(&p, "a green tree in the snow", 3, plan.clone());
+        run(&p, &mut t, 3);
+        let json = serde_json::to_string(&t.snapshot().unwrap()).unwrap();
+        let state: DenoisingState = serde_json::from_str(&json).unwrap();
+        let rest = plan.after(state.timestep);
+        assert_eq!(rest.steps().len(), 5);
+        let again = p.resume(&state, conditioning(&p, "a green tree in the snow"), 3, rest).unwrap();
+        assert_eq!(run_out(&p, again), whole, "eta {eta}");
+    }
+}
+
+#[test]
+fn a_state_serves_another_plan_from_its_own_timestep() {
+    let p = pipeline();
+    let mut donor = start(&p, "a yellow tent", 1, p.plan(50, 3.0).unwrap());
+    run(&p, &mut donor, 11);
+    let state = donor.snapshot().unwrap();
+    let mine = p.plan(20, 3.0).unwrap();
+    let rest = mine.after(state.timestep);
+    let skipped = mine.steps().len() - rest.steps().len();
+    assert!(skipped > 0 && rest.steps()[0].timestep <= state.timestep);
+    let t = p.resume(&state, conditioning(&p, "a blue tent"), 1, rest.clone()).unwrap();
+    assert_eq!(t.timestep(), state.timestep);
+    assert_eq!(
+        t.next_step().unwrap().timestep,
+        state.timestep,
+        "the first step is taken from the state's noise level"
+    );
+    assert_eq!(t.plan().steps()[1..], rest.steps()[1..]);
+    assert_eq!(run_out(&p, t).timestep, FINISHED);
+}
+
+#[test]
+fn a_cleaner_state_is_noised_up_to_the_plan() {
+    let p = pipeline();
+    let done = run_out(&p, start(&p, "a white boat", 5, p.plan(4, 3.0).unwrap()));
+    assert_eq!(done.timestep, FINISHED);
+    let rest = p.plan(10, 3.0).unwrap().after(500.0);
+    let noised = |seed| p.resume(&done, conditioning(&p, "a white boat"), seed, rest.clone()).unwrap();
+    let t = noised(1);
+    assert_eq!(t.timestep(), rest.steps()[0].timestep);
+    assert!(distance(&t.snapshot().unwrap(), &noised(1).snapshot().unwrap()) == 0.0);
+    assert!(distance(&t.snapshot().unwrap(), &noised(2).snapshot().unwrap()) > 0.1);
+
+    let as_it_is = p.resume(&done, conditioning(&p, ""), 1, p.plan(4, 3.0).unwrap().after(FINISHED)).unwrap();
+    assert!(as_it_is.is_finished());
+    assert_eq!(as_it_is.snapshot().unwrap(), done);
+}
+
+#[test]
+fn replan_takes_over_in_flight() {
+    let p = pipeline();
+    let mut t = start(&p, "a purple windmill", 2, p.plan(50, 3.0).unwrap());
+    run(&p, &mut t, 7);
+    let at = t.timestep();
+    let shorter = p.plan(10, 3.0).unwrap().after(at);
+    t.replan(shorter.clone()).unwrap();
+    assert_eq!((t.timestep(), t.plan().steps().len()), (at, shorter.steps().len()));
+    assert!(
+        t.replan(p.plan(10, 3.0).unwrap()).unwrap_err().to_string().starts_with("plan:"),
+        "noisier than we are"
+    );
+    assert_eq!(run_out(&p, t).timestep, FINISHED);
+}
+
+#[test]
+fn forks_go_their_own_ways_from_a_shared_prefix() {
+    let p = pipeline();
+    let mut trunk = start(&p, "a lighthouse", 4, p.plan(6, 3.0).unwrap());
+    run(&p, &mut trunk, 3);
+    let same = trunk.fork(trunk.conditioning().clone(), 4);
+    let other = trunk.fork(conditioning(&p, "a black lighthouse by day"), 4);
+    let (trunk, same, other) = (run_out(&p, trunk), run_out(&p, same), run_out(&p, other));
+    assert_eq!(trunk, same);
+    assert!(distance(&trunk, &other) > 0.0);
+}
+
+#[test]
+fn finish_previews_what_is_not_finished() {
+    let p = pipeline();
+    let mut t = start(&p, "a red castle", 6, p.plan(5, 3.0).unwrap());
+    run(&p, &mut t, 3);
+    let preview = p.finish(&t).unwrap();
+    run(&p, &mut t, 2);
+    let picture = p.finish(&t).unwrap();
+    assert_eq!((preview.width, preview.height, preview.rgb.len()), (64, 64, 64 * 64 * 3));
+    assert_ne!(preview, picture);
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let p = pipeline();
+    let plan = p.plan(3, 3.0).unwrap();
+    let c = conditioning(&p, "");
+    let odd = Size { width: 63, height: 64 };
+    let error = p.start(c.clone(), 1, NoiseSource::default(), odd, plan.clone()).unwrap_err().to_string();
+    assert!(error.starts_with("size: 63x64"), "{error}");
+    let nothing = plan.after(FINISHED);
+    assert!(
+        p.start(c.clone(), 1, NoiseSource::default(), SIZE, nothing)
+            .unwrap_err()
+            .to_string()
+            .starts_with("plan:")
+    );
+    let foreign = DenoisingState { timestep: 500.0, shape: [16, 16, 16], latent: vec![0.0; 4096] };
+    assert!(p.resume(&foreign, c.clone(), 1, plan.clone()).unwrap_err().to_string().starts_with("state:"));
+    let short = DenoisingState { timestep: 500.0, shape: [4, 16, 16], latent: vec![0.0; 7] };
+    assert!(p.resume(&short, c, 1, plan.clone()).is_err());
+
+    let (mut a, mut b) = (start(&p, "x", 1, plan.clone()), start(&p, "y", 1, plan));
+    run(&p, &mut a, 3);
+    let before = b.snapshot().unwrap();
+    assert!(p.step(&mut [&mut a, &mut b]).unwrap_err().to_string().starts_with("batch:"));
+    assert_eq!(before, b.snapshot().unwrap(), "a refused batch leaves its members alone");
+    assert!(p.step(&mut []).is_ok());
+    assert!(p.plan(0, 3.0).unwrap_err().to_string().starts_with("num_inference_steps:"));
+}
+
+#[test]
+fn models_that_share_a_component_load_it_once() {
+    let components = Components::default();
+    let model = Model::find("storybook").unwrap();
+    let first = Pipeline::load(&model, &components, &Device::Cpu).unwrap();
+    let second = Pipeline::load(&model, &components, &Device::Cpu).unwrap();
+    assert!(first.shares_components_with(&second));
+}
+
+#[test]
+fn an_unknown_model_is_named() {
+    let error = Model::find("no-such-model").unwrap_err().to_string();
+    assert!(error.starts_with("model:") && error.contains("no-such-model"), "{error}");
+}

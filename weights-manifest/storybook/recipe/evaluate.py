@@ -1,0 +1,107 @@
+"""Stage 7: fidelity of the exported model on held-out prompts, as diffusers paints them.
+
+Prints the model card's table, the classifier's score on the drawn pictures themselves and on their
+VAE reconstructions (the ceilings), the CLIP score and how much seeds differ; writes a grid.
+"""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPModel
+
+import world
+from classifier import Classifier, predict
+from common import arguments, to_tensor
+from fidelity import score, table
+
+HERE = Path(__file__).resolve().parent
+HELD_OUT = 10**9  # scenes that no stage trains on
+
+
+def held_out(count):
+    """(scene, drawn picture, caption, what it names) of `count` scenes."""
+    for i in range(count):
+        rng = random.Random(HELD_OUT + i)
+        scene = world.sample_scene(rng)
+        yield scene, world.draw(scene, rng), world.caption(scene, rng)
+
+
+def load_scorers(folder, pipe):
+    classifier = Classifier()
+    classifier.load_state_dict(load_file(folder / "classifier/model.safetensors"))
+    clip = CLIPModel(CLIPConfig.from_pretrained(folder / "clip")).float().eval()
+    state = {k: v.float() for k, v in load_file(folder / "clip/model.safetensors").items()}
+    state |= {f"text_model.{k.removeprefix('text_model.')}": v for k, v in pipe.text_encoder.state_dict().items()}
+    missing = [k for k in clip.load_state_dict(state, strict=False).missing_keys if not k.endswith("position_ids")]
+    assert not missing, missing
+    return classifier.eval(), clip
+
+
+@torch.no_grad()
+def clip_score(clip, pipe, images, captions):
+    """Cosine of image and text embedding, one per picture (Hessel et al., 2021, without the factor)."""
+    ids = pipe.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    embed = lambda out: torch.nn.functional.normalize(getattr(out, "pooler_output", out), dim=1)
+    return (embed(clip.get_text_features(input_ids=ids)) * embed(clip.get_image_features(pixel_values=images))).sum(1)
+
+
+if __name__ == "__main__":
+    args = arguments(
+        __doc__, folder=(str(HERE.parent / "model"), "the exported model"), count=(500, "held-out prompts"), steps=(50, "DDIM steps"),
+        guidance_scale=(3.0, "guidance scale"), batch=(25, "pictures painted together"), grid=("grid.png", "where the grid goes, below --work"),
+    )
+    count, steps = (4, 4) if args.smoke else (args.count, args.steps)
+    folder = Path(args.folder)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    classifier, clip = load_scorers(folder, pipe)
+
+    def paint(captions, first_seed):
+        generators = [torch.Generator().manual_seed(first_seed + i) for i in range(len(captions))]
+        return pipe(captions, num_inference_steps=steps, guidance_scale=args.guidance_scale, generator=generators, output_type="np").images
+
+    data = list(held_out(count))
+    drawn = to_tensor(np.stack([p for _, p, _ in data]))
+    captions = [c for _, _, (c, _, _) in data]
+    painted = []
+    for i in tqdm(range(0, count, args.batch), desc="painting"):
+        painted.append(paint(captions[i : i + args.batch], i))
+    images = torch.from_numpy(np.concatenate(painted)).permute(0, 3, 1, 2) * 2 - 1
+    with torch.no_grad():
+        rebuilt = torch.cat([pipe.vae(x).sample.clamp(-1, 1) for x in drawn.split(50)])
+
+    def fidelity(pictures):
+        counts = Counter()
+        for row, (_, _, (_, named, subjects)) in zip(predict(classifier, pictures), data):
+            counts += score(row, named, subjects)
+        return table(counts)
+
+    rows = {"painted": fidelity(images), "drawn, through the VAE": fidelity(rebuilt), "drawn": fidelity(drawn)}
+    print(f"\n{count} held-out prompts, {steps} DDIM steps, guidance scale {args.guidance_scale}\n")
+    keys = list(rows["painted"])
+    print("| fidelity | " + " | ".join(keys) + " |\n|---" * 1 + "|---" * len(keys) + "|")
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(f"{row[k]:.3f}" for k in keys) + " |")
+    psnr = -10 * ((rebuilt - drawn) / 2).pow(2).mean(dim=(1, 2, 3)).log10()
+    scores = {name: clip_score(clip, pipe, x, captions).mean().item() for name, x in (("painted", images), ("drawn", drawn))}
+    again = torch.from_numpy(paint(captions[: args.batch], 10**6)).permute(0, 3, 1, 2) * 2 - 1
+    apart = (again - images[: len(again)]).abs().mean().item() / 2
+    print(f"\nVAE PSNR {psnr.mean():.2f} dB; CLIP score {scores['painted']:.3f} (drawn pictures {scores['drawn']:.3f}); "
+          f"mean pixel distance between two seeds {apart:.3f}")
+    (args.work / "evaluation.json").write_text(json.dumps({"count": count, "steps": steps, "guidance_scale": args.guidance_scale, **rows}, indent=2))
+
+    n = min(48, count)
+    cells = ((images[:n].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    grid = Image.new("RGB", (8 * 66 + 2, (n + 7) // 8 * 66 + 2), (255, 255, 255))
+    for i, cell in enumerate(cells):
+        grid.paste(Image.fromarray(cell), (2 + i % 8 * 66, 2 + i // 8 * 66))
+    grid.resize((grid.width * 2, grid.height * 2), Image.NEAREST).save(args.work / args.grid)
+    (args.work / "grid.txt").write_text("\n".join(captions[:n]) + "\n")
