@@ -80,6 +80,14 @@ impl Pipeline {
         self.loaded.prompts.encode(prompt, negative_prompt, size, &self.device)
     }
 
+    /// The pooled embedding of a prompt by the model's first text tower, (width,), not projected.
+    ///
+    /// # Errors
+    /// The tokenizer's or a tensor operation's.
+    pub fn pooled(&self, prompt: &str) -> Result<Tensor> {
+        self.loaded.prompts.pooled(prompt, &self.device)
+    }
+
     /// `start`: noise from a seed, and a full plan.
     ///
     /// # Errors

@@ -74,6 +74,15 @@ impl PromptEncoder {
         Ok(Conditioning { prompt, negative, time_ids })
     }
 
+    /// The first tower's pooled embedding, (width,).
+    pub(crate) fn pooled(&self, text: &str, device: &Device) -> Result<Tensor> {
+        let Some((tokenizer, encoder)) = self.towers.first() else {
+            return Err(Error::invalid("prompt", "this model has no text encoder"));
+        };
+        let ids = tokenizer.encode(text)?;
+        Ok(encoder.forward(&Tensor::new(ids.as_slice(), device)?.unsqueeze(0)?)?.pooled.squeeze(0)?)
+    }
+
     fn encode_one(&self, text: &str, device: &Device) -> Result<EncodedPrompt> {
         let mut token_states = Vec::with_capacity(self.towers.len());
         let mut pooled = None;

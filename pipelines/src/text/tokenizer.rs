@@ -182,18 +182,16 @@ fn definition(files: &ReadFile<'_>, settings: &Settings) -> Result<Value> {
     }))
 }
 
-/// The special tokens, each once. The padding is one of them: where it is "!" (Stable Diffusion 2), an exclamation
-/// mark in a prompt is that token and not the word "!", as in transformers.
+/// The special tokens, each once; a later role's way of matching replaces an earlier's, as in transformers. The
+/// padding is one of them: where it is "!" (Stable Diffusion 2), an exclamation mark in a prompt is that token and
+/// not the word "!".
 fn added_tokens(vocab: &Map<String, Value>, settings: &Settings) -> Result<Vec<Value>> {
     let mut added: Vec<Value> = Vec::new();
     for token in [&settings.bos, &settings.eos, &settings.unk, &settings.pad] {
         let SpecialToken { content, normalized } = token;
-        if added.iter().any(|a| a["content"] == **content) {
-            continue;
-        }
-        let id = vocab
-            .get(content)
-            .ok_or_else(|| Error::Tokenizer(format!("{content:?} is not in the vocabulary")))?;
+        let absent = || Error::Tokenizer(format!("{content:?} is not in the vocabulary"));
+        let id = vocab.get(content).ok_or_else(absent)?;
+        added.retain(|earlier| earlier["content"] != **content);
         added.push(json!({
             "id": id, "content": content, "normalized": normalized, "special": true,
             "single_word": false, "lstrip": false, "rstrip": false,

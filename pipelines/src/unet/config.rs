@@ -241,18 +241,21 @@ impl Raw {
             token_width: width[i],
         });
         let stages: Vec<Stage> = stages.collect();
-        stages.iter().try_for_each(|stage| self.check_stage(stage))?;
+        for (i, stage) in stages.iter().enumerate() {
+            let middle = i + 1 == n && self.mid_block_type == MID_BLOCK;
+            self.check_stage(stage, stage.down_attention || stage.up_attention || middle)?;
+        }
         Ok(stages)
     }
 
-    fn check_stage(&self, stage: &Stage) -> Result<()> {
+    fn check_stage(&self, stage: &Stage, attends: bool) -> Result<()> {
         let channels = stage.channels;
         let divides = |n: usize| n != 0 && channels.is_multiple_of(n);
         if !divides(self.norm_num_groups) {
             let groups = self.norm_num_groups;
             return Err(Error::config(FILE, format!("norm_num_groups: {groups} does not divide {channels}")));
         }
-        if (stage.down_attention || stage.up_attention) && !divides(stage.heads) {
+        if attends && !divides(stage.heads) {
             let heads = stage.heads;
             return Err(Error::config(
                 FILE,
@@ -378,6 +381,7 @@ mod tests {
             ("a_key_of_tomorrow", "1"),
             ("layers_per_block", r#""two""#),
             ("attention_head_dim", "[1,2]"),
+            ("attention_head_dim", "[8,8,8,7]"),
             ("transformer_layers_per_block", "[[1,2],1,1,1]"),
             ("down_block_types", r#"["AttnDownBlock2D","DownBlock2D","DownBlock2D","DownBlock2D"]"#),
         ] {
