@@ -1,11 +1,14 @@
 """Stage 7: fidelity of the exported model on held-out prompts, as diffusers paints them.
 
 Prints the model card's table, the classifier's score on the drawn pictures themselves and on their
-VAE reconstructions (the ceilings), the CLIP score and how much seeds differ; writes a grid.
+VAE reconstructions (the ceilings), the CLIP score, how much seeds differ and what a denoiser call costs;
+writes a grid.
 """
 
 import json
 import random
+import statistics
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -53,6 +56,20 @@ def clip_score(clip, pipe, images, captions):
     return (embed(clip.get_text_features(input_ids=ids)) * embed(clip.get_image_features(pixel_values=images))).sum(1)
 
 
+@torch.no_grad()
+def unet_milliseconds(unet, calls=30):
+    """Median wall time of a denoiser call in PyTorch, one row, one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    x, states, times = torch.randn(1, 4, 16, 16), torch.randn(1, 40, unet.config.cross_attention_dim), []
+    for _ in range(calls):
+        start = time.perf_counter()
+        unet(x, 500, states)
+        times.append(1000 * (time.perf_counter() - start))
+    torch.set_num_threads(threads)
+    return statistics.median(times)
+
+
 if __name__ == "__main__":
     args = arguments(
         __doc__, folder=(str(HERE.parent / "model"), "the exported model"), count=(500, "held-out prompts"), steps=(50, "DDIM steps"),
@@ -96,6 +113,7 @@ if __name__ == "__main__":
     apart = (again - images[: len(again)]).abs().mean().item() / 2
     print(f"\nVAE PSNR {psnr.mean():.2f} dB; CLIP score {scores['painted']:.3f} (drawn pictures {scores['drawn']:.3f}); "
           f"mean pixel distance between two seeds {apart:.3f}")
+    print(f"UNet call at batch 1, one thread: {unet_milliseconds(pipe.unet):.1f} ms")
     (args.work / "evaluation.json").write_text(json.dumps({"count": count, "steps": steps, "guidance_scale": args.guidance_scale, **rows}, indent=2))
 
     n = min(48, count)
