@@ -11,8 +11,9 @@ use common::hash_weights::normal_like;
 use common::{
     Golden, SHAPES, TIME_IDS, added_width, difference, exists, load_text_encoder, load_unet, load_vae, read,
 };
-use pentimento_pipelines::text::ClipTokenizer;
+use pentimento_pipelines::text::{ClipTextEncoder, ClipTokenizer};
 use pentimento_pipelines::unet::{AddedConditioning, UNet};
+use pentimento_pipelines::vae::Vae;
 use serde_json::Value;
 
 /// One call of a network, relative to the golden's largest value. The engine promises 1e-4; measured are 4e-7 to 3e-6,
@@ -111,6 +112,25 @@ fn tokenizers_match_transformers() {
             println!("{shape:10} {folder:30} {} prompts equal", prompts.len());
         }
     }
+}
+
+#[test]
+fn older_names_are_read() {
+    let (vae, reads) = load_vae("sd15");
+    let latent = normal_like("older.latent", (1, 4, 4, 4)).unwrap();
+    let older = reads.renamed(|name| {
+        let name = name.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value");
+        name.replace("to_out.0", "proj_attn")
+    });
+    let older = Vae::new(vae.config().clone(), older).unwrap();
+    assert_eq!(difference(&older.decode(&latent).unwrap(), &vae.decode(&latent).unwrap()), 0.0);
+
+    let (encoder, reads) = load_text_encoder("sd15", "text_encoder");
+    let ids = Tensor::new(&[[671u32, 544, 672, 672]], &Device::Cpu).unwrap();
+    let older = reads.renamed(|name| format!("text_model.{name}"));
+    let older = ClipTextEncoder::new(encoder.config().clone(), older).unwrap();
+    let last = |encoder: &ClipTextEncoder| encoder.forward(&ids).unwrap().last;
+    assert_eq!(difference(&last(&older), &last(&encoder)), 0.0);
 }
 
 #[test]

@@ -50,6 +50,13 @@ impl Reads {
         Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
     }
 
+    /// The same tensors under other names.
+    pub fn renamed(&self, rename: impl Fn(&str) -> String) -> VarBuilder<'static> {
+        let tensors =
+            self.0.lock().unwrap().iter().map(|(name, tensor)| (rename(name), tensor.clone())).collect();
+        VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
+    }
+
     /// Writes them as a component's weights file.
     pub fn save(&self, file: impl AsRef<Path>) -> Result<()> {
         let tensors: HashMap<String, Tensor> = self.0.lock().unwrap().clone().into_iter().collect();

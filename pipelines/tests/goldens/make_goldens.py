@@ -41,6 +41,7 @@ PROMPTS = [
     "cafe\u0301 in combining form, \u212b\u00c5 \ufb01ne \u0130stanbul STRASSE stra\u00dfe",
     "\u65e5\u672c\u8a9e\u306e\u57ce \U0001f3f0\U0001f3fb\u200d\u2640\ufe0f \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
     "<|startoftext|> sneaky <|endoftext|> specials",
+    "<|StartOfText|> MIXED <|ENDOFTEXT|> case",
     "!@#$%^&*()_+-=[]{};':\",./<>?\\|`~",
     "\x00\x07 control \x7f characters \u200b zero width",
     "house " * 200,
@@ -170,7 +171,9 @@ def compute(shape: str) -> tuple[dict, dict, dict]:
 
 def write(shape: str) -> None:
     tensors, digests, ids = compute(shape)
-    save_file(tensors, HERE / shape / "golden.safetensors", metadata=digests)
+    # One key of metadata: safetensors writes several in random order.
+    metadata = {"parameters": json.dumps(digests, sort_keys=True)}
+    save_file(tensors, HERE / shape / "golden.safetensors", metadata=metadata)
     rows = [f'{json.dumps(k)}: [\n  ' + ",\n  ".join(json.dumps(r, separators=(",", ":")) for r in v) + "\n]"
             for k, v in ({"prompts": PROMPTS} | ids).items()]
     (HERE / shape / "tokens.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")
@@ -183,7 +186,7 @@ def check(shape: str) -> bool:
     tensors, digests, ids = compute(shape)
     good = True
     with safe_open(HERE / shape / "golden.safetensors", "pt") as golden:
-        if golden.metadata() != digests:
+        if json.loads(golden.metadata()["parameters"]) != digests:
             print(f"{shape:10} parameter names or shapes differ")
             good = False
         for name, live in tensors.items():
