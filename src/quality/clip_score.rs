@@ -51,7 +51,10 @@ impl ClipScorer {
         let files = pipeline.model().files();
         let Config { projection_dim, vision_config: v } = config(files, "clip/config.json")?;
         if v.hidden_act != "quick_gelu" {
-            return Err(Error::Unfit(format!("clip/config.json: hidden_act {} is not supported", v.hidden_act)));
+            return Err(Error::Unfit(format!(
+                "clip/config.json: hidden_act {} is not supported",
+                v.hidden_act
+            )));
         }
         let vb = files.weights("clip", "model", device)?;
         let tower = ClipVisionConfig {

@@ -88,7 +88,8 @@ fn best_match(named: &[Subject], found: &[Subject]) -> Share {
     let absent = best_match(rest, found);
     let mut best = Share { found: absent.found, named: absent.named + attributes_of(first) };
     for i in 0..found.len() {
-        let others: Vec<Subject> = found.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, s)| s.clone()).collect();
+        let others: Vec<Subject> =
+            found.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, s)| s.clone()).collect();
         let others = best_match(rest, &others);
         let here = agree(first, &found[i]);
         if here.found + others.found > best.found {
@@ -139,7 +140,10 @@ mod tests {
 
     #[test]
     fn all_that_is_named_counts_and_nothing_else() {
-        let share = fidelity(&named("night", &["large red house left"]), &found(&["large red house left", "small blue boat right"]));
+        let share = fidelity(
+            &named("night", &["large red house left"]),
+            &found(&["large red house left", "small blue boat right"]),
+        );
         assert_eq!((share.found, share.named), (5, 5));
         assert_eq!(fidelity(&Attributes::default(), &found(&[])).ratio(), 1.0);
     }
@@ -153,7 +157,10 @@ mod tests {
 
     #[test]
     fn an_absent_subject_has_none_of_its_attributes() {
-        let share = fidelity(&named("day", &["large red house left", "small white boat right"]), &found(&["small white boat right"]));
+        let share = fidelity(
+            &named("day", &["large red house left", "small white boat right"]),
+            &found(&["small white boat right"]),
+        );
         assert_eq!((share.found, share.named), (4, 9));
     }
 }

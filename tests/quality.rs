@@ -1,0 +1,73 @@
+//! The scorers see what the recipe's own see, on the picture that diffusers painted.
+
+use candle_core::{DType, Device, safetensors};
+use pentimento::quality::{AttributeClassifier, Attributes, ClipScorer, Subject, fidelity};
+use pentimento_pipelines::{Components, Model, Picture, Pipeline};
+
+const PROMPT: &str = "a large red house on the left in the snow at night";
+
+#[test]
+fn classifier_and_clip_score_match_pytorch() {
+    let golden =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/tests/goldens/storybook_real/golden.safetensors");
+    let golden = safetensors::load(golden, &Device::Cpu).unwrap();
+    let rgb = golden["picture"].to_dtype(DType::U8).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let picture = Picture { width: 64, height: 64, rgb };
+
+    let model = Model::find("storybook").unwrap();
+    let classifier = AttributeClassifier::load(model.files(), &Device::Cpu).unwrap();
+    let logits: Vec<f32> = classifier.logits(&picture).unwrap().to_vec1().unwrap();
+    let want: Vec<f32> = golden["logits"].to_vec1().unwrap();
+    let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let apart = logits.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / largest;
+    println!("logits differ by {apart:.2e} of the largest");
+    assert!(apart < 1e-4 && logits.len() == want.len());
+
+    let pipeline = Pipeline::load(&model, &Components::default(), &Device::Cpu).unwrap();
+    let clip = ClipScorer::load(&pipeline, &Device::Cpu).unwrap();
+    let score = clip.score(PROMPT, &picture).unwrap();
+    let want: Vec<f32> = golden["clip_score"].to_vec1().unwrap();
+    println!("CLIP score {score}, PyTorch's {}", want[0]);
+    assert!((score - want[0]).abs() < 1e-4);
+    let stranger = clip.score("a white boat on the right at sea by day", &picture).unwrap();
+    assert!(stranger < score, "another prompt fits better: {stranger} > {score}");
+}
+
+#[test]
+fn the_embedded_model_paints_what_the_prompt_names() {
+    let model = Model::find("storybook").unwrap();
+    let pipeline = Pipeline::load(&model, &Components::default(), &Device::Cpu).unwrap();
+    let classifier = AttributeClassifier::load(model.files(), &Device::Cpu).unwrap();
+    let some = |s: &str| Some(s.to_owned());
+    let (mut found, mut named) = (0, 0);
+    for (seed, (kind, colour, time)) in [
+        ("house", "red", "night"),
+        ("balloon", "yellow", "day"),
+        ("tent", "blue", "sunset"),
+        ("tree", "green", "dawn"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let said = match time {
+            "day" => "by day".to_owned(),
+            t => format!("at {t}"),
+        };
+        let prompt = format!("a large {colour} {kind} in the middle {said} in the snow");
+        let size = pipeline.defaults().size;
+        let conditioning = std::sync::Arc::new(pipeline.encode(&prompt, None, size).unwrap());
+        let plan = pipeline.plan(20, pipeline.defaults().guidance_scale).unwrap();
+        let mut t = pipeline.start(conditioning, seed as u64, Default::default(), size, plan).unwrap();
+        while !t.is_finished() {
+            pipeline.step(&mut [&mut t]).unwrap();
+        }
+        let subject =
+            Subject { kind: kind.into(), colour: some(colour), size: some("large"), place: some("center") };
+        let wanted =
+            Attributes { time: some(time), terrain: some("snow"), weather: None, subjects: vec![subject] };
+        let share = fidelity(&wanted, &classifier.classify(&pipeline.finish(&t).unwrap()).unwrap());
+        println!("{prompt}: {} of {}", share.found, share.named);
+        (found, named) = (found + share.found, named + share.named);
+    }
+    assert!(found * 10 >= named * 7, "{found} of {named} attributes");
+}
