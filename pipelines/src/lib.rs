@@ -7,11 +7,14 @@
 //! No async, no network, no cache: one trajectory's result depends on its own prompt, seed, plan and
 //! start, never on its batch company.
 
+mod cpu;
 mod ddim;
 #[cfg(feature = "embedded-model")]
 mod embedded;
 mod error;
 mod files;
+#[doc(hidden)]
+pub mod layers;
 mod manifest;
 mod model;
 mod noise;

@@ -3,15 +3,14 @@
 //! Ours, of the UNet's blocks, because candle-transformers' keeps the mean of what it encodes to itself and only
 //! samples from it, and image-to-image must be reproducible.
 
-use candle_core::{DType, Module, Tensor};
-use candle_nn::{Conv2d, GroupNorm, VarBuilder, conv2d};
+use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::unet::{
-    Attention, Downsample, NormConfig, ResnetBlock, Upsample, check_rest, conv3x3, parse, unsupported,
-};
+use crate::layers::{Conv2d, GroupNorm, Operators, to_picture, to_sequence};
+use crate::unet::{Attention, Downsample, NormConfig, ResnetBlock, Upsample, check_rest, parse, unsupported};
 
 const FILE: &str = "vae/config.json";
 
@@ -136,9 +135,8 @@ impl MidAttention {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let sequence = self.group_norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-        let h = self.attention.forward(&sequence, &sequence)?;
-        Ok((h.transpose(1, 2)?.reshape(x.shape())? + x)?)
+        let sequence = to_sequence(&self.group_norm.forward(x)?)?;
+        to_picture(&self.attention.forward(&sequence, &sequence, &to_sequence(x)?)?, x)
     }
 }
 
@@ -192,12 +190,12 @@ impl Head {
     fn new(vb: &VarBuilder, config: &VaeConfig, input: usize, output: usize) -> Result<Self> {
         Ok(Self {
             conv_norm_out: config.norm().load(vb.pp("conv_norm_out"), input)?,
-            conv_out: conv3x3(vb.pp("conv_out"), input, output)?,
+            conv_out: Conv2d::same(vb.pp("conv_out"), input, output)?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward(x)?.silu()?)?)
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(x)?)
     }
 }
 
@@ -220,7 +218,7 @@ impl Encoder {
             Ok((resnets(vb, config, config.layers_per_block, from, widths[i])?, halve))
         };
         Ok(Self {
-            conv_in: conv3x3(vb.pp("conv_in"), config.in_channels, config.finest())?,
+            conv_in: Conv2d::same(vb.pp("conv_in"), config.in_channels, config.finest())?,
             down: (0..widths.len()).map(block).collect::<Result<_>>()?,
             mid: MidBlock::new(vb.pp("mid_block"), config)?,
             head: Head::new(&vb, config, config.coarsest(), 2 * config.latent_channels)?,
@@ -260,7 +258,7 @@ impl Decoder {
             Ok((resnets(vb, config, config.layers_per_block + 1, from, widths[i])?, double))
         };
         Ok(Self {
-            conv_in: conv3x3(vb.pp("conv_in"), config.latent_channels, config.coarsest())?,
+            conv_in: Conv2d::same(vb.pp("conv_in"), config.latent_channels, config.coarsest())?,
             mid: MidBlock::new(vb.pp("mid_block"), config)?,
             up: (0..widths.len()).map(block).collect::<Result<_>>()?,
             head: Head::new(&vb, config, config.finest(), config.out_channels)?,
@@ -299,9 +297,7 @@ impl Vae {
     /// # Errors
     /// [`Error::Tensor`] naming the tensor that is missing or of another shape.
     pub fn new(config: VaeConfig, vb: VarBuilder) -> Result<Self> {
-        let conv = |name: &str, channels: usize| {
-            conv2d(channels, channels, 1, Default::default(), vb.pp(name)).map_err(Error::from)
-        };
+        let conv = |name: &str, channels: usize| Conv2d::point(vb.pp(name), channels, channels);
         let latent = config.latent_channels;
         Ok(Self {
             encoder: Encoder::new(vb.pp("encoder"), &config)?,
@@ -329,8 +325,9 @@ impl Vae {
     pub fn decode(&self, latent: &Tensor) -> Result<Tensor> {
         let dtype = latent.dtype();
         let unscaled = latent.affine(1.0 / self.config.scaling_factor, self.config.shift_factor)?;
-        let x = apply(&self.post_quant_conv, unscaled.to_dtype(self.dtype)?)?;
-        Ok(self.decoder.forward(&x)?.to_dtype(dtype)?)
+        let unscaled = unscaled.to_dtype(self.dtype)?;
+        let decode = || self.decoder.forward(&apply(&self.post_quant_conv, unscaled)?);
+        Ok(Operators::run(latent.device(), decode)?.to_dtype(dtype)?.contiguous()?)
     }
 
     /// Pictures (B, 3, H, W) in [-1, 1], sides multiples of [`VaeConfig::spatial_factor`], to the mean of their
@@ -340,7 +337,9 @@ impl Vae {
     /// # Errors
     /// [`Error::Tensor`].
     pub fn encode(&self, image: &Tensor) -> Result<Tensor> {
-        let moments = apply(&self.quant_conv, self.encoder.forward(&image.to_dtype(self.dtype)?)?)?;
+        let x = image.to_dtype(self.dtype)?;
+        let encode = || apply(&self.quant_conv, self.encoder.forward(&x)?);
+        let moments = Operators::run(image.device(), encode)?.contiguous()?;
         let mean = moments.narrow(1, 0, self.config.latent_channels)?.to_dtype(image.dtype())?;
         let scale = self.config.scaling_factor;
         Ok(mean.affine(scale, -self.config.shift_factor * scale)?)
@@ -349,7 +348,7 @@ impl Vae {
 
 fn apply(conv: &Option<Conv2d>, x: Tensor) -> Result<Tensor> {
     match conv {
-        Some(conv) => Ok(conv.forward(&x)?),
+        Some(conv) => conv.forward(&x),
         None => Ok(x),
     }
 }

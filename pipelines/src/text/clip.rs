@@ -3,13 +3,12 @@
 //! Ours, because candle-transformers' general `clip::text_model` knows only the quick GELU, takes layer norm's
 //! epsilon for granted, and shows neither the penultimate layer's states (SDXL's conditioning) nor the projection.
 
-use candle_core::{DType, Module, Tensor};
-use candle_nn::{
-    Embedding, LayerNorm, Linear, VarBuilder, embedding, layer_norm, linear, linear_no_bias, ops,
-};
+use candle_core::{Module, Tensor};
+use candle_nn::{Embedding, VarBuilder, embedding, ops};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::layers::{Heads, LayerNorm, Linear, Operators};
 use crate::unet::{parse, unsupported};
 
 const FILE: &str = "text_encoder/config.json";
@@ -107,34 +106,25 @@ struct SelfAttention {
     k_proj: Linear,
     v_proj: Linear,
     out_proj: Linear,
-    heads: usize,
+    heads: Heads,
 }
 
 impl SelfAttention {
     fn new(vb: VarBuilder, config: &ClipTextConfig) -> Result<Self> {
-        let project = |name: &str| linear(config.hidden_size, config.hidden_size, vb.pp(name));
+        let project = |name: &str| Linear::new(vb.pp(name), config.hidden_size, config.hidden_size);
         Ok(Self {
             q_proj: project("q_proj")?,
             k_proj: project("k_proj")?,
             v_proj: project("v_proj")?,
             out_proj: project("out_proj")?,
-            heads: config.num_attention_heads,
+            heads: Heads::new(&vb, config.num_attention_heads, true),
         })
     }
 
-    /// (B, T, D), (T, T) -> (B, T, D).
-    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let (batch, length, width) = x.dims3()?;
-        let head_width = width / self.heads;
-        let split = |projection: &Linear| -> Result<Tensor> {
-            let heads = projection.forward(x)?.reshape((batch, length, self.heads, head_width))?;
-            Ok(heads.transpose(1, 2)?.contiguous()?.to_dtype(DType::F32)?)
-        };
-        let (q, k, v) = (split(&self.q_proj)?, split(&self.k_proj)?, split(&self.v_proj)?);
-        let scores = (q * (1.0 / (head_width as f64).sqrt()))?.matmul(&k.t()?)?.broadcast_add(mask)?;
-        let mixed = ops::softmax_last_dim(&scores)?.matmul(&v)?;
-        let mixed = mixed.transpose(1, 2)?.flatten_from(2)?.to_dtype(x.dtype())?;
-        Ok(self.out_proj.forward(&mixed)?)
+    /// (B, T, D) -> (B, T, D), plus `residual`.
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
+        self.out_proj.forward_add(&self.heads.attend(&q, &k, &v)?, residual)
     }
 }
 
@@ -151,21 +141,21 @@ struct Layer {
 impl Layer {
     fn new(vb: VarBuilder, config: &ClipTextConfig) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let norm = |name: &str| layer_norm(width, config.layer_norm_eps, vb.pp(name));
+        let norm = |name: &str| LayerNorm::new(vb.pp(name), width, config.layer_norm_eps);
         Ok(Self {
             layer_norm1: norm("layer_norm1")?,
             self_attn: SelfAttention::new(vb.pp("self_attn"), config)?,
             layer_norm2: norm("layer_norm2")?,
-            fc1: linear(width, inner, vb.pp("mlp.fc1"))?,
-            fc2: linear(inner, width, vb.pp("mlp.fc2"))?,
+            fc1: Linear::new(vb.pp("mlp.fc1"), width, inner)?,
+            fc2: Linear::new(vb.pp("mlp.fc2"), inner, width)?,
             activation: config.activation()?,
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let x = (self.self_attn.forward(&self.layer_norm1.forward(x)?, mask)? + x)?;
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.self_attn.forward(&self.layer_norm1.forward(x)?, x)?;
         let inner = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
-        Ok((self.fc2.forward(&self.activation.forward(&inner)?)? + x)?)
+        self.fc2.forward_add(&self.activation.forward(&inner)?, &x)
     }
 }
 
@@ -205,14 +195,14 @@ impl ClipTextEncoder {
         let embeddings = tower.pp("embeddings");
         let (width, positions) = (config.hidden_size, config.max_position_embeddings);
         let layers = tower.pp("encoder.layers");
-        let project = || linear_no_bias(width, config.projection_dim, vb.pp("text_projection"));
+        let project = || Linear::without_bias(vb.pp("text_projection"), width, config.projection_dim);
         Ok(Self {
             token_embedding: embedding(config.vocab_size, width, embeddings.pp("token_embedding"))?,
             position_embedding: embeddings.get((positions, width), "position_embedding.weight")?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::new(layers.pp(i), &config))
                 .collect::<Result<_>>()?,
-            final_layer_norm: layer_norm(width, config.layer_norm_eps, tower.pp("final_layer_norm"))?,
+            final_layer_norm: LayerNorm::new(tower.pp("final_layer_norm"), width, config.layer_norm_eps)?,
             text_projection: vb.contains_tensor("text_projection.weight").then(project).transpose()?,
             config,
         })
@@ -233,13 +223,16 @@ impl ClipTextEncoder {
         if length > most {
             return Err(Error::invalid("ids", format!("{length} tokens, the text encoder takes {most}")));
         }
+        Operators::run(ids.device(), || self.call(ids, batch, length))
+    }
+
+    fn call(&self, ids: &Tensor, batch: usize, length: usize) -> Result<TextStates> {
         let positions = self.position_embedding.narrow(0, 0, length)?;
         let mut x = self.token_embedding.forward(ids)?.broadcast_add(&positions)?;
-        let mask = causal_mask(length, ids)?;
         let mut penultimate = x.clone();
         for layer in &self.layers {
             penultimate = x;
-            x = layer.forward(&penultimate, &mask)?;
+            x = layer.forward(&penultimate)?;
         }
         let last = self.final_layer_norm.forward(&x)?;
         // One row of the states viewed as (B × T, D) per text.
@@ -260,12 +253,6 @@ impl ClipTextEncoder {
         };
         Ok(ids.to_vec2::<u32>()?.into_iter().map(end).collect())
     }
-}
-
-/// (T, T): minus infinity where a token would see a later one.
-fn causal_mask(length: usize, ids: &Tensor) -> Result<Tensor> {
-    let mask = (0..length * length).map(|i| if i % length > i / length { f32::NEG_INFINITY } else { 0.0 });
-    Ok(Tensor::from_vec(mask.collect::<Vec<_>>(), (length, length), ids.device())?)
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Attention over a latent's positions, and from there to the prompt's token states.
 
-use candle_core::{D, DType, Module, Tensor};
-use candle_nn::{GroupNorm, LayerNorm, Linear, VarBuilder, layer_norm, linear, linear_b, ops};
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
 
 use super::config::Stage;
 use super::resnet::NormConfig;
 use crate::error::Result;
+use crate::layers::{Geglu, GroupNorm, Heads, LayerNorm, Linear, to_picture, to_sequence};
 
 /// Multi-head attention with diffusers' names.
 #[derive(Debug, Clone)]
@@ -14,18 +15,18 @@ pub(crate) struct Attention {
     to_k: Linear,
     to_v: Linear,
     to_out: Linear,
-    heads: usize,
+    heads: Heads,
 }
 
 impl Attention {
     /// The UNet's: no bias on the projections in, `width` channels attend to `source` wide states.
     pub(crate) fn new(vb: VarBuilder, width: usize, source: usize, heads: usize) -> Result<Self> {
         Ok(Self {
-            to_q: linear_b(width, width, false, vb.pp("to_q"))?,
-            to_k: linear_b(source, width, false, vb.pp("to_k"))?,
-            to_v: linear_b(source, width, false, vb.pp("to_v"))?,
-            to_out: linear(width, width, vb.pp("to_out.0"))?,
-            heads,
+            to_q: Linear::without_bias(vb.pp("to_q"), width, width)?,
+            to_k: Linear::without_bias(vb.pp("to_k"), source, width)?,
+            to_v: Linear::without_bias(vb.pp("to_v"), source, width)?,
+            to_out: Linear::new(vb.pp("to_out.0"), width, width)?,
+            heads: Heads::new(&vb, heads, false),
         })
     }
 
@@ -35,34 +36,22 @@ impl Attention {
             true => ["query", "key", "value", "proj_attn"],
             false => ["to_q", "to_k", "to_v", "to_out.0"],
         };
-        let [to_q, to_k, to_v, to_out] = names.map(|name| linear(width, width, vb.pp(name)));
-        Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: 1 })
+        let [to_q, to_k, to_v, to_out] = names.map(|name| Linear::new(vb.pp(name), width, width));
+        Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: Heads::new(&vb, 1, false) })
     }
 
-    /// (B, T, width), (B, S, source) -> (B, T, width). Scores are f32 in a half-precision model as well.
-    pub(crate) fn forward(&self, x: &Tensor, source: &Tensor) -> Result<Tensor> {
-        let q = self.split(&self.to_q.forward(x)?)?;
-        let k = self.split(&self.to_k.forward(source)?)?;
-        let v = self.split(&self.to_v.forward(source)?)?;
-        let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
-        let scores = (q * scale)?.to_dtype(DType::F32)?.matmul(&k.to_dtype(DType::F32)?.t()?)?;
-        let shares = ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
-        let mixed = shares.matmul(&v)?.transpose(1, 2)?.flatten_from(2)?;
-        Ok(self.to_out.forward(&mixed)?)
-    }
-
-    /// (B, T, width) -> (B, heads, T, width / heads), contiguous: candle's matmul takes no doubly strided batch.
-    fn split(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, length, width) = x.dims3()?;
-        let heads = x.reshape((batch, length, self.heads, width / self.heads))?;
-        Ok(heads.transpose(1, 2)?.contiguous()?)
+    /// (B, T, width), (B, S, source) -> (B, T, width), plus `residual`.
+    pub(crate) fn forward(&self, x: &Tensor, source: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(source)?, self.to_v.forward(source)?);
+        self.to_out.forward_add(&self.heads.attend(&q, &k, &v)?, residual)
     }
 }
 
-/// diffusers' `FeedForward` with GEGLU (Shazeer 2020, arXiv 2002.05202), four times as wide inside.
+/// diffusers' `FeedForward` with GEGLU, four times as wide inside.
 #[derive(Debug, Clone)]
 struct FeedForward {
     proj: Linear,
+    gate: Geglu,
     out: Linear,
 }
 
@@ -70,16 +59,14 @@ impl FeedForward {
     fn new(vb: VarBuilder, width: usize) -> Result<Self> {
         let inner = width * 4;
         Ok(Self {
-            proj: linear(width, inner * 2, vb.pp("net.0.proj"))?,
-            out: linear(inner, width, vb.pp("net.2"))?,
+            proj: Linear::new(vb.pp("net.0.proj"), width, inner * 2)?,
+            gate: Geglu::new(&vb),
+            out: Linear::new(vb.pp("net.2"), inner, width)?,
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let both = self.proj.forward(x)?;
-        let inner = both.dim(D::Minus1)? / 2;
-        let gate = both.narrow(D::Minus1, inner, inner)?.gelu_erf()?;
-        Ok(self.out.forward(&(both.narrow(D::Minus1, 0, inner)? * gate)?)?)
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.out.forward_add(&self.gate.forward(&self.proj.forward(x)?)?, residual)
     }
 }
 
@@ -96,7 +83,7 @@ struct TransformerBlock {
 
 impl TransformerBlock {
     fn new(vb: VarBuilder, width: usize, stage: &Stage) -> Result<Self> {
-        let norm = |name: &str| layer_norm(width, 1e-5, vb.pp(name));
+        let norm = |name: &str| LayerNorm::new(vb.pp(name), width, 1e-5);
         Ok(Self {
             norm1: norm("norm1")?,
             attn1: Attention::new(vb.pp("attn1"), width, width, stage.heads)?,
@@ -113,9 +100,9 @@ impl TransformerBlock {
     /// unmerge before the residual. Nothing outside this function would see it.
     fn forward(&self, x: &Tensor, token_states: &Tensor) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
-        let x = (self.attn1.forward(&h, &h)? + x)?;
-        let x = (self.attn2.forward(&self.norm2.forward(&x)?, token_states)? + &x)?;
-        Ok((self.ff.forward(&self.norm3.forward(&x)?)? + &x)?)
+        let x = self.attn1.forward(&h, &h, x)?;
+        let x = self.attn2.forward(&self.norm2.forward(&x)?, token_states, &x)?;
+        self.ff.forward(&self.norm3.forward(&x)?, &x)
     }
 }
 
@@ -144,21 +131,15 @@ impl SpatialTransformer {
 
     /// (B, C, H, W) -> the same.
     pub(crate) fn forward(&self, x: &Tensor, token_states: &Tensor) -> Result<Tensor> {
-        let sequence = self.norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-        let mut h = self.proj_in.forward(&sequence)?;
+        let mut h = self.proj_in.forward(&to_sequence(&self.norm.forward(x)?)?)?;
         for block in &self.blocks {
             h = block.forward(&h, token_states)?;
         }
-        let h = self.proj_out.forward(&h)?.transpose(1, 2)?.reshape(x.shape())?;
-        Ok((h + x)?)
+        to_picture(&self.proj_out.forward_add(&h, &to_sequence(x)?)?, x)
     }
 }
 
 /// A projection that files store as a linear layer or as a 1×1 convolution; on a sequence both are the former.
 fn projection(vb: VarBuilder, width: usize, stored_linear: bool) -> Result<Linear> {
-    if stored_linear {
-        return Ok(linear(width, width, vb)?);
-    }
-    let weight = vb.get((width, width, 1, 1), "weight")?.reshape((width, width))?;
-    Ok(Linear::new(weight, Some(vb.get(width, "bias")?)))
+    if stored_linear { Linear::new(vb, width, width) } else { Linear::stored_conv(vb, width, width) }
 }

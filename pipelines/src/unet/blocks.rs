@@ -7,6 +7,7 @@ use super::attention::SpatialTransformer;
 use super::config::{Stage, UNetConfig};
 use super::resnet::{Downsample, NormConfig, ResnetBlock, Upsample};
 use crate::error::{Error, Result};
+use crate::layers::join_channels;
 
 /// What every block of one call is conditioned on.
 pub(super) struct Condition<'a> {
@@ -163,7 +164,7 @@ impl UpBlock {
         let mut x = x;
         for layer in &self.layers {
             let skip = skips.pop().ok_or_else(exhausted)?;
-            x = layer.forward(&Tensor::cat(&[&x, &skip], 1)?, condition)?;
+            x = layer.forward(&join_channels(&x, &skip)?, condition)?;
         }
         if let Some(upsample) = &self.upsample {
             let next = skips.last().ok_or_else(exhausted)?;

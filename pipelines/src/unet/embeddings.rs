@@ -1,9 +1,10 @@
 //! Time as the denoiser sees it: sinusoids and the small network behind them.
 
-use candle_core::{DType, Device, Module, Tensor};
-use candle_nn::{Linear, VarBuilder, linear};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 
 use crate::error::Result;
+use crate::layers::Linear;
 
 /// Sinusoidal features of a scalar (Ho et al. 2020, arXiv 2006.11239, after Vaswani et al. 2017).
 #[derive(Debug, Clone)]
@@ -43,13 +44,13 @@ pub(crate) struct TimestepEmbedding {
 impl TimestepEmbedding {
     pub(crate) fn new(vb: VarBuilder, input: usize, width: usize) -> Result<Self> {
         Ok(Self {
-            linear_1: linear(input, width, vb.pp("linear_1"))?,
-            linear_2: linear(width, width, vb.pp("linear_2"))?,
+            linear_1: Linear::new(vb.pp("linear_1"), input, width)?,
+            linear_2: Linear::new(vb.pp("linear_2"), width, width)?,
         })
     }
 
     /// (N, input) -> (N, width).
     pub(crate) fn forward(&self, features: &Tensor) -> Result<Tensor> {
-        Ok(self.linear_2.forward(&self.linear_1.forward(features)?.silu()?)?)
+        self.linear_2.forward(&self.linear_1.forward(features)?.silu()?)
     }
 }

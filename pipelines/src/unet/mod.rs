@@ -15,17 +15,18 @@ mod config;
 mod embeddings;
 mod resnet;
 
-use candle_core::{DType, Module, Tensor};
-use candle_nn::{Conv2d, GroupNorm, VarBuilder};
+use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
 
 use self::blocks::{Condition, DownBlock, Loader, MidBlock, UpBlock};
 use self::embeddings::{Sinusoid, TimestepEmbedding};
 use crate::error::{Error, Result};
+use crate::layers::{Conv2d, GroupNorm, Operators};
 
 pub(crate) use self::attention::Attention;
 pub use self::config::{Stage, TextTimeConfig, UNetConfig};
 pub(crate) use self::config::{check_rest, parse, unsupported};
-pub(crate) use self::resnet::{Downsample, NormConfig, ResnetBlock, Upsample, conv3x3};
+pub(crate) use self::resnet::{Downsample, NormConfig, ResnetBlock, Upsample};
 
 /// SDXL's conditioning beside the token states, one row per sample of the batch.
 #[derive(Debug, Clone)]
@@ -110,7 +111,7 @@ impl UNet {
             time_proj: Sinusoid::new(first, config.flip_sin_to_cos, config.freq_shift, vb.device())?,
             time_embedding: TimestepEmbedding::new(vb.pp("time_embedding"), first, time_width)?,
             text_time: text_time.transpose()?,
-            conv_in: conv3x3(vb.pp("conv_in"), config.in_channels, first)?,
+            conv_in: Conv2d::same(vb.pp("conv_in"), config.in_channels, first)?,
             down: (0..n)
                 .map(|i| DownBlock::new(block("down_blocks", i), &loader, i))
                 .collect::<Result<_>>()?,
@@ -119,7 +120,7 @@ impl UNet {
                 .map(|i| UpBlock::new(block("up_blocks", i), &loader, n - 1 - i))
                 .collect::<Result<_>>()?,
             conv_norm_out: norm.load(vb.pp("conv_norm_out"), first)?,
-            conv_out: conv3x3(vb.pp("conv_out"), first, config.out_channels)?,
+            conv_out: Conv2d::same(vb.pp("conv_out"), first, config.out_channels)?,
             config,
         })
     }
@@ -149,6 +150,16 @@ impl UNet {
         added: Option<&AddedConditioning>,
     ) -> Result<Tensor> {
         self.check(sample, timesteps, token_states)?;
+        Operators::run(sample.device(), || self.call(sample, timesteps, token_states, added))
+    }
+
+    fn call(
+        &self,
+        sample: &Tensor,
+        timesteps: &Tensor,
+        token_states: &Tensor,
+        added: Option<&AddedConditioning>,
+    ) -> Result<Tensor> {
         let time = self.embed_time(timesteps, added)?;
         let token_states = token_states.to_dtype(self.dtype)?.contiguous()?;
         let condition = Condition { time: &time, token_states: &token_states };
@@ -164,8 +175,8 @@ impl UNet {
         for block in &self.up {
             x = block.forward(x, &condition, &mut skips)?;
         }
-        let x = self.conv_norm_out.forward(&x)?.silu()?;
-        Ok(self.conv_out.forward(&x)?.to_dtype(sample.dtype())?)
+        let x = self.conv_norm_out.forward_silu(&x)?;
+        Ok(self.conv_out.forward(&x)?.to_dtype(sample.dtype())?.contiguous()?)
     }
 
     /// (B,) -> (B, time width), after the SiLU that every ResNet block begins with.

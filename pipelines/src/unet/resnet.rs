@@ -1,14 +1,10 @@
 //! Convolutional parts that the UNet and the VAE share: ResNet block, downsampling, upsampling.
 
-use candle_core::{D, Module, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Linear, VarBuilder, conv2d, group_norm, linear};
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
 
 use crate::error::Result;
-
-/// A 3×3 convolution that keeps the size.
-pub(crate) fn conv3x3(vb: VarBuilder, input: usize, output: usize) -> Result<Conv2d> {
-    Ok(conv2d(input, output, 3, Conv2dConfig { padding: 1, ..Default::default() }, vb)?)
-}
+use crate::layers::{Conv2d, Geometry, GroupNorm, Linear};
 
 /// Group norm's two numbers, which every block of a model shares.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +15,7 @@ pub(crate) struct NormConfig {
 
 impl NormConfig {
     pub(crate) fn load(self, vb: VarBuilder, channels: usize) -> Result<GroupNorm> {
-        Ok(group_norm(self.groups, channels, self.eps, vb)?)
+        GroupNorm::new(vb, self.groups, channels, self.eps)
     }
 }
 
@@ -43,14 +39,14 @@ impl ResnetBlock {
         time_width: Option<usize>,
         norm: NormConfig,
     ) -> Result<Self> {
-        let project = |width| linear(width, output, vb.pp("time_emb_proj"));
-        let shortcut = || conv2d(input, output, 1, Default::default(), vb.pp("conv_shortcut"));
+        let project = |width| Linear::new(vb.pp("time_emb_proj"), width, output);
+        let shortcut = || Conv2d::point(vb.pp("conv_shortcut"), input, output);
         Ok(Self {
             norm1: norm.load(vb.pp("norm1"), input)?,
-            conv1: conv3x3(vb.pp("conv1"), input, output)?,
+            conv1: Conv2d::same(vb.pp("conv1"), input, output)?,
             time_emb_proj: time_width.map(project).transpose()?,
             norm2: norm.load(vb.pp("norm2"), output)?,
-            conv2: conv3x3(vb.pp("conv2"), output, output)?,
+            conv2: Conv2d::same(vb.pp("conv2"), output, output)?,
             conv_shortcut: (input != output).then(shortcut).transpose()?,
         })
     }
@@ -58,15 +54,15 @@ impl ResnetBlock {
     /// (B, input, H, W) -> (B, output, H, W). `time` (B, time_width) has been through the SiLU already, once for
     /// all blocks.
     pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
-        let mut h = self.conv1.forward(&self.norm1.forward(x)?.silu()?)?;
-        if let (Some(project), Some(time)) = (&self.time_emb_proj, time) {
-            let shift = project.forward(time)?.unsqueeze(D::Minus1)?.unsqueeze(D::Minus1)?;
-            h = h.broadcast_add(&shift)?;
-        }
-        let h = self.conv2.forward(&self.norm2.forward(&h)?.silu()?)?;
+        let h = self.norm1.forward_silu(x)?;
+        let h = match (&self.time_emb_proj, time) {
+            (Some(project), Some(time)) => self.conv1.forward_shift(&h, &project.forward(time)?)?,
+            _ => self.conv1.forward(&h)?,
+        };
+        let h = self.norm2.forward_silu(&h)?;
         match &self.conv_shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x)? + h)?),
-            None => Ok((x + h)?),
+            Some(shortcut) => self.conv2.forward_add(&h, &shortcut.forward(x)?),
+            None => self.conv2.forward_add(&h, x),
         }
     }
 }
@@ -75,22 +71,17 @@ impl ResnetBlock {
 #[derive(Debug, Clone)]
 pub(crate) struct Downsample {
     conv: Conv2d,
-    pad_far_edges: bool,
 }
 
 impl Downsample {
     /// `padding` 0 means one row and one column of zeros at the far edges, as diffusers has it.
     pub(crate) fn new(vb: VarBuilder, channels: usize, padding: usize) -> Result<Self> {
-        let config = Conv2dConfig { stride: 2, padding, ..Default::default() };
-        Ok(Self { conv: conv2d(channels, channels, 3, config, vb.pp("conv"))?, pad_far_edges: padding == 0 })
+        let geometry = Geometry { stride: 2, near: padding, far: padding.max(1) };
+        Ok(Self { conv: Conv2d::new(vb.pp("conv"), channels, channels, 3, geometry)? })
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !self.pad_far_edges {
-            return Ok(self.conv.forward(x)?);
-        }
-        let padded = x.pad_with_zeros(D::Minus1, 0, 1)?.pad_with_zeros(D::Minus2, 0, 1)?;
-        Ok(self.conv.forward(&padded)?)
+        self.conv.forward(x)
     }
 }
 
@@ -102,10 +93,10 @@ pub(crate) struct Upsample {
 
 impl Upsample {
     pub(crate) fn new(vb: VarBuilder, channels: usize) -> Result<Self> {
-        Ok(Self { conv: conv3x3(vb.pp("conv"), channels, channels)? })
+        Ok(Self { conv: Conv2d::same(vb.pp("conv"), channels, channels)? })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
-        Ok(self.conv.forward(&x.upsample_nearest2d(height, width)?)?)
+    pub(crate) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+        self.conv.forward_resized(x, size)
     }
 }

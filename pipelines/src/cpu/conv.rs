@@ -1,0 +1,165 @@
+//! 2-D convolutions of channels-last pictures: directly as a product of gathered rows, or by Winograd's way.
+
+use std::ops::Range;
+
+use candle_core::{Result, Shape, Tensor, bail};
+
+use super::gemm::{Addend, Packed, Product, RowPointers, Source};
+use super::op::{Made, View, apply1, apply2};
+use super::simd::Isa;
+
+/// How a kernel moves over a picture.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Geometry {
+    pub(crate) stride: usize,
+    /// Rows and columns of zeros at the top and left.
+    pub(crate) near: usize,
+    /// At the bottom and right.
+    pub(crate) far: usize,
+}
+
+/// A convolution's packed weights.
+#[derive(Debug)]
+pub(crate) struct Conv {
+    packed: Packed,
+    side: usize,
+    geometry: Geometry,
+    zeros: Vec<f32>,
+}
+
+/// Sizes of one call.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    /// The picture in memory.
+    stored: (usize, usize),
+    /// As the convolution sees it: resized to this by nearest neighbour.
+    seen: (usize, usize),
+    pub(super) out: (usize, usize),
+}
+
+impl Sizes {
+    /// The stored pixel at a place as the convolution sees it; beyond the edges there is none.
+    #[inline]
+    pub(super) fn pixel(&self, y: usize, x: usize, near: usize) -> Option<usize> {
+        let ((h, w), (seen_h, seen_w)) = (self.stored, self.seen);
+        let (y, x) = (y.checked_sub(near)?, x.checked_sub(near)?);
+        (y < seen_h && x < seen_w).then(|| (y * h / seen_h) * w + x * w / seen_w)
+    }
+}
+
+impl Conv {
+    /// From a kernel (outer, inner, side, side), side 1 or 3, and a bias (outer,).
+    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Self> {
+        Self::on(Isa::best(), weight, bias, geometry)
+    }
+
+    pub(super) fn on(isa: Isa, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Self> {
+        let (outer, inner, side, _) = weight.dims4()?;
+        if !matches!(weight.dims(), [_, _, 1, 1] | [_, _, 3, 3]) {
+            bail!("convolution: a kernel of {:?}", weight.dims());
+        }
+        let weight = weight.flatten_all()?.to_vec1::<f32>()?;
+        let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
+        let taps = side * side;
+        let at = |o, tap, i| weight[(o * inner + i) * taps + tap];
+        let packed = Packed::new(isa, (outer, taps, inner), at, bias.as_deref());
+        Ok(Self { packed, side, geometry, zeros: vec![0.0; inner] })
+    }
+
+    /// (B, H, W, inner) -> (B, H', W', outer). `resize` first sees the picture at another size, nearest
+    /// neighbours repeated. `add`, (B, outer) or of the output's shape, is added.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        resize: Option<(usize, usize)>,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        match add {
+            None => apply1("convolution", x, |[x]| self.compute(x, resize, None)),
+            Some(add) => apply2("convolution", x, add, |[x, add]| self.compute(x, resize, Some(add))),
+        }
+    }
+
+    fn sizes(&self, stored: (usize, usize), resize: Option<(usize, usize)>) -> Result<Sizes> {
+        let seen = resize.unwrap_or(stored);
+        let Geometry { stride, near, far } = self.geometry;
+        let out = |n: usize| (n + near + far).checked_sub(self.side).map(|n| n / stride + 1);
+        match (out(seen.0), out(seen.1)) {
+            (Some(h), Some(w)) => Ok(Sizes { stored, seen, out: (h, w) }),
+            _ => bail!("convolution: a picture of {seen:?} under a kernel of {}", self.side),
+        }
+    }
+
+    fn compute(&self, x: View, resize: Option<(usize, usize)>, add: Option<View>) -> Made {
+        let &[batch, h, w, inner] = x.dims else { bail!("convolution: {:?}", x.dims) };
+        let outer = self.packed.outer;
+        if inner != self.packed.inner {
+            bail!("convolution: {inner} channels, the kernel has {}", self.packed.inner);
+        }
+        let sizes = self.sizes((h, w), resize)?;
+        let out = sizes.out;
+        let dims = [batch, out.0, out.1, outer];
+        let add = match add {
+            None => None,
+            Some(View { data, dims: d }) if d == dims => Some(Addend { data, rows: 1 }),
+            Some(View { data, dims: d }) if d == [batch, outer] => Some(Addend { data, rows: out.0 * out.1 }),
+            Some(other) => bail!("convolution: {:?} added to {dims:?}", other.dims),
+        };
+        let source = Pixels {
+            data: x.data,
+            zeros: &self.zeros,
+            stored: h * w,
+            table: self.table(&sizes),
+            out: out.0 * out.1,
+        };
+        let product = Product { packed: &self.packed, source, add, rows: batch * out.0 * out.1 };
+        Ok((product.compute(), Shape::from(dims.to_vec())))
+    }
+
+    /// For every tap, the pixel that it reads for each output; `u32::MAX` where it reads zeros.
+    fn table(&self, sizes: &Sizes) -> Vec<u32> {
+        let (side, Geometry { stride, near, .. }) = (self.side, self.geometry);
+        let mut table = Vec::with_capacity(side * side * sizes.out.0 * sizes.out.1);
+        for tap in 0..side * side {
+            for y in 0..sizes.out.0 {
+                table.extend((0..sizes.out.1).map(|x| {
+                    let pixel = sizes.pixel(y * stride + tap / side, x * stride + tap % side, near);
+                    pixel.map_or(u32::MAX, |p| p as u32)
+                }));
+            }
+        }
+        table
+    }
+}
+
+/// Rows of channels found through a table.
+struct Pixels<'a> {
+    data: &'a [f32],
+    zeros: &'a [f32],
+    /// Pixels per stored picture.
+    stored: usize,
+    /// Pixels per picture made.
+    out: usize,
+    table: Vec<u32>,
+}
+
+impl Source for Pixels<'_> {
+    #[inline(always)]
+    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut RowPointers) {
+        let inner = self.zeros.len();
+        let (mut picture, mut pixel) = (rows.start / self.out, rows.start % self.out);
+        for pointer in &mut pointers[..rows.len()] {
+            let from = self.table[tap * self.out + pixel] as usize;
+            *pointer = if from == u32::MAX as usize {
+                self.zeros.as_ptr()
+            } else {
+                let at = (picture * self.stored + from) * inner;
+                self.data[at..at + inner].as_ptr()
+            };
+            pixel += 1;
+            if pixel == self.out {
+                (picture, pixel) = (picture + 1, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The one matrix product behind every layer: `out = bias + Σ over taps of gathered rows × packed weights`.
+//!
+//! A linear layer has one tap; a convolution has one per kernel position, which finds its row of channels at
+//! another pixel. Nothing is copied together beforehand (no im2col). An element's sum runs in one fixed order,
+//! whatever tile, task or batch it falls into.
+
+use std::ops::Range;
+
+use super::parallel::{Shared, parallel, threads};
+use super::simd::{Isa, Kernel, Simd};
+
+/// Rows of the largest register tile of any instruction set.
+pub(super) const MOST_ROWS: usize = 14;
+/// Taps of a 3×3 kernel.
+const MOST_TAPS: usize = 9;
+/// Input channels per pass, so that a panel's weights stay in the second-level cache.
+const CHUNK: usize = 256;
+/// Bytes of weights that one sweep over the rows keeps there.
+const RESIDENT: usize = 1 << 20;
+
+/// Where each row of a tile begins.
+pub(super) type RowPointers = [*const f32; MOST_ROWS];
+
+/// What a tile's sums begin with.
+#[derive(Clone, Copy)]
+pub(super) enum Start {
+    Zero,
+    /// The same for every row; good for a whole panel of columns.
+    Row(*const f32),
+    /// What the output holds.
+    Output,
+}
+
+/// One register tile: `rows` × at most a panel of columns.
+///
+/// # Safety
+/// Of running it: every row pointer of every tap is good for `len` reads, `b` for taps × `len` × panel, `add`'s
+/// (per row, already at the tile's first column) for `columns`; `out` for `columns` writes at each of `rows`
+/// strides. 0 < `rows` <= [`Simd::ROWS`], 0 < `columns` <= panel.
+pub(super) struct Tile<'a> {
+    pub(super) taps: &'a [RowPointers],
+    pub(super) rows: usize,
+    pub(super) len: usize,
+    pub(super) b: *const f32,
+    pub(super) start: Start,
+    pub(super) add: Option<RowPointers>,
+    pub(super) out: *mut f32,
+    pub(super) stride: usize,
+    pub(super) columns: usize,
+}
+
+impl Kernel for Tile<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        macro_rules! by_rows {
+            ($($m:literal)*) => {
+                match self.rows {
+                    // The guard is a constant: tiles that the registers do not hold are not compiled.
+                    $($m if $m <= S::ROWS => unsafe {
+                        if self.columns <= S::LANES {
+                            self.sum::<S, $m, 1>()
+                        } else {
+                            self.sum::<S, $m, 2>()
+                        }
+                    },)*
+                    other => unreachable!("a tile of {other} rows"),
+                }
+            };
+        }
+        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    }
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    unsafe fn sum<S: Simd, const M: usize, const N: usize>(&self) {
+        let panel = 2 * S::LANES;
+        // SAFETY: the struct's contract; `edge` keeps the accesses of a partial panel to `columns`.
+        unsafe {
+            let mut sums = [[S::splat(0.0); N]; M];
+            for (i, sum) in sums.iter_mut().enumerate() {
+                match self.start {
+                    Start::Zero => {}
+                    Start::Row(row) => *sum = load::<S, N>(row, N * S::LANES),
+                    Start::Output => *sum = load::<S, N>(self.out.add(i * self.stride), self.columns),
+                }
+            }
+            let mut b = self.b;
+            for tap in self.taps {
+                let rows: &[*const f32; M] = &*tap.as_ptr().cast();
+                let mut k = 0;
+                macro_rules! step {
+                    ($u:literal) => {
+                        let mut weights = [S::splat(0.0); N];
+                        for j in 0..N {
+                            weights[j] = S::load(b.add($u * panel + j * S::LANES));
+                        }
+                        for i in 0..M {
+                            let x = S::splat(*rows[i].add(k + $u));
+                            for j in 0..N {
+                                sums[i][j] = S::fma(x, weights[j], sums[i][j]);
+                            }
+                        }
+                    };
+                }
+                while k + 4 <= self.len {
+                    step!(0);
+                    step!(1);
+                    step!(2);
+                    step!(3);
+                    k += 4;
+                    b = b.add(4 * panel);
+                }
+                while k < self.len {
+                    step!(0);
+                    k += 1;
+                    b = b.add(panel);
+                }
+            }
+            for (i, sum) in sums.iter_mut().enumerate() {
+                if let Some(add) = &self.add {
+                    let more = load::<S, N>(add[i], self.columns);
+                    for j in 0..N {
+                        sum[j] = S::add(sum[j], more[j]);
+                    }
+                }
+                store::<S, N>(self.out.add(i * self.stride), sum, self.columns);
+            }
+        }
+    }
+}
+
+/// The first `n` floats at `p`, zeros after them.
+#[inline(always)]
+unsafe fn load<S: Simd, const N: usize>(p: *const f32, n: usize) -> [S::V; N] {
+    let mut edge = [0f32; 32];
+    // SAFETY: `n` reads are the caller's promise; the copy is as large as the largest panel.
+    unsafe {
+        let mut from = p;
+        if n < N * S::LANES {
+            std::ptr::copy_nonoverlapping(p, edge.as_mut_ptr(), n);
+            from = edge.as_ptr();
+        }
+        std::array::from_fn(|j| S::load(from.add(j * S::LANES)))
+    }
+}
+
+/// Stores the first `n` floats of `v`.
+#[inline(always)]
+unsafe fn store<S: Simd, const N: usize>(p: *mut f32, v: &[S::V; N], n: usize) {
+    let mut edge = [0f32; 32];
+    // SAFETY: as above.
+    unsafe {
+        let whole = n == N * S::LANES;
+        let to = if whole { p } else { edge.as_mut_ptr() };
+        for (j, v) in v.iter().enumerate() {
+            S::store(to.add(j * S::LANES), *v);
+        }
+        if !whole {
+            std::ptr::copy_nonoverlapping(edge.as_ptr(), p, n);
+        }
+    }
+}
+
+/// `n` into equal parts of at most `most`, differing by one.
+pub(super) fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let (n, from) = (range.len(), range.start);
+    let parts = n.div_ceil(most.max(1)).max(1);
+    (0..parts).map(move |i| from + n * i / parts..from + n * (i + 1) / parts)
+}
+
+/// Weights in the order in which the tiles read them, and the bias.
+#[derive(Debug)]
+pub(super) struct Packed {
+    pub(super) isa: Isa,
+    pub(super) taps: usize,
+    pub(super) inner: usize,
+    pub(super) outer: usize,
+    /// Chunk of input channels, panel of output channels, tap, input channel, output channel within the panel.
+    data: Vec<f32>,
+    /// Padded to whole panels.
+    bias: Vec<f32>,
+}
+
+impl Packed {
+    /// `weight` says the value at (output channel, tap, input channel).
+    pub(super) fn new(
+        isa: Isa,
+        (outer, taps, inner): (usize, usize, usize),
+        weight: impl Fn(usize, usize, usize) -> f32,
+        bias: Option<&[f32]>,
+    ) -> Self {
+        let panel = isa.panel();
+        let padded = outer.next_multiple_of(panel);
+        let mut data = Vec::with_capacity(padded * taps * inner);
+        for from in (0..inner).step_by(CHUNK) {
+            for column in (0..outer).step_by(panel) {
+                for tap in 0..taps {
+                    for k in from..inner.min(from + CHUNK) {
+                        let value = |c| if c < outer { weight(c, tap, k) } else { 0.0 };
+                        data.extend((column..column + panel).map(value));
+                    }
+                }
+            }
+        }
+        let mut padded_bias = vec![0.0; padded];
+        if let Some(bias) = bias {
+            padded_bias[..outer].copy_from_slice(bias);
+        }
+        Self { isa, taps, inner, outer, data, bias: padded_bias }
+    }
+
+    fn panels(&self) -> usize {
+        self.bias.len() / self.isa.panel()
+    }
+
+    /// A panel's weights for the channels from `chunk.start` on, one chunk of them.
+    fn panel(&self, chunk: &Range<usize>, panel: usize) -> *const f32 {
+        let before = chunk.start * self.taps * self.bias.len();
+        self.data[before + panel * self.taps * chunk.len() * self.isa.panel()..].as_ptr()
+    }
+}
+
+/// Where a product's rows of input lie.
+pub(super) trait Source: Sync {
+    /// Points to the input rows that this tap adds to output rows `rows`, each good for [`Packed::inner`] reads.
+    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut RowPointers);
+}
+
+/// Rows that lie one after another.
+pub(super) struct Dense<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) width: usize,
+}
+
+impl Source for Dense<'_> {
+    #[inline(always)]
+    fn point(&self, _: usize, rows: Range<usize>, pointers: &mut RowPointers) {
+        for (pointer, row) in pointers.iter_mut().zip(rows) {
+            *pointer = self.data[row * self.width..(row + 1) * self.width].as_ptr();
+        }
+    }
+}
+
+/// What is added to the product: row i / `rows` of `data`, as wide as the output.
+#[derive(Clone, Copy)]
+pub(super) struct Addend<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+}
+
+/// One product, all of it.
+pub(super) struct Product<'a, Src> {
+    pub(super) packed: &'a Packed,
+    pub(super) source: Src,
+    pub(super) add: Option<Addend<'a>>,
+    pub(super) rows: usize,
+}
+
+impl<Src: Source> Product<'_, Src> {
+    /// The product, row after row.
+    pub(super) fn compute(&self) -> Vec<f32> {
+        let packed = self.packed;
+        let len = self.rows * packed.outer;
+        if let Some(add) = self.add {
+            assert!(add.data.len() * add.rows >= len, "an addend of {} for {len}", add.data.len());
+        }
+        let mut out = Vec::with_capacity(len);
+        if len > 0 {
+            let shared = Shared(out.as_mut_ptr());
+            let cost = 2 * len * packed.taps * packed.inner;
+            let wanted = threads(cost);
+            let by_rows = wanted.min(self.rows.div_ceil(packed.isa.rows()));
+            let by_panels = wanted.div_ceil(by_rows).min(packed.panels());
+            let parts = |n: usize, parts: usize, i: usize| n * i / parts..n * (i + 1) / parts;
+            parallel(by_rows * by_panels, |task| {
+                let rows = parts(self.rows, by_rows, task / by_panels);
+                let panels = parts(packed.panels(), by_panels, task % by_panels);
+                // SAFETY: tasks write distinct parts of the capacity just reserved.
+                unsafe { packed.isa.run(Task { product: self, rows, panels, out: shared.get() }) }
+            });
+        }
+        // SAFETY: the tasks together wrote every row and column.
+        unsafe { out.set_len(len) };
+        out
+    }
+}
+
+/// One thread's part of a product.
+struct Task<'a, Src> {
+    product: &'a Product<'a, Src>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    out: *mut f32,
+}
+
+impl<Src: Source> Kernel for Task<'_, Src> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let packed = self.product.packed;
+        let panel_bytes = 4 * packed.taps * packed.inner.min(CHUNK) * 2 * S::LANES;
+        let mut taps = [[std::ptr::null(); MOST_ROWS]; MOST_TAPS];
+        for panels in even(self.panels.clone(), (RESIDENT / panel_bytes).max(1)) {
+            for from in (0..packed.inner).step_by(CHUNK) {
+                let chunk = from..packed.inner.min(from + CHUNK);
+                for rows in even(self.rows.clone(), S::ROWS) {
+                    for (tap, pointers) in taps[..packed.taps].iter_mut().enumerate() {
+                        self.product.source.point(tap, rows.clone(), pointers);
+                        pointers[..rows.len()].iter_mut().for_each(|p| *p = p.wrapping_add(from));
+                    }
+                    for panel in panels.clone() {
+                        // SAFETY: the pointers are the source's, the output's and `packed`'s own.
+                        unsafe { self.tile::<S>(&taps[..packed.taps], &chunk, &rows, panel) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<Src: Source> Task<'_, Src> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(
+        &self,
+        taps: &[RowPointers],
+        chunk: &Range<usize>,
+        rows: &Range<usize>,
+        panel: usize,
+    ) {
+        let packed = self.product.packed;
+        let column = panel * 2 * S::LANES;
+        let last = chunk.end == packed.inner;
+        let add = self.product.add.filter(|_| last).map(|add| {
+            let mut pointers = [std::ptr::null(); MOST_ROWS];
+            for (pointer, row) in pointers.iter_mut().zip(rows.clone()) {
+                *pointer = add.data[row / add.rows * packed.outer + column..].as_ptr();
+            }
+            pointers
+        });
+        // SAFETY: `compute` reserved rows × outer floats; the column lies within; the bias is padded.
+        unsafe {
+            S::call(Tile {
+                taps,
+                rows: rows.len(),
+                len: chunk.len(),
+                b: packed.panel(chunk, panel),
+                start: if chunk.start == 0 {
+                    Start::Row(packed.bias[column..].as_ptr())
+                } else {
+                    Start::Output
+                },
+                add,
+                out: self.out.add(rows.start * packed.outer + column),
+                stride: packed.outer,
+                columns: (packed.outer - column).min(2 * S::LANES),
+            });
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Linear layers, bias and residual in the product's epilogue.
+
+use candle_core::{Result, Shape, Tensor, bail};
+
+use super::gemm::{Addend, Dense, Packed, Product};
+use super::op::{Made, View, apply1, apply2};
+use super::simd::Isa;
+
+/// A linear layer's packed weights.
+#[derive(Debug)]
+pub(crate) struct Linear(Packed);
+
+impl Linear {
+    /// From (outer, inner) and (outer,).
+    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        Self::on(Isa::best(), weight, bias)
+    }
+
+    pub(super) fn on(isa: Isa, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let (outer, inner) = weight.dims2()?;
+        let weight = weight.flatten_all()?.to_vec1::<f32>()?;
+        let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
+        Ok(Self(Packed::new(isa, (outer, 1, inner), |o, _, i| weight[o * inner + i], bias.as_deref())))
+    }
+
+    /// (…, inner) -> (…, outer), plus `add` of that shape.
+    pub(crate) fn forward(&self, x: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
+        match add {
+            None => apply1("linear", x, |[x]| self.compute(x, None)),
+            Some(add) => apply2("linear", x, add, |[x, add]| self.compute(x, Some(add))),
+        }
+    }
+
+    fn compute(&self, x: View, add: Option<View>) -> Made {
+        let packed = &self.0;
+        let Some((&inner, outside)) = x.dims.split_last().filter(|(inner, _)| **inner == packed.inner) else {
+            bail!("linear: {:?} onto {} features", x.dims, packed.inner);
+        };
+        let rows = outside.iter().product();
+        let dims = [outside, &[packed.outer]].concat();
+        if let Some(add) = add.filter(|add| add.dims != dims) {
+            bail!("linear: {:?} added to {dims:?}", add.dims);
+        }
+        let add = add.map(|add| Addend { data: add.data, rows: 1 });
+        let out = Product { packed, source: Dense { data: x.data, width: inner }, add, rows }.compute();
+        Ok((out, Shape::from(dims)))
+    }
+}
