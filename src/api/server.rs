@@ -1,0 +1,93 @@
+//! Connections: how many, how slow, and how they end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::util::MapRequest;
+
+use super::Peer;
+
+/// The bounds of connections.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// How many at a time.
+    pub connections: usize,
+    /// Time for a request's head to arrive.
+    pub head: Duration,
+    /// Time for open answers to get out at the end.
+    pub end: Duration,
+}
+
+/// Answers connections until `shutdown` resolves, then lets open answers get out.
+pub async fn run(
+    listener: TcpListener,
+    router: Router,
+    limits: ConnectionLimits,
+    shutdown: impl Future<Output = ()>,
+) {
+    let permits = Arc::new(Semaphore::new(limits.connections));
+    let graceful = GracefulShutdown::new();
+    tokio::pin!(shutdown);
+    loop {
+        let connection = tokio::select! {
+            connection = accept(&listener, &permits) => connection,
+            () = &mut shutdown => break,
+        };
+        match connection {
+            Ok((stream, permit)) => answer(stream, permit, router.clone(), limits.head, &graceful),
+            Err(error) => {
+                // Out of file descriptors, mostly: others must close first.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    if tokio::time::timeout(limits.end, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some connections did not end in time");
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+fn answer(
+    stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+    router: Router,
+    head: Duration,
+    graceful: &GracefulShutdown,
+) {
+    let Ok(peer) = stream.peer_addr() else { return }; // gone already
+    // Events are small and must not wait for each other; where that cannot be set, they do.
+    let _ = stream.set_nodelay(true);
+    let service = MapRequest::new(router, move |request: Request<_>| {
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(Peer(peer));
+        request
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection broke");
+        }
+        drop(permit);
+    });
+}
