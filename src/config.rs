@@ -139,6 +139,8 @@ settings! {
     max_connections: usize = 1024;
     /// Time for a request's head to arrive, and for its body.
     read_timeout_seconds: u64 = 15;
+    /// Time for a client to take the next piece of an answer.
+    write_timeout_seconds: u64 = 30;
     /// Time for an answer, waiting included.
     request_timeout_seconds: u64 = 600;
     /// Time to finish accepted pictures after SIGTERM or SIGINT.
@@ -200,6 +202,7 @@ impl Config {
             ("max_streams", self.max_streams as u64),
             ("max_connections", self.max_connections as u64),
             ("read_timeout_seconds", self.read_timeout_seconds),
+            ("write_timeout_seconds", self.write_timeout_seconds),
             ("request_timeout_seconds", self.request_timeout_seconds),
         ];
         if let Some((key, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {

@@ -129,6 +129,7 @@ fn misuse_exits_with_2_and_says_which_argument() {
         (&["a", "-n", "0"], "-n"),
         (&["a", "-n", "11"], "-n"),
         (&["a", "-o", "a.gif"], "--output"),
+        (&["a", "-o", "no/such/folder/a.png"], "--output"),
         (&["a", "--model", "no-such-model"], "--model"),
         (&["a", "--noise", "white"], "--noise"),
         (&["a", "--latents-in", "not.safetensors"], "--latents-in"),

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use pentimento_pipelines::Pipeline;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{ApiError, App, ErrorBody};
+use crate::gateway::ModelInfo;
 
 /// A model, as OpenAI lists it, and what it can do.
 #[derive(Debug, Serialize, ToSchema)]
@@ -56,22 +56,21 @@ pub struct ModelList {
     data: Vec<ModelObject>,
 }
 
-fn describe(app: &App, id: &str, model: &Pipeline) -> ModelObject {
-    let (defaults, sizes) = (model.defaults(), model.sizes());
+fn object(app: &App, info: ModelInfo) -> ModelObject {
     ModelObject {
-        id: id.to_owned(),
+        id: info.name,
         object: "model",
         created: app.started,
         owned_by: "pentimento",
         pentimento: ModelAbilities {
-            model: model.id().to_owned(),
-            description: model.model().description().to_owned(),
-            default_size: defaults.size.to_string(),
-            size_grid: sizes.grid,
-            min_side: sizes.min,
-            max_side: sizes.max,
-            default_steps: defaults.steps,
-            default_guidance_scale: defaults.guidance_scale,
+            model: info.id,
+            description: info.description,
+            default_size: info.defaults.size.to_string(),
+            size_grid: info.sizes.grid,
+            min_side: info.sizes.min,
+            max_side: info.sizes.max,
+            default_steps: info.defaults.steps,
+            default_guidance_scale: info.defaults.guidance_scale,
         },
     }
 }
@@ -79,9 +78,10 @@ fn describe(app: &App, id: &str, model: &Pipeline) -> ModelObject {
 /// The models served, and their aliases.
 #[utoipa::path(get, path = "/v1/models", tag = "models",
     responses((status = 200, body = ModelList), (status = 401, body = ErrorBody)))]
-pub async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
-    let data = app.gateway.catalogue.names().map(|(id, model)| describe(&app, id, model)).collect();
-    Json(ModelList { object: "list", data })
+pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
+    let catalogue = &app.gateway.catalogue;
+    let data = catalogue.names().map(|name| Ok(object(&app, catalogue.describe(name)?)));
+    Ok(Json(ModelList { object: "list", data: data.collect::<Result<_, ApiError>>()? }))
 }
 
 /// One model, by id or alias.
@@ -93,6 +93,5 @@ pub async fn one(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelObject>, ApiError> {
     let Path(id) = id.unwrap_or_else(|_| Path(String::new())); // not UTF-8: no model is called that
-    let model = app.gateway.catalogue.find(Some(&id))?;
-    Ok(Json(describe(&app, &id, model)))
+    Ok(Json(object(&app, app.gateway.catalogue.describe(&id)?)))
 }

@@ -11,6 +11,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutStream;
 use tower::util::MapRequest;
 
 use super::Peer;
@@ -22,6 +23,8 @@ pub struct ConnectionLimits {
     pub connections: usize,
     /// Time for a request's head to arrive.
     pub head: Duration,
+    /// Time for a client to take the next piece of an answer.
+    pub piece: Duration,
     /// Time for open answers to get out at the end.
     pub end: Duration,
 }
@@ -42,7 +45,7 @@ pub async fn run(
             () = &mut shutdown => break,
         };
         match connection {
-            Ok((stream, permit)) => answer(stream, permit, router.clone(), limits.head, &graceful),
+            Ok((stream, permit)) => answer(stream, permit, router.clone(), limits, &graceful),
             Err(error) => {
                 // Out of file descriptors, mostly: others must close first.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -68,7 +71,7 @@ fn answer(
     stream: TcpStream,
     permit: OwnedSemaphorePermit,
     router: Router,
-    head: Duration,
+    limits: ConnectionLimits,
     graceful: &GracefulShutdown,
 ) {
     let Ok(peer) = stream.peer_addr() else { return }; // gone already
@@ -79,10 +82,12 @@ fn answer(
         request.extensions_mut().insert(Peer(peer));
         request
     });
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limits.piece));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        .header_read_timeout(limits.head)
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
         if let Err(error) = connection.await {

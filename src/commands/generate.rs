@@ -1,6 +1,6 @@
 //! `pentimento generate`: a picture without a server.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -146,8 +146,12 @@ fn flag_of(field: &str) -> String {
     }
 }
 
+/// The format that a file's name asks for. Its folder must be there: better said now than after painting.
 fn format_of(output: Option<&Path>) -> Result<Format, Failure> {
     let Some(path) = output else { return Ok(Format::Png) };
+    if path.parent().is_some_and(|folder| folder != Path::new("") && !folder.is_dir()) {
+        return Err(Failure::Misuse(anyhow!("--output {}: there is no such folder", path.display())));
+    }
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     match extension.as_deref() {
         Some("png") => Ok(Format::Png),
@@ -184,7 +188,8 @@ fn paint(model: &Pipeline, job: &Job, arguments: &Arguments, pictures: usize) ->
     };
     std::fs::write(&path, &painted.file).with_context(|| format!("cannot write {}", path.display()))?;
     show(&painted.file);
-    println!("{} (seed {})", path.display(), job.seed);
+    // Whoever closed stdout does not want to know.
+    let _ = writeln!(std::io::stdout(), "{} (seed {})", path.display(), job.seed);
     Ok(())
 }
 

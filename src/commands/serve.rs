@@ -1,6 +1,7 @@
 //! `pentimento serve`: API and worker in one process.
 
 use std::future::pending;
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -78,9 +79,11 @@ async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {
     let connections = ConnectionLimits {
         connections: config.max_connections,
         head: Duration::from_secs(config.read_timeout_seconds),
+        piece: Duration::from_secs(config.write_timeout_seconds),
         end: Duration::from_secs(5),
     };
-    println!("listening on http://{address}");
+    // Whoever closed stdout does not want to know.
+    let _ = writeln!(std::io::stdout(), "listening on http://{address}");
     let mut outcome = Ok(());
     let life = async { outcome = live(worker, queue, phase, drain).await };
     api::run(listener, router(app), connections, life).await;
@@ -104,6 +107,7 @@ async fn live(
         anyhow::Ok(())
     };
     tokio::select! {
+        biased; // a failed warm-up ends the thread too, and says more
         reason = &mut asked_to_stop => reason?,
         failure = async { match warmed.await { Ok(()) => pending().await, Err(e) => e } } => {
             return Err(failure.into());

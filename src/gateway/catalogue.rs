@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pentimento_pipelines::Pipeline;
+use pentimento_pipelines::{Defaults, Pipeline, SizeRange};
 
 use super::Rejection;
 
@@ -26,6 +26,21 @@ pub enum CatalogueError {
         /// What it stands for.
         model: String,
     },
+}
+
+/// A name that requests may use, and the model behind it.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// The name.
+    pub name: String,
+    /// The model's id.
+    pub id: String,
+    /// What it paints, in a line.
+    pub description: String,
+    /// The values it paints best with.
+    pub defaults: Defaults,
+    /// The sizes it can paint.
+    pub sizes: SizeRange,
 }
 
 /// The models served; the first is the default.
@@ -69,9 +84,24 @@ impl Catalogue {
             .ok_or_else(|| Rejection::UnknownModel(name.to_owned()))
     }
 
-    /// Every name a request may use, with the model it means: ids first, then aliases.
-    pub fn names(&self) -> impl Iterator<Item = (&str, &Pipeline)> {
-        let ids = self.models.iter().map(|m| (m.id(), m));
-        ids.chain(self.aliases.iter().map(|(alias, &at)| (alias.as_str(), &self.models[at])))
+    /// What there is to know about a name: an id or an alias.
+    ///
+    /// # Errors
+    /// [`Rejection::UnknownModel`].
+    pub fn describe(&self, name: &str) -> Result<ModelInfo, Rejection> {
+        let model = self.find(Some(name))?;
+        Ok(ModelInfo {
+            name: name.to_owned(),
+            id: model.id().to_owned(),
+            description: model.model().description().to_owned(),
+            defaults: model.defaults().clone(),
+            sizes: model.sizes(),
+        })
+    }
+
+    /// Every name a request may use: ids first, then aliases.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let aliases = self.aliases.keys().map(String::as_str);
+        self.models.iter().map(Pipeline::id).chain(aliases)
     }
 }

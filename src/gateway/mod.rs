@@ -6,7 +6,7 @@ mod request;
 use crate::config::Config;
 use crate::queue::{Busy, LocalQueue, Subscription};
 
-pub use catalogue::{Catalogue, CatalogueError};
+pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
 pub use request::{GenerationRequest, Limits, MAX_SEED, Wanted};
 
 /// Why a request is not accepted.

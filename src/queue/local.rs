@@ -294,3 +294,78 @@ impl Lease {
         let _ = self.events.try_send(event);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pentimento_pipelines::{NoiseSource, Size};
+
+    use super::*;
+    use crate::queue::{Encoding, Format};
+
+    fn jobs(client: &str, n: usize) -> Vec<Job> {
+        let job = |index| Job {
+            request_id: format!("request-of-{client}"),
+            index,
+            client: client.to_owned(),
+            model: "m".into(),
+            prompt: "p".into(),
+            negative_prompt: String::new(),
+            size: Size { width: 64, height: 64 },
+            seed: 0,
+            noise: NoiseSource::Pentimento,
+            plan: serde_json::from_str(r#"{"steps":[]}"#).unwrap(),
+            previews: vec![],
+            encoding: Encoding { format: Format::Png, quality: 100 },
+        };
+        (0..n).map(job).collect()
+    }
+
+    fn queue() -> LocalQueue {
+        LocalQueue::new(QueueLimits { length: 4, length_per_client: 3 })
+    }
+
+    #[test]
+    fn a_request_is_accepted_whole_or_not_at_all() {
+        let queue = queue();
+        let _three = queue.submit(jobs("a", 3)).unwrap();
+        assert!(matches!(queue.submit(jobs("a", 1)), Err(Busy::ClientFull { .. })));
+        assert!(matches!(queue.submit(jobs("b", 2)), Err(Busy::Full { .. })));
+        assert_eq!(queue.len(), 3);
+        let _one = queue.submit(jobs("b", 1)).unwrap();
+        queue.close();
+        assert!(matches!(queue.submit(jobs("b", 1)), Err(Busy::Closed)));
+        let clients: Vec<_> =
+            std::iter::from_fn(|| queue.pull()).map(|lease| lease.job.client.clone()).collect();
+        assert_eq!(clients, ["a", "b", "a", "a"], "what was accepted is handed out, in turn");
+    }
+
+    #[test]
+    fn a_dropped_subscription_cancels_waiting_and_leased_jobs() {
+        let queue = queue();
+        let mut subscriptions = queue.submit(jobs("a", 3)).unwrap();
+        let lease = queue.pull().unwrap();
+        drop(subscriptions.pop());
+        assert_eq!(queue.len(), 1);
+        assert!(!lease.is_cancelled());
+        drop(subscriptions);
+        assert!(queue.is_empty() && lease.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn whatever_happens_the_subscriber_hears_an_end() {
+        let queue = queue();
+        let mut subscriptions = queue.submit(jobs("a", 3)).unwrap();
+        let painted = Painted { file: vec![1], timings: Timings::default() };
+        queue.pull().unwrap().complete(painted.clone());
+        drop(queue.pull()); // as a worker that dies
+        let _kept = queue.submit(jobs("b", 1)).unwrap();
+        let lease = queue.pull().unwrap();
+        assert!(!lease.is_cancelled());
+        queue.stop(); // with one being painted and one waiting
+        assert!(lease.is_cancelled() && queue.pull().is_none());
+        let ends = [Event::Done(painted), Event::Failed(Failure::Stopped), Event::Failed(Failure::Stopped)];
+        for (subscription, end) in subscriptions.iter_mut().zip(ends) {
+            assert_eq!(subscription.next().await, end);
+        }
+    }
+}
