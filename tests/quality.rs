@@ -1,4 +1,5 @@
 //! The scorers see what the recipe's own see, on the picture that diffusers painted.
+#![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, safetensors};
 use pentimento::quality::{AttributeClassifier, Attributes, ClipScorer, Subject, fidelity};

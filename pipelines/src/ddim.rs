@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::noise;
+use crate::noise::{self, Purpose};
 use crate::schedule::{NoiseSchedule, Prediction};
 
 /// What a step yields.
@@ -52,13 +52,13 @@ pub fn step(
     if sigma == 0.0 {
         return Ok(Stepped { latent: next, predicted: x0 });
     }
-    let fresh = noise::at_timestep(seed, from, latent.elem_count());
+    let fresh = noise::at_timestep(Purpose::Step, seed, from, latent.elem_count());
     let fresh = Tensor::from_vec(fresh, latent.shape(), latent.device())?;
     Ok(Stepped { latent: (next + (fresh * sigma)?)?, predicted: x0 })
 }
 
-/// Takes a latent from timestep `from` to a noisier one (or to the same one): forward noise, a function
-/// of (`seed`, `to`).
+/// Takes a latent from timestep `from` to the noisier (or same) `to`: forward noise, a function of
+/// (`seed`, `to`).
 ///
 /// # Errors
 /// A tensor operation's.
@@ -68,8 +68,11 @@ pub fn add_noise(
     (from, to): (f64, f64),
     seed: u64,
 ) -> Result<Tensor> {
+    if from == to {
+        return Ok(latent.clone());
+    }
     let keep = schedule.alpha_bar(to) / schedule.alpha_bar(from);
-    let fresh = noise::at_timestep(seed, to, latent.elem_count());
+    let fresh = noise::at_timestep(Purpose::Forward, seed, to, latent.elem_count());
     let fresh = Tensor::from_vec(fresh, latent.shape(), latent.device())?;
     Ok(((latent * keep.sqrt())? + (fresh * (1.0 - keep).max(0.0).sqrt())?)?)
 }
@@ -125,6 +128,18 @@ mod tests {
         assert!((f64::from(variance) - (1.0 - s.alpha_bar(300.0))).abs() < 0.02, "{variance}");
         let same = add_noise(&s, &x, (300.0, 300.0), 5).unwrap();
         assert_eq!(same.to_vec1::<f32>().unwrap(), x.to_vec1::<f32>().unwrap());
+    }
+
+    /// Forward noise to a timestep and a step with noise of its own from there are independent.
+    #[test]
+    fn forward_and_step_noise_add_up_as_variances() {
+        let s = schedule(Prediction::Epsilon);
+        let clean = Tensor::zeros(20_000, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let x = add_noise(&s, &clean, (FINISHED, 500.0), 5).unwrap();
+        let epsilon = (&x / (1.0 - s.alpha_bar(500.0)).sqrt()).unwrap();
+        let next = step(&s, &x, &epsilon, (500.0, 400.0), 1.0, 5).unwrap().latent;
+        let variance = next.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!((f64::from(variance) - (1.0 - s.alpha_bar(400.0))).abs() < 0.02, "{variance}");
     }
 
     #[test]

@@ -87,13 +87,13 @@ if __name__ == "__main__":
     tokenizer = load_tokenizer(args)
     model = build_clip(tokenizer)
     batch = 16 if args.smoke else BATCH
-    caption_rng = random.Random(2)
 
     def embeds(out):
         return getattr(out, "pooler_output", out)
 
-    def loss_fn(step, rng):
+    def loss_fn(rng):
         index = rng.integers(2000 if len(pictures) > 4000 else 0, len(pictures), size=batch)
+        caption_rng = random.Random(int(rng.integers(2**62)))
         ids = token_ids(tokenizer, [world.caption(scene_and_rng(int(i))[0], caption_rng, drop=0.1)[0] for i in index])
         with autocast():
             longest = int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1  # causal: padding changes nothing
@@ -104,7 +104,7 @@ if __name__ == "__main__":
         target = torch.arange(batch)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    model = common.train(args, "clip", model, loss_fn, 10**9, 1e-3, minutes=args.minutes, weight_decay=0.05, decay=0.998)
+    model = common.train(args, "clip", model, loss_fn, 1e-3, args.minutes, weight_decay=0.05, decay=0.998)
 
     rng, n = np.random.default_rng(3), min(256, len(pictures))
     with torch.no_grad():
