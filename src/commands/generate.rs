@@ -7,8 +7,8 @@ use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use pentimento_pipelines::{NoiseSource, Pipeline};
 
-use super::latents;
 use super::{ConfigFile, Failure, load_models, use_threads};
+use super::{latents, terminal};
 use crate::config::{Config, Flags};
 use crate::gateway::{GenerationRequest, Limits, Rejection, Wanted};
 use crate::queue::{Format, Job};
@@ -224,27 +224,12 @@ fn free_name(seed: u64) -> Result<PathBuf, Failure> {
 
 /// Shows the picture where stdout is a terminal that can.
 fn show(file: &[u8]) {
-    let variable = |name: &str| std::env::var(name).unwrap_or_default();
-    if !std::io::stdout().is_terminal() || variable("TERM") == "dumb" {
+    if !terminal::can_show() {
         return;
     }
     if let Ok(picture) = image::load_from_memory(file) {
-        let config = viuer::Config {
-            absolute_offset: false,
-            height: Some(16), // a cell is about twice as high as wide, and shows two pixels
-            use_kitty: std::io::stdin().is_terminal() && speaks_kitty(variable),
-            ..viuer::Config::default()
-        };
-        // The file is written; a terminal that fails at showing it costs nothing.
-        let _ = viuer::print(&picture, &config);
+        print!("{}", terminal::half_blocks(&picture.into_rgb8()));
     }
-}
-
-/// Whether the terminal is one of those that know kitty's graphics protocol. viuer would ask any terminal, and
-/// wait for ever where none answers, as under `script` or in a CI's.
-fn speaks_kitty(variable: impl Fn(&str) -> String) -> bool {
-    let program = format!("{} {}", variable("TERM"), variable("TERM_PROGRAM")).to_lowercase();
-    ["kitty", "ghostty", "wezterm"].iter().any(|name| program.contains(name))
 }
 
 #[cfg(test)]
@@ -258,16 +243,5 @@ mod tests {
         assert_eq!(flag_of("guidance_scale"), "--guidance-scale");
         assert!(format_of(Some(Path::new("x.JPG"))).is_ok_and(|f| f == Format::Jpeg));
         assert!(format_of(Some(Path::new("x.gif"))).is_err() && format_of(Some(Path::new("x"))).is_err());
-    }
-
-    #[test]
-    fn only_terminals_known_to_answer_are_asked() {
-        let terminal = |term: &'static str, program: &'static str| {
-            move |name: &str| if name == "TERM" { term.to_owned() } else { program.to_owned() }
-        };
-        assert!(
-            speaks_kitty(terminal("xterm-kitty", "")) && speaks_kitty(terminal("xterm-256color", "WezTerm"))
-        );
-        assert!(!speaks_kitty(terminal("xterm-256color", "")) && !speaks_kitty(terminal("", "vscode")));
     }
 }

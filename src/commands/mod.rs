@@ -3,6 +3,7 @@
 pub mod generate;
 mod latents;
 pub mod serve;
+mod terminal;
 
 use std::process::ExitCode;
 

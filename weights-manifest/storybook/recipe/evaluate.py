@@ -83,7 +83,7 @@ if __name__ == "__main__":
     args = arguments(
         __doc__, folder=(str(HERE.parent / "model"), "the exported model"), count=(500, "held-out prompts"),
         first=(0, "the first held-out scene: the card's are 0 to 499, tune on others"), steps=(50, "DDIM steps"),
-        guidance_scale=(3.0, "guidance scale"), batch=(25, "pictures painted together"), grid=("grid.png", "where the grid goes, below --work"),
+        guidance_scale=(5.0, "guidance scale"), batch=(25, "pictures painted together"), grid=("grid.png", "where the grid goes, below --work"),
     )
     count, steps = (4, 4) if args.smoke else (args.count, args.steps)
     folder = Path(args.folder)

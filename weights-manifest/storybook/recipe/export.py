@@ -41,7 +41,7 @@ max = 64
 {files}
 """
 
-args = arguments(__doc__, out=(str(HERE.parent), "the folder that gets model/ and, beside it, the manifest"), guidance_scale=(3.0, "the default to write down"))
+args = arguments(__doc__, out=(str(HERE.parent), "the folder that gets model/ and, beside it, the manifest"), guidance_scale=(5.0, "the default to write down"))
 out = Path(args.out)
 folder = out / "model.tmp"
 shutil.rmtree(folder, ignore_errors=True)
