@@ -145,6 +145,7 @@ impl Mt19937 {
 }
 
 #[cfg(test)]
+#[allow(clippy::excessive_precision, clippy::type_complexity)] // values as they were printed
 mod tests {
     use super::*;
 

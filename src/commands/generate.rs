@@ -1,6 +1,6 @@
 //! `pentimento generate`: a picture without a server.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
