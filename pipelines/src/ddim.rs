@@ -78,11 +78,27 @@ pub fn add_noise(
 }
 
 #[cfg(test)]
-mod tests {
-    use candle_core::Device;
+#[path = "../tests/common/hash_weights.rs"]
+#[allow(dead_code)] // the integration tests use the rest
+mod hash_weights;
 
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+
+    use candle_core::{DType, Device};
+    use serde_json::Value;
+
+    use super::hash_weights::normal_like;
     use super::*;
+    use crate::plan::StepPlan;
     use crate::schedule::{FINISHED, ScheduleConfig};
+
+    /// Relative to the golden's largest value; diffusers keeps ᾱ in f32, the engine in f64.
+    const TOLERANCE: f32 = 1e-5;
+    const SEED: u64 = 7;
+    const LATENT: (usize, usize, usize) = (4, 8, 8);
 
     fn schedule(prediction_type: Prediction) -> NoiseSchedule {
         NoiseSchedule::new(ScheduleConfig { prediction_type, ..Default::default() }).unwrap()
@@ -90,6 +106,58 @@ mod tests {
 
     fn tensor(values: Vec<f32>) -> Tensor {
         Tensor::new(values, &Device::Cpu).unwrap()
+    }
+
+    fn golden_file(file: &str) -> Vec<u8> {
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/scheduler").join(file))
+            .unwrap()
+    }
+
+    fn goldens() -> HashMap<String, Tensor> {
+        candle_core::safetensors::load_buffer(&golden_file("golden.safetensors"), &Device::Cpu).unwrap()
+    }
+
+    /// Prints max |ours − golden| / max |golden|.
+    fn check(name: &str, ours: &Tensor, golden: &Tensor) {
+        let largest =
+            |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        let error = largest(&(ours - golden).unwrap()) / largest(golden);
+        println!("scheduler  {name:40} {error:.2e}");
+        assert!(error <= TOLERANCE, "{name}: {error:.2e} > {TOLERANCE:.0e}");
+    }
+
+    /// Every spacing, prediction, β schedule and η without a network: `make_goldens.py` drove diffusers'
+    /// DDIMScheduler with the same hashes as predictions and this engine's noise. Where diffusers does not
+    /// step to the plan's next timestep (`to_next_timestep` in cases.json) the golden is a plain loop of eq. 12.
+    #[test]
+    fn every_scheduler_setting_matches_diffusers() {
+        let goldens = goldens();
+        let cases: Vec<Value> = serde_json::from_slice(&golden_file("cases.json")).unwrap();
+        for case in &cases {
+            let name = case["name"].as_str().unwrap();
+            let schedule = NoiseSchedule::from_json(case["scheduler"].to_string().as_bytes()).unwrap();
+            let plan = StepPlan::ddim(&schedule, case["steps"].as_u64().unwrap() as usize, 1.0).unwrap();
+            let timesteps: Vec<f64> = plan.steps().iter().map(|step| step.timestep).collect();
+            let golden = goldens[&format!("{name}.timesteps")].to_dtype(DType::F64).unwrap();
+            assert_eq!(timesteps, golden.to_vec1::<f64>().unwrap(), "{name}");
+
+            let eta = case["eta"].as_f64().unwrap_or(0.0) as f32;
+            let mut latent = normal_like(&format!("scheduler/{name}.latent"), LATENT).unwrap();
+            for (i, &from) in timesteps.iter().enumerate() {
+                let to = timesteps.get(i + 1).copied().unwrap_or(FINISHED);
+                let prediction = normal_like(&format!("scheduler/{name}.prediction.{i}"), LATENT).unwrap();
+                latent = step(&schedule, &latent, &prediction, (from, to), eta, SEED).unwrap().latent;
+                let golden = goldens[&format!("{name}.latents")].get(i).unwrap();
+                check(&format!("{name}, from {from}"), &latent, &golden);
+            }
+        }
+    }
+
+    #[test]
+    fn forward_noise_matches_diffusers() {
+        let clean = normal_like("scheduler/forward.latent", LATENT).unwrap();
+        let noisy = add_noise(&schedule(Prediction::Epsilon), &clean, (FINISHED, 601.0), SEED).unwrap();
+        check("forward, to 601", &noisy, &goldens()["forward"]);
     }
 
     /// A denoiser that knows the truth walks back to it, by any steps and under either prediction.

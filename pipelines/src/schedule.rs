@@ -237,11 +237,14 @@ impl NoiseSchedule {
                 (0..steps).rev().map(|i| (i * ratio + self.config.steps_offset) as f64).collect()
             }
             Spacing::Linspace if steps == 1 => vec![0.0],
+            // Operation by operation as numpy's linspace and arange: a half is missed by a rounding error, or not.
             Spacing::Linspace => {
-                (0..steps).rev().map(|i| (i as f64 * (t - 1.0) / (n - 1.0)).round_ties_even()).collect()
+                let stride = (t - 1.0) / (n - 1.0);
+                (0..steps).rev().map(|i| (i as f64 * stride).round_ties_even()).collect()
             }
             Spacing::Trailing => {
-                (0..steps).map(|i| (t - i as f64 * (t / n)).round_ties_even() - 1.0).collect()
+                let stride = (t - t / n) - t;
+                (0..steps).map(|i| (t + i as f64 * stride).round_ties_even() - 1.0).collect()
             }
         };
         // With as many steps as timesteps the offset would point past the last one.
