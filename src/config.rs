@@ -133,8 +133,6 @@ settings! {
     queue_length: usize = 256;
     /// The most pictures of one client that wait.
     queue_length_per_client: usize = 64;
-    /// The most streaming answers at a time.
-    max_streams: usize = 64;
     /// The most connections at a time; further ones wait.
     max_connections: usize = 1024;
     /// Time for a request's head to arrive, and for its body.
@@ -195,18 +193,27 @@ impl Config {
                 "must be at least queue_length_per_client, and that at least max_n",
             );
         }
-        let at_least_one = [
-            ("max_body_bytes", self.max_body_bytes as u64),
-            ("max_prompt_bytes", self.max_prompt_bytes as u64),
-            ("max_steps", self.max_steps as u64),
-            ("max_streams", self.max_streams as u64),
-            ("max_connections", self.max_connections as u64),
-            ("read_timeout_seconds", self.read_timeout_seconds),
-            ("write_timeout_seconds", self.write_timeout_seconds),
-            ("request_timeout_seconds", self.request_timeout_seconds),
+        const BYTES: u64 = 1 << 40;
+        const COUNT: u64 = 1_000_000;
+        const YEAR: u64 = 365 * 24 * 3600;
+        let bounds = [
+            ("max_body_bytes", self.max_body_bytes as u64, 1, BYTES),
+            ("max_prompt_bytes", self.max_prompt_bytes as u64, 1, BYTES),
+            ("max_steps", self.max_steps as u64, 1, COUNT),
+            ("queue_length", self.queue_length as u64, 1, COUNT),
+            ("max_connections", self.max_connections as u64, 1, COUNT),
+            ("threads", self.threads as u64, 0, 4096),
+            ("read_timeout_seconds", self.read_timeout_seconds, 1, YEAR),
+            ("write_timeout_seconds", self.write_timeout_seconds, 1, YEAR),
+            ("request_timeout_seconds", self.request_timeout_seconds, 1, YEAR),
+            ("drain_seconds", self.drain_seconds, 0, YEAR),
+            ("url_lifetime_seconds", self.url_lifetime_seconds, 1, YEAR),
+            ("url_store_bytes", self.url_store_bytes as u64, 1 << 20, BYTES),
         ];
-        if let Some((key, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            return wrong(key, "must be at least 1");
+        for (key, value, least, most) in bounds {
+            if !(least..=most).contains(&value) {
+                return wrong(key, &format!("must be between {least} and {most}"));
+            }
         }
         let url = &self.public_url;
         if !url.is_empty() && !url.starts_with("http://") && !url.starts_with("https://") {
@@ -240,7 +247,7 @@ mod tests {
         let path = file("max_n = 4\nmax_steps = 20\n[aliases]\n\"sd\" = \"default\"");
         let flags = Flags { max_steps: Some(30), ..Default::default() };
         let config = Config::load(Some(&path), &flags).unwrap();
-        assert_eq!((config.max_n, config.max_steps, config.max_streams), (4, 30, 64));
+        assert_eq!((config.max_n, config.max_steps, config.max_connections), (4, 30, 1024));
         assert_eq!(config.aliases, "sd=default".parse().unwrap());
         assert_eq!(Config::load(None, &Flags::default()).unwrap(), Config::default());
     }
@@ -256,7 +263,10 @@ mod tests {
         for (text, key) in [
             ("max_n = 11", "max_n"),
             ("queue_length = 3", "queue_length"),
-            ("max_streams = 0", "max_streams"),
+            ("max_connections = 0", "max_connections"),
+            ("max_connections = 9000000000000000000", "max_connections"),
+            ("request_timeout_seconds = 9223372036854775807", "request_timeout_seconds"),
+            ("url_store_bytes = 0", "url_store_bytes"),
             ("public_url = \"ftp://x\"", "public_url"),
             ("model = []", "model"),
         ] {

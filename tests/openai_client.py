@@ -108,11 +108,34 @@ def errors():
     fails(bad, 400, "strength", "unknown_parameter", extra_body={"strength": 1})
     fails(openai.NotFoundError, 404, "model", "model_not_found", model="no-such-model")
     fails(openai.NotFoundError, 404, "pentimento.cache", "cache_miss", extra_body={"pentimento": {"cache": "only"}})
+    # What the client's own methods cannot be made to send.
+    cases = [
+        (bad, 400, "prompt", "missing_required_parameter", dict(body={})),
+        (bad, 400, "min_quality", "unsupported_parameter", dict(body={"prompt": "a", "pentimento": {"min_quality": 0.5}})),
+        (openai.APIStatusError, 413, None, "request_too_large", dict(body={"prompt": "a" * 300_000})),
+        (openai.APIStatusError, 415, None, "unsupported_content_type",
+         dict(body={"prompt": "a"}, options={"headers": {"Content-Type": "text/plain"}})),
+    ]
+    for error, status, param, code, request in cases:
+        try:
+            client.post("/images/generations", cast_to=object, **request)
+        except openai.APIStatusError as e:
+            assert type(e) is error, (code, type(e), e)
+            assert (e.status_code, e.code) == (status, code), (code, e)
+            assert param is None or param in e.param, (code, e.param)
+        else:
+            raise AssertionError(f"{code} must be raised")
+    try:
+        client.get("/images/generations", cast_to=object)
+    except openai.APIStatusError as e:
+        assert (e.status_code, e.code) == (405, "method_not_supported"), e
+    else:
+        raise AssertionError("GET must be refused")
     stranger = OpenAI(base_url=sys.argv[1], api_key="wrong", max_retries=0)
     fails(openai.AuthenticationError, 401, None, "invalid_api_key", client=stranger)
     # openai_client.rs lets a client have 10 pictures waiting; here are 9.
     with client.images.generate(
-        prompt="a boat", n=10, stream=True, partial_images=3, extra_body={"num_inference_steps": 50}
+        prompt="a boat", n=10, stream=True, partial_images=3, extra_body={"num_inference_steps": 1000}
     ) as stream:
         next(iter(stream))
         fails(openai.RateLimitError, 429, None, "rate_limit_exceeded", n=10)

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::time::Instant;
 
 use base64::Engine;
@@ -142,6 +142,7 @@ fn readiness_comes_with_the_warm_up_and_stays() {
         seen.push(server.get("/readyz").status);
         seen.last() == Some(&200)
     });
+    assert!(seen.len() > 1, "ready before the warm-up");
     assert!(seen[..seen.len() - 1].iter().all(|&status| status == 503), "{seen:?}");
     assert_eq!(
         (server.get("/readyz").status, server.get("/healthz").status, server.get("/health").status),
@@ -204,6 +205,17 @@ fn whoever_hangs_up_costs_nothing_more() {
         .unwrap();
     drop(lines);
     until("the stream is cancelled", || server.metric("pentimento_cancelled_total") == 3.0);
+
+    // A stray byte after the request does not hide that the client is gone.
+    for (cancelled, stream) in [(4.0, false), (5.0, true)] {
+        let mut stray =
+            server.open(&json!({"prompt": "a boat", "num_inference_steps": 1000, "stream": stream}));
+        stray.write_all(b"\r\n").unwrap();
+        let before = server.metric("pentimento_steps_total");
+        until("it is being painted", || server.metric("pentimento_steps_total") > before + 2.0);
+        drop(stray);
+        until("it is cancelled", || server.metric("pentimento_cancelled_total") == cancelled);
+    }
     assert_eq!(server.metric("pentimento_pictures_total"), 0.0);
     assert_eq!(server.post(&json!({"prompt": "a", "num_inference_steps": 1})).status, 200, "it still paints");
 }

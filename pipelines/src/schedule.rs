@@ -215,11 +215,6 @@ impl NoiseSchedule {
         self.alpha_bars[below] * (1.0 - share) + self.alpha_bars[above] * share
     }
 
-    /// The standard deviation of the noise in a latent at a timestep, `sqrt(1 − ᾱ)`.
-    pub fn noise_level(&self, timestep: f64) -> f64 {
-        (1.0 - self.alpha_bar(timestep)).max(0.0).sqrt()
-    }
-
     /// The timesteps of a plan of `steps` steps, noisiest first, by the configured spacing (numpy's
     /// rounding, half to even, as diffusers).
     ///

@@ -1,6 +1,6 @@
 //! Who is asking: an API key's tenant, or an address.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -32,13 +32,14 @@ impl Keys {
     /// [`ConfigError`] naming the file's line, or the key of the configuration.
     pub fn load(config: &Config) -> Result<Self, ConfigError> {
         let mut keys = Self::default();
-        keys.add(&config.api_keys.0).map_err(|reason| ConfigError::Value { key: "api_keys", reason })?;
+        keys.add(config.api_keys.0.clone())
+            .map_err(|reason| ConfigError::Value { key: "api_keys", reason })?;
         let path = &config.api_keys_file;
         if !path.as_os_str().is_empty() {
             let text = std::fs::read_to_string(path)
                 .map_err(|source| ConfigError::Io { path: path.clone(), source })?;
             parse_lines(&text)
-                .and_then(|pairs| keys.add(&pairs))
+                .and_then(|pairs| keys.add(pairs))
                 .map_err(|reason| ConfigError::File { path: path.clone(), reason })?;
         }
         Ok(keys)
@@ -49,9 +50,11 @@ impl Keys {
         self.0.is_empty()
     }
 
-    fn add(&mut self, pairs: &BTreeMap<String, String>) -> Result<(), String> {
+    fn add(&mut self, pairs: impl IntoIterator<Item = (String, String)>) -> Result<(), String> {
         for (digest, tenant) in pairs {
-            self.0.insert(parse_digest(digest)?, format!("tenant:{tenant}").into());
+            if self.0.insert(parse_digest(&digest)?, format!("tenant:{tenant}").into()).is_some() {
+                return Err(format!("the key of tenant {tenant:?} is there twice"));
+            }
         }
         Ok(())
     }
@@ -73,9 +76,11 @@ impl Keys {
     }
 }
 
-fn parse_lines(text: &str) -> Result<BTreeMap<String, String>, String> {
+/// The pairs of a key file. One without any is a mistake, such as a secret that was not mounted: it must
+/// not mean that everybody may ask.
+fn parse_lines(text: &str) -> Result<Vec<(String, String)>, String> {
     let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
-    lines
+    let pairs: Vec<_> = lines
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
         .map(|(number, line)| {
             let (digest, tenant) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
@@ -85,7 +90,8 @@ fn parse_lines(text: &str) -> Result<BTreeMap<String, String>, String> {
                 tenant => Ok((digest.to_owned(), tenant.to_owned())),
             }
         })
-        .collect()
+        .collect::<Result<_, String>>()?;
+    if pairs.is_empty() { Err("holds no API key".to_owned()) } else { Ok(pairs) }
 }
 
 fn parse_digest(text: &str) -> Result<[u8; 32], String> {
@@ -122,7 +128,7 @@ mod tests {
 
     fn keys() -> Keys {
         let mut keys = Keys::default();
-        keys.add(&parse_lines(&format!("# ours\n\n{SECRET}  studio\n")).unwrap()).unwrap();
+        keys.add(parse_lines(&format!("# ours\n\n{SECRET}  studio\n")).unwrap()).unwrap();
         keys
     }
 
@@ -150,5 +156,17 @@ mod tests {
         let error = parse_lines("\nsecret studio").unwrap_err();
         assert!(error.starts_with("line 2") && !error.contains("secret"), "{error}");
         assert!(parse_lines(SECRET).unwrap_err().contains("tenant"));
+    }
+
+    #[test]
+    fn a_key_file_without_keys_does_not_let_everybody_in() {
+        assert!(parse_lines("# nothing mounted here\n").unwrap_err().contains("no API key"));
+    }
+
+    #[test]
+    fn a_key_cannot_name_two_tenants() {
+        let twice = format!("{SECRET} a\n{} b\n", SECRET.to_uppercase());
+        let error = Keys::default().add(parse_lines(&twice).unwrap()).unwrap_err();
+        assert!(error.contains("twice") && !error.contains(SECRET), "{error}");
     }
 }

@@ -144,21 +144,15 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "file_not_found", message)
     }
 
-    /// Too many streams.
-    pub fn too_many_streams() -> Self {
-        let message = "Too many pictures are being streamed. Try again, or set stream to false.";
-        Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "too_many_streams", message)
-            .retry_after(Duration::from_secs(2))
-    }
-
     /// Too slow.
     pub fn timeout() -> Self {
         let message = "The picture was not finished in time.";
         Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, "timeout", message)
     }
 
-    /// Our fault; the log knows more.
-    pub fn internal() -> Self {
+    /// Our fault: the reason goes to the log, not to the client.
+    pub fn internal(reason: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%reason, "a request failed");
         let message =
             "The server failed to process the request. The log has the details under the request's id.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error", message)
@@ -193,10 +187,7 @@ impl From<Rejection> for ApiError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down", message)
                     .retry_after(Duration::from_secs(5))
             }
-            Rejection::Engine(error) => {
-                tracing::error!(%error, "the engine failed before the queue");
-                Self::internal()
-            }
+            Rejection::Engine(error) => Self::internal(&error),
         }
     }
 }
@@ -204,7 +195,7 @@ impl From<Rejection> for ApiError {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Engine(_) => Self::internal(), // the worker has logged it
+            Failure::Engine(reason) => Self::internal(&reason),
             Failure::Stopped => Self::from(Rejection::Busy(Busy::Closed)),
         }
     }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use axum::response::sse::{Event as ServerSentEvent, KeepAlive, Sse};
 use futures_util::Stream;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::ApiError;
 use super::images::{About, base64, unix_seconds};
@@ -23,8 +22,6 @@ struct Streaming {
     pictures: std::iter::Enumerate<std::vec::IntoIter<Subscription>>,
     current: Option<(usize, Subscription)>,
     deadline: Instant,
-    /// Counts this stream among the open ones for as long as it lives.
-    _permit: OwnedSemaphorePermit,
 }
 
 /// The events of a request's pictures: each picture's previews, then the picture.
@@ -32,11 +29,10 @@ pub fn stream(
     about: About,
     pictures: Vec<Subscription>,
     deadline: Instant,
-    permit: OwnedSemaphorePermit,
 ) -> Sse<impl Stream<Item = Result<ServerSentEvent, Infallible>>> {
     let mut pictures = pictures.into_iter().enumerate();
     let current = pictures.next();
-    let streaming = Streaming { about, pictures, current, deadline, _permit: permit };
+    let streaming = Streaming { about, pictures, current, deadline };
     let events = futures_util::stream::unfold(streaming, |mut streaming| async {
         let event = streaming.next().await?;
         Some((Ok(event), streaming))

@@ -43,9 +43,10 @@ impl FileStore {
     /// Where the system has no randomness, or the picture alone is beyond the budget.
     pub fn put(&self, bytes: Vec<u8>, format: OutputFormat, now: Instant) -> Result<String, ApiError> {
         let mut secret = [0; 24];
-        if bytes.len() > self.budget || getrandom::fill(&mut secret).is_err() {
-            return Err(ApiError::internal());
+        if bytes.len() > self.budget {
+            return Err(ApiError::internal(&"a picture is larger than url_store_bytes"));
         }
+        getrandom::fill(&mut secret).map_err(|e| ApiError::internal(&e))?;
         let name = format!("{}.{}", URL_SAFE_NO_PAD.encode(secret), format.name());
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let mut total: usize = bytes.len() + files.iter().map(|f| f.bytes.len()).sum::<usize>();

@@ -42,19 +42,14 @@ pub async fn generate(
     let started = Instant::now();
     let request: ImageRequest = body::json(request, app.max_body_bytes, app.read_timeout).await?;
     let answer = Answer::new(&request)?;
-    let permit = if answer.stream {
-        let permit = app.streams.clone().try_acquire_owned();
-        Some(permit.map_err(|_| ApiError::too_many_streams())?)
-    } else {
-        None
-    };
     // Short enough to be typed again.
-    let random = u64::from(getrandom::u32().map_err(|_| ApiError::internal())?);
+    let random = u64::from(getrandom::u32().map_err(|e| ApiError::internal(&e))?);
     let accepted = app.gateway.accept(wanted(request), &client.0, &id, random)?;
     let deadline = started + app.request_timeout;
+    let stream = answer.stream;
     let about = About::new(answer, &accepted.request, started);
-    if let Some(permit) = permit {
-        return Ok(events::stream(about, accepted.pictures, deadline, permit).into_response());
+    if stream {
+        return Ok(events::stream(about, accepted.pictures, deadline).into_response());
     }
     let painted = tokio::time::timeout_at(deadline.into(), collect(accepted)).await;
     let painted = painted.map_err(|_| ApiError::timeout())??;

@@ -22,7 +22,7 @@ use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -44,7 +44,6 @@ pub struct App {
     phase: watch::Receiver<Phase>,
     metrics: PrometheusHandle,
     /// Bounds the streaming answers.
-    streams: Arc<Semaphore>,
     /// Without a slash at its end.
     public_url: String,
     max_body_bytes: usize,
@@ -78,7 +77,6 @@ impl App {
             ),
             phase,
             metrics,
-            streams: Arc::new(Semaphore::new(config.max_streams)),
             public_url,
             max_body_bytes: config.max_body_bytes,
             read_timeout: Duration::from_secs(config.read_timeout_seconds),
@@ -119,8 +117,7 @@ pub fn router(mut app: App) -> Router {
         })
         .fallback(async |request: Request| ApiError::route(request.method().as_str(), request.uri().path()))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
-            tracing::error!("a handler panicked");
-            ApiError::internal().into_response()
+            ApiError::internal(&"a handler panicked").into_response()
         }))
         .layer(from_fn(observe::observe))
         .with_state(app)

@@ -1,5 +1,6 @@
 //! Connections: how many, how slow, and how they end.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
@@ -75,6 +77,7 @@ fn answer(
     graceful: &GracefulShutdown,
 ) {
     let Ok(peer) = stream.peer_addr() else { return }; // gone already
+    let Ok(hung_up) = HungUp::watch(&stream) else { return }; // out of file descriptors
     // Events are small and must not wait for each other; where that cannot be set, they do.
     let _ = stream.set_nodelay(true);
     let service = MapRequest::new(router, move |request: Request<_>| {
@@ -90,9 +93,37 @@ fn answer(
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection broke");
+        tokio::select! {
+            ended = connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection broke");
+                }
+            }
+            () = hung_up.happens() => tracing::debug!("a client hung up"),
         }
         drop(permit);
     });
+}
+
+/// The socket seen by itself. hyper looks for the end of a connection only while it has nothing unread:
+/// a stray byte after a request would keep work alive that nobody waits for.
+struct HungUp(TcpStream);
+
+impl HungUp {
+    fn watch(stream: &TcpStream) -> std::io::Result<Self> {
+        let socket = stream.as_fd().try_clone_to_owned()?;
+        TcpStream::from_std(socket.into()).map(Self)
+    }
+
+    /// Resolves once the client has closed its side. Reads nothing.
+    async fn happens(&self) {
+        while let Ok(ready) = self.0.ready(Interest::READABLE).await {
+            if ready.is_read_closed() {
+                return;
+            }
+            // Edge-triggered: says that what is there was seen, and waits for what comes next.
+            let seen = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
+            let _ = self.0.try_io(Interest::READABLE, seen);
+        }
+    }
 }

@@ -85,16 +85,21 @@ async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {
     // Whoever closed stdout does not want to know.
     let _ = writeln!(std::io::stdout(), "listening on http://{address}");
     let mut outcome = Ok(());
-    let life = async { outcome = live(worker, queue, phase, drain).await };
+    let life = async {
+        outcome = live(worker, &queue, phase, drain).await;
+        // However it ended: what is left is cancelled, and whoever waits hears of it. The painting thread
+        // sees it before its next step.
+        queue.stop();
+    };
     api::run(listener, router(app), connections, life).await;
     tracing::info!("stopped");
     outcome
 }
 
-/// From start to the end of drain: when this returns, nothing is being painted.
+/// From start to the end of drain.
 async fn live(
     worker: Worker,
-    queue: LocalQueue,
+    queue: &LocalQueue,
     phase: watch::Sender<Phase>,
     drain: Duration,
 ) -> Result<(), Failure> {
@@ -123,8 +128,6 @@ async fn live(
         () = tokio::time::sleep(drain) => tracing::warn!(waiting = queue.len(), "drain time is over"),
         _ = again => tracing::warn!(waiting = queue.len(), "asked again: not finishing"),
     }
-    // Cancels what is left, if any; the painting thread sees it before its next step.
-    queue.stop();
     Ok(())
 }
 

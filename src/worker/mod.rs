@@ -92,9 +92,15 @@ fn paint(model: &Pipeline, lease: &Lease) -> Result<Option<Painted>, PaintError>
         }
         let time = timed(|| painting.step())?;
         telemetry::step(model.id(), time);
-        if let Some((index, file)) = painting.due_preview()? {
+        // A decode may cost more than a step: nobody waiting spares it too.
+        if !lease.is_cancelled()
+            && let Some((index, file)) = painting.due_preview()?
+        {
             lease.preview(index, file);
         }
+    }
+    if lease.is_cancelled() {
+        return Ok(None);
     }
     painting.finish().map(Some)
 }
