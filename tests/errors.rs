@@ -71,6 +71,10 @@ fn a_wrong_value_names_its_field() {
         ("moderation", json!("high")),
         ("style", json!("cubist")),
         ("pentimento", json!("off")),
+        ("pentimento", json!(["auto"])),
+        ("quality", json!({"low": null})),
+        ("user", json!(long)),
+        ("safety_identifier", json!(long)),
     ];
     for (field, value) in cases {
         let mut body = json!({"prompt": "a", "num_inference_steps": 1, "stream": field == "partial_images"});

@@ -1,11 +1,12 @@
 """Drives a running server with OpenAI's own client, unmodified. Run by openai_client.rs.
 
-Usage: openai_client.py BASE_URL, the server having the API key "secret".
+Usage: openai_client.py BASE_URL --usual|--slow|--late|--stopping, the server having the API keys "secret" and "other".
 """
 
 import base64
 import io
 import sys
+import time
 import urllib.request
 
 import openai
@@ -139,6 +140,9 @@ def errors():
     ) as stream:
         next(iter(stream))
         fails(openai.RateLimitError, 429, None, "rate_limit_exceeded", n=10)
+        # and 12 in all
+        other = OpenAI(base_url=sys.argv[1], api_key="other", max_retries=0)
+        fails(openai.RateLimitError, 429, None, "queue_full", client=other, n=5)
     try:
         client.models.retrieve("no-such-model")
     except openai.NotFoundError as e:
@@ -164,6 +168,26 @@ def slow():
         raise AssertionError("an error event must be raised")
 
 
-for check in [slow] if "--slow" in sys.argv else [plain, streaming, models, errors]:
+def stopping():
+    """Against a server that has been told to stop while it paints."""
+    fails(openai.InternalServerError, 503, None, "shutting_down")
+
+
+def late():
+    """A body that does not arrive."""
+    def half():
+        yield b'{"prompt": '
+        time.sleep(3)
+
+    try:
+        client.post("/images/generations", cast_to=object, content=half(), options={"headers": {"Content-Type": "application/json"}})
+    except openai.APIStatusError as e:
+        assert (e.status_code, e.code) == (408, "incomplete_body"), e
+    else:
+        raise AssertionError("half a body must not be enough")
+
+
+checks = {"--usual": [plain, streaming, models, errors], "--slow": [slow], "--late": [late], "--stopping": [stopping]}
+for check in checks[sys.argv[2]]:
     check()
     print(check.__name__, "ok")

@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::error::Category;
 
 use super::ApiError;
@@ -65,7 +66,31 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         describe(&path, &e.into_inner())
     })?;
     json.end().map_err(|e| ApiError::broken_json(&e.to_string()))?;
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(fields)) => only_plain_values(&fields, "")?,
+        _ => return Err(ApiError::broken_json("it is not an object")),
+    }
     Ok(value)
+}
+
+/// Refuses arrays and objects, which serde takes for structs and enums in its own notation; no field's value
+/// is one, but for `pentimento`.
+fn only_plain_values(fields: &serde_json::Map<String, Value>, parent: &str) -> Result<(), ApiError> {
+    for (name, value) in fields {
+        match value {
+            Value::Object(ours) if parent.is_empty() && name == "pentimento" => {
+                only_plain_values(ours, "pentimento.")?;
+            }
+            Value::Array(_) => {
+                return Err(ApiError::invalid(format!("{parent}{name}"), "an array is not possible"));
+            }
+            Value::Object(_) => {
+                return Err(ApiError::invalid(format!("{parent}{name}"), "an object is not possible"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// serde's error, for people who do not write Rust.
@@ -75,12 +100,15 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
         return ApiError::broken_json(&text);
     }
     let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
-    if let Some(field) = reason.strip_prefix("unknown field `").and_then(|r| r.split('`').next()) {
+    let named = |prefix| {
+        let field = reason.strip_prefix(prefix)?.split('`').next()?;
         let parent = path.strip_suffix(field).unwrap_or(path).trim_end_matches(['.', '?']);
-        let name = if parent.is_empty() { field.to_owned() } else { format!("{parent}.{field}") };
-        return ApiError::unknown_parameter(&name);
+        Some(if parent.is_empty() { field.to_owned() } else { format!("{parent}.{field}") })
+    };
+    if let Some(field) = named("unknown field `") {
+        return ApiError::unknown_parameter(&field);
     }
-    if let Some(field) = reason.strip_prefix("duplicate field `").and_then(|r| r.split('`').next()) {
+    if let Some(field) = named("duplicate field `") {
         return ApiError::invalid(field, "is given twice");
     }
     let reason = reason
@@ -117,6 +145,11 @@ mod tests {
             (r#"{"pentimento": {"cash": 5}}"#, "pentimento.cash", "unknown_parameter"),
             (r#"{"pentimento": {"cache": "never"}}"#, "pentimento.cache", "invalid_value"),
             (r#"{"pentimento": 5}"#, "pentimento", "invalid_value"),
+            (r#"{"pentimento": ["auto", "a"]}"#, "pentimento", "invalid_value"),
+            (r#"{"pentimento": {"cache": {"auto": null}}}"#, "pentimento.cache", "invalid_value"),
+            (r#"{"pentimento": {"cache": "auto", "cache": "off"}}"#, "pentimento.cache", "invalid_value"),
+            (r#"{"quality": {"low": null}}"#, "quality", "invalid_value"),
+            (r#"{"": 5}"#, "", "unknown_parameter"),
         ] {
             let (got, got_code, message) = error(text);
             assert_eq!((got.as_deref(), got_code), (Some(param), code), "{text}: {message}");

@@ -36,6 +36,17 @@ const INVALID_REQUEST: &str = "invalid_request_error";
 const RATE_LIMIT: &str = "rate_limit_error";
 const SERVER: &str = "server_error";
 
+/// As much of the client's own words as an error repeats, in characters.
+const MAX_ECHO: usize = 300;
+
+/// A text's beginning.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(MAX_ECHO) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// An error on its way to the client.
 #[derive(Debug, Clone)]
 pub struct ApiError {
@@ -64,8 +75,8 @@ impl ApiError {
 
     /// A field's value.
     pub fn invalid(param: impl Into<String>, reason: &str) -> Self {
-        let param = param.into();
-        let message = format!("Invalid value for '{param}': {reason}.");
+        let param = short(&param.into());
+        let message = format!("Invalid value for '{param}': {}.", short(reason));
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, "invalid_value", message).param(param)
     }
 
@@ -78,6 +89,7 @@ impl ApiError {
 
     /// A field that this API does not have.
     pub fn unknown_parameter(param: &str) -> Self {
+        let param = short(param);
         let message = format!("Unknown parameter: '{param}'.");
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, "unknown_parameter", message).param(param)
     }
@@ -128,7 +140,7 @@ impl ApiError {
             StatusCode::NOT_FOUND,
             INVALID_REQUEST,
             "unknown_url",
-            format!("Unknown URL: {method} {path}."),
+            format!("Unknown URL: {method} {}.", short(path)),
         )
     }
 
@@ -166,7 +178,7 @@ impl ApiError {
 
 impl From<Rejection> for ApiError {
     fn from(rejection: Rejection) -> Self {
-        let message = format!("{rejection}.");
+        let message = format!("{}.", short(&rejection.to_string()));
         match rejection {
             Rejection::Invalid { field, reason } => Self::invalid(field, &reason),
             Rejection::UnknownModel(_) => {

@@ -19,10 +19,14 @@ use super::{ApiError, App, ErrorBody, body, events};
 use crate::gateway::{Accepted, GenerationRequest, Wanted};
 use crate::queue::{Event, Painted, Subscription, Timings};
 
+/// Bytes of an end user's name, which every event repeats.
+const MAX_IDENTIFIER: usize = 512;
+
 /// Paints pictures.
 #[utoipa::path(post, path = "/v1/images/generations", tag = "images", request_body = ImageRequest,
     responses(
-        (status = 200, description = "The pictures; with `stream`, server-sent events instead", body = ImagesResponse),
+        (status = 200, description = "The pictures; with `stream`, server-sent events instead: `PartialImageEvent`s and `CompletedEvent`s",
+            content((ImagesResponse = "application/json"), (String = "text/event-stream"))),
         (status = 400, description = "A field is wrong; `param` names it", body = ErrorBody),
         (status = 401, description = "No API key, or a wrong one", body = ErrorBody),
         (status = 404, description = "No such model, or `cache_miss`", body = ErrorBody),
@@ -131,6 +135,11 @@ impl Answer {
         }
         if !stream && request.partial_images.is_some_and(|n| n > 0) {
             return Err(ApiError::invalid("partial_images", "needs stream to be true"));
+        }
+        for (name, text) in [("user", &request.user), ("safety_identifier", &request.safety_identifier)] {
+            if text.as_ref().is_some_and(|text| text.len() > MAX_IDENTIFIER) {
+                return Err(ApiError::invalid(name, &format!("must be at most {MAX_IDENTIFIER} bytes long")));
+            }
         }
         let named = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
         Ok(Self {

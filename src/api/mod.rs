@@ -43,7 +43,6 @@ pub struct App {
     files: files::FileStore,
     phase: watch::Receiver<Phase>,
     metrics: PrometheusHandle,
-    /// Bounds the streaming answers.
     /// Without a slash at its end.
     public_url: String,
     max_body_bytes: usize,

@@ -91,6 +91,13 @@ impl GenerationRequest {
         }
         let negative_prompt =
             checked_prompt("negative_prompt", wanted.negative_prompt.unwrap_or_default(), limits)?;
+        let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
+        if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
+            let reason = format!("must be a number between 0 and {MAX_GUIDANCE}, not {guidance}");
+            return invalid("guidance_scale", reason);
+        }
+        // Without guidance it has no effect, and the picture's metadata must not say that it had.
+        let negative_prompt = if guidance > 1.0 { negative_prompt } else { String::new() };
         let n = within("n", wanted.n.unwrap_or(1), 1, limits.n as i64)? as usize;
         let size = match wanted.size.as_deref() {
             None | Some("auto") => defaults.size,
@@ -100,11 +107,6 @@ impl GenerationRequest {
         let most = limits.steps.min(model.schedule().num_train_timesteps()) as i64;
         let steps =
             within("num_inference_steps", wanted.steps.unwrap_or(defaults.steps as i64), 1, most)? as usize;
-        let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
-        if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
-            let reason = format!("must be a number between 0 and {MAX_GUIDANCE}, not {guidance}");
-            return invalid("guidance_scale", reason);
-        }
         let plan = model.plan(steps, guidance as f32)?;
         let previews = within("partial_images", wanted.previews.unwrap_or(0), 0, MAX_PREVIEWS)? as usize;
         Ok(Self {
