@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::noise;
+use crate::noise::{self, Purpose};
 use crate::schedule::{NoiseSchedule, Prediction};
 
 /// What a step yields.
@@ -52,13 +52,13 @@ pub fn step(
     if sigma == 0.0 {
         return Ok(Stepped { latent: next, predicted: x0 });
     }
-    let fresh = noise::at_timestep(seed, from, latent.elem_count());
+    let fresh = noise::at_timestep(Purpose::Step, seed, from, latent.elem_count());
     let fresh = Tensor::from_vec(fresh, latent.shape(), latent.device())?;
     Ok(Stepped { latent: (next + (fresh * sigma)?)?, predicted: x0 })
 }
 
-/// Takes a latent from timestep `from` to a noisier one (or to the same one): forward noise, a function
-/// of (`seed`, `to`).
+/// Takes a latent from timestep `from` to the noisier (or same) `to`: forward noise, a function of
+/// (`seed`, `to`).
 ///
 /// # Errors
 /// A tensor operation's.
@@ -68,18 +68,37 @@ pub fn add_noise(
     (from, to): (f64, f64),
     seed: u64,
 ) -> Result<Tensor> {
+    if from == to {
+        return Ok(latent.clone());
+    }
     let keep = schedule.alpha_bar(to) / schedule.alpha_bar(from);
-    let fresh = noise::at_timestep(seed, to, latent.elem_count());
+    let fresh = noise::at_timestep(Purpose::Forward, seed, to, latent.elem_count());
     let fresh = Tensor::from_vec(fresh, latent.shape(), latent.device())?;
     Ok(((latent * keep.sqrt())? + (fresh * (1.0 - keep).max(0.0).sqrt())?)?)
 }
 
 #[cfg(test)]
-mod tests {
-    use candle_core::Device;
+#[path = "../tests/common/hash_weights.rs"]
+#[allow(dead_code)] // the integration tests use the rest
+mod hash_weights;
 
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+
+    use candle_core::{DType, Device};
+    use serde_json::Value;
+
+    use super::hash_weights::normal_like;
     use super::*;
+    use crate::plan::StepPlan;
     use crate::schedule::{FINISHED, ScheduleConfig};
+
+    /// Relative to the golden's largest value; diffusers keeps ᾱ in f32, the engine in f64.
+    const TOLERANCE: f32 = 1e-5;
+    const SEED: u64 = 7;
+    const LATENT: (usize, usize, usize) = (4, 8, 8);
 
     fn schedule(prediction_type: Prediction) -> NoiseSchedule {
         NoiseSchedule::new(ScheduleConfig { prediction_type, ..Default::default() }).unwrap()
@@ -87,6 +106,58 @@ mod tests {
 
     fn tensor(values: Vec<f32>) -> Tensor {
         Tensor::new(values, &Device::Cpu).unwrap()
+    }
+
+    fn golden_file(file: &str) -> Vec<u8> {
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/scheduler").join(file))
+            .unwrap()
+    }
+
+    fn goldens() -> HashMap<String, Tensor> {
+        candle_core::safetensors::load_buffer(&golden_file("golden.safetensors"), &Device::Cpu).unwrap()
+    }
+
+    /// Prints max |ours − golden| / max |golden|.
+    fn check(name: &str, ours: &Tensor, golden: &Tensor) {
+        let largest =
+            |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        let error = largest(&(ours - golden).unwrap()) / largest(golden);
+        println!("scheduler  {name:40} {error:.2e}");
+        assert!(error <= TOLERANCE, "{name}: {error:.2e} > {TOLERANCE:.0e}");
+    }
+
+    /// Every spacing, prediction, β schedule and η without a network: `make_goldens.py` drove diffusers'
+    /// DDIMScheduler with the same hashes as predictions and this engine's noise. Where diffusers does not
+    /// step to the plan's next timestep (`to_next_timestep` in cases.json) the golden is a plain loop of eq. 12.
+    #[test]
+    fn every_scheduler_setting_matches_diffusers() {
+        let goldens = goldens();
+        let cases: Vec<Value> = serde_json::from_slice(&golden_file("cases.json")).unwrap();
+        for case in &cases {
+            let name = case["name"].as_str().unwrap();
+            let schedule = NoiseSchedule::from_json(case["scheduler"].to_string().as_bytes()).unwrap();
+            let plan = StepPlan::ddim(&schedule, case["steps"].as_u64().unwrap() as usize, 1.0).unwrap();
+            let timesteps: Vec<f64> = plan.steps().iter().map(|step| step.timestep).collect();
+            let golden = goldens[&format!("{name}.timesteps")].to_dtype(DType::F64).unwrap();
+            assert_eq!(timesteps, golden.to_vec1::<f64>().unwrap(), "{name}");
+
+            let eta = case["eta"].as_f64().unwrap_or(0.0) as f32;
+            let mut latent = normal_like(&format!("scheduler/{name}.latent"), LATENT).unwrap();
+            for (i, &from) in timesteps.iter().enumerate() {
+                let to = timesteps.get(i + 1).copied().unwrap_or(FINISHED);
+                let prediction = normal_like(&format!("scheduler/{name}.prediction.{i}"), LATENT).unwrap();
+                latent = step(&schedule, &latent, &prediction, (from, to), eta, SEED).unwrap().latent;
+                let golden = goldens[&format!("{name}.latents")].get(i).unwrap();
+                check(&format!("{name}, from {from}"), &latent, &golden);
+            }
+        }
+    }
+
+    #[test]
+    fn forward_noise_matches_diffusers() {
+        let clean = normal_like("scheduler/forward.latent", LATENT).unwrap();
+        let noisy = add_noise(&schedule(Prediction::Epsilon), &clean, (FINISHED, 601.0), SEED).unwrap();
+        check("forward, to 601", &noisy, &goldens()["forward"]);
     }
 
     /// A denoiser that knows the truth walks back to it, by any steps and under either prediction.
@@ -125,6 +196,18 @@ mod tests {
         assert!((f64::from(variance) - (1.0 - s.alpha_bar(300.0))).abs() < 0.02, "{variance}");
         let same = add_noise(&s, &x, (300.0, 300.0), 5).unwrap();
         assert_eq!(same.to_vec1::<f32>().unwrap(), x.to_vec1::<f32>().unwrap());
+    }
+
+    /// Forward noise to a timestep and a step with noise of its own from there are independent.
+    #[test]
+    fn forward_and_step_noise_add_up_as_variances() {
+        let s = schedule(Prediction::Epsilon);
+        let clean = Tensor::zeros(20_000, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let x = add_noise(&s, &clean, (FINISHED, 500.0), 5).unwrap();
+        let epsilon = (&x / (1.0 - s.alpha_bar(500.0)).sqrt()).unwrap();
+        let next = step(&s, &x, &epsilon, (500.0, 400.0), 1.0, 5).unwrap().latent;
+        let variance = next.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!((f64::from(variance) - (1.0 - s.alpha_bar(400.0))).abs() < 0.02, "{variance}");
     }
 
     #[test]

@@ -49,9 +49,6 @@ pub enum Error {
     /// A tensor operation failed: shapes, memory or the device.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
-    /// A safetensors file is damaged.
-    #[error("safetensors: {0}")]
-    SafeTensors(#[from] safetensors::SafeTensorError),
 }
 
 impl Error {

@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Mutex;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use candle_nn::VarBuilder;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::weights::{self, Source, hex};
 
 /// Files compiled into the binary: path within the model's folder, content.
 pub type EmbeddedFiles = &'static [(&'static str, &'static [u8])];
@@ -16,7 +18,11 @@ pub type EmbeddedFiles = &'static [(&'static str, &'static [u8])];
 #[derive(Debug, Clone)]
 enum Place {
     Embedded(EmbeddedFiles),
-    Folder(PathBuf),
+    Folder {
+        folder: PathBuf,
+        /// Components that lie elsewhere.
+        components: BTreeMap<String, PathBuf>,
+    },
 }
 
 /// A model's folder in diffusers' layout, wherever it lies.
@@ -35,7 +41,15 @@ impl ModelFiles {
 
     /// Files in a folder. Without digests nothing is verified.
     pub fn folder(path: impl Into<PathBuf>, digests: BTreeMap<String, String>) -> Self {
-        Self { place: Place::Folder(path.into()), digests }
+        Self { place: Place::Folder { folder: path.into(), components: BTreeMap::new() }, digests }
+    }
+
+    /// The same files, but for components (`vae`, `unet`, …) that lie in folders of their own.
+    pub(crate) fn with_components(mut self, elsewhere: BTreeMap<String, PathBuf>) -> Self {
+        if let Place::Folder { components, .. } = &mut self.place {
+            *components = elsewhere;
+        }
+        self
     }
 
     /// A file's bytes, or `None` where the model has no such file. With a manifest, only files that it
@@ -44,26 +58,27 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::Io`], and [`Error::Digest`] where the bytes are not the manifest's.
     pub fn read(&self, file: &str) -> Result<Option<Cow<'static, [u8]>>> {
-        if !self.digests.is_empty() && !self.digests.contains_key(file) {
+        let expected = self.digests.get(file);
+        if !self.digests.is_empty() && expected.is_none() {
             return Ok(None);
         }
         let bytes = match &self.place {
             Place::Embedded(files) => {
                 files.iter().find(|(name, _)| *name == file).map(|(_, b)| Cow::Borrowed(*b))
             }
-            Place::Folder(folder) => {
-                let path = folder.join(file);
-                match std::fs::read(&path) {
-                    Ok(bytes) => Some(Cow::Owned(bytes)),
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-                    Err(source) => return Err(Error::Io { path, source }),
-                }
-            }
+            Place::Folder { .. } => match std::fs::read(self.path(file)) {
+                Ok(bytes) => Some(Cow::Owned(bytes)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                Err(e) => return Err(self.io(file, e)),
+            },
         };
-        match bytes {
-            Some(bytes) => self.verify(file, &bytes).map(|()| Some(bytes)),
-            None if self.digests.contains_key(file) => Err(self.missing(file)),
-            None => Ok(None),
+        match (bytes, expected) {
+            (Some(bytes), Some(expected)) => {
+                check_digest(file, expected, hex(&Sha256::digest(&bytes)))?;
+                Ok(Some(bytes))
+            }
+            (None, Some(_)) => Err(self.missing(file)),
+            (bytes, None) => Ok(bytes),
         }
     }
 
@@ -73,23 +88,6 @@ impl ModelFiles {
     /// As [`ModelFiles::read`], and [`Error::Io`] where there is no such file.
     pub fn require(&self, file: &str) -> Result<Cow<'static, [u8]>> {
         self.read(file)?.ok_or_else(|| self.missing(file))
-    }
-
-    fn missing(&self, file: &str) -> Error {
-        let path = match &self.place {
-            Place::Embedded(_) => PathBuf::from(file),
-            Place::Folder(folder) => folder.join(file),
-        };
-        Error::Io { path, source: std::io::ErrorKind::NotFound.into() }
-    }
-
-    fn verify(&self, file: &str, bytes: &[u8]) -> Result<()> {
-        let Some(expected) = self.digests.get(file) else { return Ok(()) };
-        let found = hex(&Sha256::digest(bytes));
-        if *expected == found {
-            return Ok(());
-        }
-        Err(Error::Digest { file: file.to_owned(), expected: expected.clone(), found })
     }
 
     /// What identifies a component's content, so that models that share it load it once: its files'
@@ -102,8 +100,8 @@ impl ModelFiles {
         }
         match &self.place {
             Place::Embedded(_) => component.to_owned(),
-            Place::Folder(folder) => {
-                let path = folder.join(component);
+            Place::Folder { .. } => {
+                let path = self.path(&prefix);
                 path.canonicalize().unwrap_or(path).display().to_string()
             }
         }
@@ -123,44 +121,67 @@ impl ModelFiles {
                 vec![if self.has(&plain) || !self.has(&fp16) { plain } else { fp16 }]
             }
         };
+        let open = |name: String| {
+            let source = self.source(&name)?;
+            if let Some(expected) = self.digests.get(&name) {
+                let found = source.digest().map_err(|e| self.io(&name, e))?;
+                check_digest(&name, expected, found)?;
+            }
+            Ok((name, source))
+        };
+        weights::open(names.into_iter().map(open).collect::<Result<_>>()?, device)
+    }
+
+    fn source(&self, name: &str) -> Result<Source> {
+        if !self.has(name) {
+            return Err(self.missing(name));
+        }
         match &self.place {
-            Place::Embedded(_) => {
-                let [name] = names.as_slice() else {
-                    return Err(Error::config(index, "an embedded model cannot have shards"));
-                };
-                Ok(match self.require(name)? {
-                    Cow::Borrowed(bytes) => VarBuilder::from_slice_safetensors(bytes, DType::F32, device)?,
-                    Cow::Owned(bytes) => VarBuilder::from_buffered_safetensors(bytes, DType::F32, device)?,
-                })
+            Place::Embedded(files) => {
+                let found = files.iter().find(|(file, _)| *file == name);
+                found.map(|(_, bytes)| Source::Embedded(bytes)).ok_or_else(|| self.missing(name))
             }
-            Place::Folder(folder) => self.map_weights(folder, &names, device),
+            Place::Folder { .. } => {
+                let file = std::fs::File::open(self.path(name)).map_err(|e| self.io(name, e))?;
+                Ok(Source::File(Mutex::new(file)))
+            }
         }
     }
 
-    fn map_weights(&self, folder: &Path, names: &[String], device: &Device) -> Result<VarBuilder<'static>> {
-        for name in names {
-            if self.digests.is_empty() {
-                if !self.has(name) {
-                    return Err(self.missing(name));
-                }
-            } else {
-                self.require(name)?; // reads the file once to verify it
-            }
-        }
-        let paths: Vec<PathBuf> = names.iter().map(|n| folder.join(n)).collect();
-        // SAFETY: the mapping is read while the tensors are copied out of it, right below the caller;
-        // as with any mapped file, another process that truncates it meanwhile would end this one. Model
-        // files are written once and replaced by renaming.
-        #[allow(unsafe_code)]
-        Ok(unsafe { VarBuilder::from_mmaped_safetensors(&paths, DType::F32, device)? })
-    }
-
+    /// With a manifest, only files that it names exist.
     fn has(&self, file: &str) -> bool {
+        if !self.digests.is_empty() && !self.digests.contains_key(file) {
+            return false;
+        }
         match &self.place {
             Place::Embedded(files) => files.iter().any(|(name, _)| *name == file),
-            Place::Folder(folder) => folder.join(file).is_file(),
+            Place::Folder { .. } => self.path(file).is_file(),
         }
     }
+
+    /// Where a file lies: in its component's own folder, where the manifest gives it one.
+    fn path(&self, file: &str) -> PathBuf {
+        let Place::Folder { folder, components } = &self.place else { return PathBuf::from(file) };
+        match file.split_once('/') {
+            Some((component, rest)) if components.contains_key(component) => components[component].join(rest),
+            _ => folder.join(file),
+        }
+    }
+
+    fn missing(&self, file: &str) -> Error {
+        self.io(file, std::io::ErrorKind::NotFound.into())
+    }
+
+    fn io(&self, file: &str, source: std::io::Error) -> Error {
+        Error::Io { path: self.path(file), source }
+    }
+}
+
+fn check_digest(file: &str, expected: &str, found: String) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Digest { file: file.to_owned(), expected: expected.to_owned(), found })
 }
 
 /// The distinct shard files of a safetensors index.
@@ -175,10 +196,6 @@ fn shard_names(component: &str, index: &str, json: &[u8]) -> Result<Vec<String>>
         return Err(Error::config(index, format!("shard {odd:?} lies outside its folder")));
     }
     Ok(names.into_iter().map(|n| format!("{component}/{n}")).collect())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ pub mod text;
 mod trajectory;
 pub mod unet;
 pub mod vae;
+mod weights;
 
 pub use candle_core::Device;
 pub use error::{Error, Result};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::plan::MAX_STEPS;
 
 /// A picture's size in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
@@ -105,8 +106,12 @@ pub struct Manifest {
     pub licence: String,
     /// The latent space its states live in: models that name the same one can resume each other's states.
     pub latent_space: String,
-    /// Its folder, relative to the manifest; `embedded` in the binary's own copy means the same files.
+    /// Its folder in diffusers' layout, relative to the manifest.
     pub folder: String,
+    /// Components (`vae`, `text_encoder_2`, …) that lie elsewhere, such as in another model's folder:
+    /// their own folders, relative to the manifest. Equal files are loaded once either way.
+    #[serde(default)]
+    pub components: BTreeMap<String, String>,
     /// The values it paints best with.
     pub defaults: Defaults,
     /// The sizes it can paint.
@@ -121,12 +126,22 @@ impl Manifest {
     /// # Errors
     /// [`Error::Config`] naming the key.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
-        let manifest: Self = toml::from_str(text).map_err(|e| Error::config(name, e.to_string()))?;
+        let mut manifest: Self = toml::from_str(text).map_err(|e| Error::config(name, e.to_string()))?;
+        let wrong = |reason: &str| Err(Error::config(name, reason));
+        for digest in manifest.files.values_mut() {
+            digest.make_ascii_lowercase();
+        }
         if manifest.files.is_empty() {
-            return Err(Error::config(name, "files: must name at least one file"));
+            return wrong("files: must name at least one file");
         }
         if manifest.sizes.grid == 0 {
-            return Err(Error::config(name, "sizes.grid: must be at least 1"));
+            return wrong("sizes.grid: must be at least 1");
+        }
+        if !(1..=MAX_STEPS).contains(&manifest.defaults.steps) {
+            return wrong("defaults.steps: must be between 1 and 1000");
+        }
+        if !(0.0..=100.0).contains(&manifest.defaults.guidance_scale) {
+            return wrong("defaults.guidance_scale: must be between 0 and 100");
         }
         manifest.sizes.check(manifest.defaults.size).map_err(|e| Error::config(name, e.to_string()))?;
         Ok(manifest)
@@ -140,8 +155,10 @@ impl Manifest {
         let text =
             std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         let manifest = Self::parse(&path.display().to_string(), &text)?;
-        let folder = path.parent().unwrap_or(Path::new(".")).join(&manifest.folder);
-        let files = ModelFiles::folder(folder, manifest.files.clone());
+        let here = path.parent().unwrap_or(Path::new("."));
+        let components = manifest.components.iter().map(|(name, folder)| (name.clone(), here.join(folder)));
+        let files = ModelFiles::folder(here.join(&manifest.folder), manifest.files.clone())
+            .with_components(components.collect());
         Ok((manifest, files))
     }
 }

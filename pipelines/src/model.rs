@@ -74,14 +74,6 @@ impl Model {
     pub fn description(&self) -> &str {
         self.manifest.as_ref().map_or("a folder in diffusers' layout", |m| &m.description)
     }
-
-    /// Which models can resume its states: those of the same latent space.
-    pub fn latent_space(&self) -> String {
-        match &self.manifest {
-            Some(manifest) => manifest.latent_space.clone(),
-            None => self.files.component_key("vae"),
-        }
-    }
 }
 
 /// Components in memory, so that models which share one load it once, for as long as any of them lives.
@@ -128,8 +120,8 @@ pub(crate) struct Loaded {
 #[derive(Deserialize)]
 struct ModelIndex {
     _class_name: String,
-    #[serde(default)]
-    force_zeros_for_empty_prompt: bool,
+    /// SDXL's; true where it is absent, as in diffusers.
+    force_zeros_for_empty_prompt: Option<bool>,
 }
 
 impl Loaded {
@@ -159,7 +151,8 @@ impl Loaded {
         if family == Family::StableDiffusionXl {
             towers.push(text("_2")?);
         }
-        let prompts = PromptEncoder::new(family, towers, index.force_zeros_for_empty_prompt);
+        check_fit(unet.config(), vae.config(), &towers)?;
+        let prompts = PromptEncoder::new(family, towers, index.force_zeros_for_empty_prompt.unwrap_or(true));
         let schedule = NoiseSchedule::from_json(&files.require("scheduler/scheduler_config.json")?)?;
         let (defaults, sizes) = match &model.manifest {
             Some(manifest) => (manifest.defaults.clone(), manifest.sizes),
@@ -169,11 +162,50 @@ impl Loaded {
     }
 }
 
-/// For a folder without a manifest: diffusers' own defaults, and sizes around the denoiser's own.
+/// The parts of one folder must belong together; what does not would fail in the first step.
+fn check_fit(
+    unet: &UNetConfig,
+    vae: &VaeConfig,
+    towers: &[(ClipTokenizer, Arc<ClipTextEncoder>)],
+) -> Result<()> {
+    let wrong = |file: &str, reason: String| Err(Error::config(file, reason));
+    let (latent, pixels) = (vae.latent_channels, 3);
+    if (unet.in_channels, unet.out_channels) != (latent, latent) {
+        let both = format!("{} and {}", unet.in_channels, unet.out_channels);
+        return wrong(
+            "unet/config.json",
+            format!("in_channels and out_channels are {both}, the VAE's latents have {latent}"),
+        );
+    }
+    if (vae.in_channels, vae.out_channels) != (pixels, pixels) {
+        return wrong("vae/config.json", "in_channels and out_channels must be 3 (RGB)".into());
+    }
+    let width: usize = towers.iter().map(|(_, tower)| tower.config().hidden_size).sum();
+    if let Some(other) = unet.stages.iter().map(|s| s.token_width).find(|w| *w != width) {
+        return wrong(
+            "unet/config.json",
+            format!("cross_attention_dim is {other}, the text encoder's states have {width}"),
+        );
+    }
+    for (tokenizer, tower) in towers {
+        let (tokens, most) = (tokenizer.max_length(), tower.config().max_position_embeddings);
+        if tokens > most {
+            return wrong(
+                "tokenizer/tokenizer_config.json",
+                format!("model_max_length is {tokens}, the text encoder takes {most}"),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// For a folder without a manifest: diffusers' own defaults, and sizes up to the denoiser's own.
 fn usual_values(unet: &UNetConfig, factor: usize) -> (Defaults, SizeRange) {
     let (height, width) = unet.sample_size.unwrap_or((64, 64));
     let size = Size { width: (width * factor) as u32, height: (height * factor) as u32 };
-    let grid = ((factor << unet.downsamples()) as u32).min(size.width).min(size.height);
-    let sizes = SizeRange { grid, min: grid, max: 2 * size.width.max(size.height) };
+    let whole = (factor << unet.downsamples()) as u32;
+    let fits = size.width.is_multiple_of(whole) && size.height.is_multiple_of(whole);
+    let grid = if fits { whole } else { factor as u32 };
+    let sizes = SizeRange { grid, min: grid, max: size.width.max(size.height) };
     (Defaults { steps: 50, guidance_scale: 7.5, size }, sizes)
 }

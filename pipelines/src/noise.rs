@@ -1,8 +1,9 @@
 //! Noise as a pure function of a seed and a timestep.
 //!
 //! **Pentimento's noise** (version 1), the same on every machine: the 32-byte key is
-//! `SHA-256("pentimento-noise-1" ‖ seed as u64 LE ‖ timestep as f64 bits LE)`, where the initial latent
-//! has the timestep +∞; the key seeds ChaCha8 (nonce 0); each pair of its 64-bit words `a, b` becomes
+//! `SHA-256("pentimento-noise-1" ‖ purpose ‖ seed as u64 LE ‖ timestep as f64 bits LE)`, where the purpose
+//! is `"initial"` (with the timestep +∞), `"forward"` (noise added to a state, at the timestep it is
+//! brought to) or `"step"` (a step's own noise, at the timestep it is taken from); the key seeds ChaCha8 (nonce 0); each pair of its 64-bit words `a, b` becomes
 //! `u = ((a >> 11) + 1)·2⁻⁵³`, `v = (b >> 11)·2⁻⁵³` and, after Box and Muller, the two values
 //! `sqrt(−2·ln u)·cos(2πv)`, `sqrt(−2·ln u)·sin(2πv)` in f64 with portable elementary functions, rounded
 //! to f32, in the order of the latent's elements (C, H, W).
@@ -26,18 +27,41 @@ pub enum NoiseSource {
     Torch,
 }
 
+/// What noise is for. The same seed and timestep give each purpose its own: a step from the timestep that
+/// forward noise led to must not add that very noise again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The latent that a trajectory starts from.
+    Initial,
+    /// Bringing a state to a noisier timestep.
+    Forward,
+    /// A step with η > 0.
+    Step,
+}
+
+impl Purpose {
+    fn tag(self) -> &'static [u8] {
+        match self {
+            Self::Initial => b"initial",
+            Self::Forward => b"forward",
+            Self::Step => b"step",
+        }
+    }
+}
+
 /// The initial noise of a seed, `len` standard normal values.
 pub fn initial(source: NoiseSource, seed: u64, len: usize) -> Vec<f32> {
     match source {
-        NoiseSource::Pentimento => at_timestep(seed, f64::INFINITY, len),
+        NoiseSource::Pentimento => at_timestep(Purpose::Initial, seed, f64::INFINITY, len),
         NoiseSource::Torch => torch_randn(seed, len),
     }
 }
 
-/// The noise that a step of seed `seed` adds at `timestep`, `len` standard normal values.
-pub fn at_timestep(seed: u64, timestep: f64, len: usize) -> Vec<f32> {
+/// The noise of a seed at a timestep, `len` standard normal values.
+pub fn at_timestep(purpose: Purpose, seed: u64, timestep: f64, len: usize) -> Vec<f32> {
     let mut hash = Sha256::new();
     hash.update(b"pentimento-noise-1");
+    hash.update(purpose.tag());
     hash.update(seed.to_le_bytes());
     hash.update(timestep.to_bits().to_le_bytes());
     let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
@@ -121,17 +145,20 @@ impl Mt19937 {
 }
 
 #[cfg(test)]
+#[allow(clippy::excessive_precision, clippy::type_complexity)] // values as they were printed
 mod tests {
     use super::*;
 
     #[test]
     fn noise_is_pinned_to_its_documentation() {
         // tests/goldens/noise.py, which knows only the text above.
-        let got = at_timestep(7, f64::INFINITY, 4);
+        let got = at_timestep(Purpose::Initial, 7, f64::INFINITY, 4);
         assert_eq!(got, NOISE_SEED_7, "seed 7");
-        assert_eq!(at_timestep(7, f64::INFINITY, 3), NOISE_SEED_7[..3]);
-        assert_ne!(at_timestep(7, 981.0, 4), got);
-        assert_ne!(at_timestep(8, f64::INFINITY, 4), got);
+        assert_eq!(at_timestep(Purpose::Initial, 7, f64::INFINITY, 3), NOISE_SEED_7[..3]);
+        let step = at_timestep(Purpose::Step, 7, 981.0, 4);
+        assert_eq!(step, NOISE_STEP_981, "step at 981");
+        assert_ne!(at_timestep(Purpose::Forward, 7, 981.0, 4), step);
+        assert_ne!(at_timestep(Purpose::Initial, 8, f64::INFINITY, 4), got);
     }
 
     #[test]
@@ -155,7 +182,8 @@ mod tests {
         }
     }
 
-    const NOISE_SEED_7: [f32; 4] = [-1.03319836, -0.0606995076, -1.28607464, -0.654515386];
+    const NOISE_SEED_7: [f32; 4] = [0.49407802, -0.62098588, -1.43761273, -2.05600106];
+    const NOISE_STEP_981: [f32; 4] = [-0.40131838, 0.56671588, -0.50221755, -1.34366525];
     const TORCH: [(u64, usize, [(usize, f32); 6]); 4] = [
         (
             0,

@@ -11,7 +11,7 @@ use crate::model::{Components, Loaded, Model};
 use crate::noise::{self, NoiseSource};
 use crate::picture::Picture;
 use crate::plan::{Step, StepPlan};
-use crate::schedule::NoiseSchedule;
+use crate::schedule::{FINISHED, NoiseSchedule};
 use crate::trajectory::{Conditioning, DenoisingState, Trajectory};
 use crate::unet::AddedConditioning;
 
@@ -19,6 +19,7 @@ use crate::unet::AddedConditioning;
 #[derive(Clone)]
 pub struct Pipeline {
     model: Arc<Model>,
+    id: Arc<str>,
     loaded: Arc<Loaded>,
     device: Device,
 }
@@ -30,7 +31,7 @@ impl Pipeline {
     /// [`Error::Io`], [`Error::Digest`], [`Error::Config`] naming the file at fault.
     pub fn load(model: &Model, components: &Components, device: &Device) -> Result<Self> {
         let loaded = Arc::new(Loaded::new(model, components, device)?);
-        Ok(Self { model: Arc::new(model.clone()), loaded, device: device.clone() })
+        Ok(Self { model: Arc::new(model.clone()), id: model.id().into(), loaded, device: device.clone() })
     }
 
     /// The model's name and files.
@@ -40,12 +41,7 @@ impl Pipeline {
 
     /// What requests and answers call it.
     pub fn id(&self) -> &str {
-        self.model.id()
-    }
-
-    /// Whether the denoiser and the VAE of both are the very same in memory.
-    pub fn shares_components_with(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.loaded.unet, &other.loaded.unet) && Arc::ptr_eq(&self.loaded.vae, &other.loaded.vae)
+        &self.id
     }
 
     /// The values it paints best with.
@@ -103,11 +99,11 @@ impl Pipeline {
         let Some(first) = plan.steps().first() else {
             return Err(Error::invalid("plan", "needs at least one step to start from noise"));
         };
-        let timestep = first.timestep;
+        let timestep = self.check_timestep("plan", first.timestep)?;
         let shape = self.latent_shape(size)?;
         let values = noise::initial(noise, seed, shape.iter().product());
         let latent = Tensor::from_vec(values, &shape[..], &self.device)?;
-        Ok(Trajectory { latent, predicted: None, timestep, plan, conditioning, seed })
+        Ok(self.trajectory(latent, timestep, plan, conditioning, seed))
     }
 
     /// `resume`: goes on from a state, anybody's, with the steps of `plan` (the part of one's own plan
@@ -118,7 +114,8 @@ impl Pipeline {
     /// finishes the state as it is.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `state` where its latent is not this model's kind.
+    /// [`Error::Invalid`] naming `state` or `size` where the latent is not this model's kind, or `plan`
+    /// where it has no step for a state that is not finished.
     pub fn resume(
         &self,
         state: &DenoisingState,
@@ -126,26 +123,60 @@ impl Pipeline {
         seed: u64,
         mut plan: StepPlan,
     ) -> Result<Trajectory> {
-        let [c, h, w] = state.shape;
-        let channels = self.loaded.unet.config().in_channels;
-        let size = h.checked_mul(w).and_then(|n| n.checked_mul(c));
-        if c != channels || size != Some(state.latent.len()) || !state.timestep.is_finite() {
-            return Err(Error::invalid(
-                "state",
-                format!("latent of shape {:?} does not fit this model", state.shape),
-            ));
-        }
+        self.check_state(state)?;
         let mut latent = Tensor::from_slice(&state.latent, &state.shape[..], &self.device)?;
         let mut timestep = state.timestep;
         if let Some(first) = plan.steps().first() {
-            let first = first.timestep;
+            let first = self.check_timestep("plan", first.timestep)?;
             if timestep < first {
                 latent = ddim::add_noise(self.schedule(), &latent, (timestep, first), seed)?;
                 timestep = first;
             }
             plan.start_from(timestep);
+        } else if timestep != FINISHED {
+            return Err(Error::invalid("plan", "has no step left for a state that is not finished"));
         }
-        Ok(Trajectory { latent, predicted: None, timestep, plan, conditioning, seed })
+        Ok(self.trajectory(latent, timestep, plan, conditioning, seed))
+    }
+
+    fn trajectory(
+        &self,
+        latent: Tensor,
+        timestep: f64,
+        plan: StepPlan,
+        conditioning: Arc<Conditioning>,
+        seed: u64,
+    ) -> Trajectory {
+        Trajectory { model: self.id.clone(), latent, predicted: None, timestep, plan, conditioning, seed }
+    }
+
+    /// A plan's first timestep bounds the others.
+    fn check_timestep(&self, field: &'static str, timestep: f64) -> Result<f64> {
+        let last = (self.schedule().num_train_timesteps() - 1) as f64;
+        if (0.0..=last).contains(&timestep) {
+            return Ok(timestep);
+        }
+        Err(Error::invalid(field, format!("timestep {timestep} is not between 0 and {last}")))
+    }
+
+    /// A state may come from anywhere: shape, size, timestep and values must be this model's.
+    fn check_state(&self, state: &DenoisingState) -> Result<()> {
+        let [c, h, w] = state.shape;
+        let wrong = |what: String| Err(Error::invalid("state", what));
+        let count = h.checked_mul(w).and_then(|n| n.checked_mul(c));
+        if c != self.loaded.unet.config().in_channels || count != Some(state.latent.len()) {
+            return wrong(format!("a latent of shape {:?} does not fit this model", state.shape));
+        }
+        let factor = self.loaded.vae.config().spatial_factor();
+        let pixels = |side: usize| u32::try_from(side.saturating_mul(factor)).unwrap_or(u32::MAX);
+        self.sizes().check(Size { width: pixels(w), height: pixels(h) })?;
+        if state.timestep != FINISHED {
+            self.check_timestep("state", state.timestep)?;
+        }
+        if !state.latent.iter().all(|v| v.is_finite()) {
+            return wrong("the latent holds values that are not finite".into());
+        }
+        Ok(())
     }
 
     /// `step`: advances every trajectory of the batch by its next step, each at its own timestep and
@@ -157,8 +188,10 @@ impl Pipeline {
     pub fn step(&self, batch: &mut [&mut Trajectory]) -> Result<()> {
         let Some(first) = batch.first() else { return Ok(()) };
         let key = first.batch_key();
-        if key.is_none() || batch.iter().any(|t| t.batch_key() != key) {
-            return Err(Error::invalid("batch", "trajectories must be unfinished and of one batch key"));
+        let ours = key.as_ref().is_some_and(|k| k.model == self.id);
+        if !ours || batch.iter().any(|t| t.batch_key() != key) {
+            let reason = "trajectories must be unfinished, this model's and of one batch key";
+            return Err(Error::invalid("batch", reason));
         }
         let steps: Vec<Step> = batch.iter().filter_map(|t| t.next_step().copied()).collect();
         let out = self.denoise(batch, &steps)?;
@@ -247,7 +280,7 @@ impl Pipeline {
         let [c, h, w] = self.latent_shape(Size { width: picture.width, height: picture.height })?;
         let latent = self.loaded.vae.encode(&picture.to_tensor(&self.device)?.unsqueeze(0)?)?;
         let latent = latent.flatten_all()?.to_vec1()?;
-        Ok(DenoisingState { timestep: crate::schedule::FINISHED, shape: [c, h, w], latent })
+        Ok(DenoisingState { timestep: FINISHED, shape: [c, h, w], latent })
     }
 
     fn latent_shape(&self, size: Size) -> Result<[usize; 3]> {

@@ -8,7 +8,8 @@ use crate::schedule::NoiseSchedule;
 /// The most steps a plan may have; DDIM gains nothing beyond the training timesteps.
 pub const MAX_STEPS: usize = 1000;
 
-/// Which of a model's denoisers takes a step: 0 is the model's own, others are its variants.
+/// Which of a model's denoisers takes a step: 0 is the model's own, others are its variants. Only 0 is
+/// built yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub struct Denoiser(pub u8);
 
@@ -18,6 +19,18 @@ pub struct Guidance {
     /// How far to go from the negative prompt's prediction towards (and past) the prompt's. At 1 and
     /// below, the negative prompt has no part and the step costs one row instead of two.
     pub scale: f32,
+    /// What the prediction is steered by.
+    #[serde(default)]
+    pub steering: Steering,
+}
+
+/// What a step's prediction is steered by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Steering {
+    /// Prompt against negative prompt, as the trajectory's conditioning has them.
+    #[default]
+    Prompts,
 }
 
 impl Guidance {
@@ -93,8 +106,8 @@ impl StepPlan {
                     step.guidance.scale
                 ));
             }
-            if step.token_merging != 0.0 || step.reuse_deep_features {
-                return invalid("token merging and deep feature reuse are not built yet".into());
+            if step.denoiser.0 != 0 || step.token_merging != 0.0 || step.reuse_deep_features {
+                return invalid("variants, token merging and deep feature reuse are not built yet".into());
             }
         }
         if let Some(w) = steps.windows(2).find(|w| w[0].timestep <= w[1].timestep) {
@@ -111,7 +124,7 @@ impl StepPlan {
         let step = |timestep| Step {
             timestep,
             denoiser: Denoiser::default(),
-            guidance: Guidance { scale: guidance_scale },
+            guidance: Guidance { scale: guidance_scale, steering: Steering::default() },
             token_merging: 0.0,
             reuse_deep_features: false,
         };
@@ -139,10 +152,17 @@ impl StepPlan {
     }
 
     /// The part of this plan that a state at `timestep` leaves to do: its later steps, those before it
-    /// being the *skipped steps*.
+    /// being the *skipped steps*. Of a state cleaner than the last step but not finished, that step is
+    /// left, to be taken from the state's own timestep; of a finished one, nothing.
     pub fn after(&self, timestep: f64) -> Self {
-        let first = self.steps.partition_point(|s| s.timestep > timestep);
-        Self { steps: self.steps[first..].to_vec(), eta: self.eta }
+        let later = self.steps.partition_point(|s| s.timestep > timestep);
+        let finished = timestep < 0.0;
+        let first = if finished { self.steps.len() } else { later.min(self.steps.len().saturating_sub(1)) };
+        let mut rest = Self { steps: self.steps[first..].to_vec(), eta: self.eta };
+        if later == self.steps.len() {
+            rest.start_from(timestep);
+        }
+        rest
     }
 
     /// Takes the first step out of the plan.
@@ -152,7 +172,7 @@ impl StepPlan {
         }
     }
 
-    /// Lets the first step be taken from another, noisier timestep.
+    /// Lets the first step be taken from another timestep.
     pub(crate) fn start_from(&mut self, timestep: f64) {
         if let Some(first) = self.steps.first_mut() {
             first.timestep = timestep;
@@ -180,6 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn a_state_cleaner_than_the_last_step_still_leaves_one() {
+        let trailing =
+            ScheduleConfig { timestep_spacing: crate::schedule::Spacing::Trailing, ..Default::default() };
+        let plan = StepPlan::ddim(&NoiseSchedule::new(trailing).unwrap(), 4, 3.0).unwrap();
+        assert_eq!(plan.steps()[3].timestep, 249.0);
+        let rest = plan.after(98.0);
+        assert_eq!(rest.steps().len(), 1);
+        assert_eq!(rest.steps()[0].timestep, 98.0, "taken from where the state is");
+        assert_eq!(plan.after(249.0).steps(), &plan.steps()[3..]);
+    }
+
+    #[test]
     fn json_cannot_smuggle_in_an_impossible_plan() {
         let good = serde_json::to_string(&plan(3)).unwrap();
         assert_eq!(serde_json::from_str::<StepPlan>(&good).unwrap(), plan(3));
@@ -188,6 +220,7 @@ mod tests {
             r#"{"steps":[{"timestep":-3,"guidance":{"scale":2}}]}"#,
             r#"{"steps":[{"timestep":3,"guidance":{"scale":2000}}]}"#,
             r#"{"steps":[{"timestep":3,"guidance":{"scale":2},"reuse_deep_features":true}]}"#,
+            r#"{"steps":[{"timestep":3,"guidance":{"scale":2},"denoiser":5}]}"#,
             r#"{"steps":[],"eta":1.5}"#,
         ] {
             assert!(serde_json::from_str::<StepPlan>(bad).is_err(), "{bad}");
@@ -196,6 +229,9 @@ mod tests {
 
     #[test]
     fn guidance_of_one_or_less_costs_one_row() {
-        assert_eq!([0.0, 1.0, 1.01, 7.5].map(|scale| Guidance { scale }.rows()), [1, 1, 2, 2]);
+        assert_eq!(
+            [0.0, 1.0, 1.01, 7.5].map(|scale| Guidance { scale, steering: Steering::Prompts }.rows()),
+            [1, 1, 2, 2]
+        );
     }
 }

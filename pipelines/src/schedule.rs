@@ -5,7 +5,28 @@
 
 use serde::{Deserialize, Serialize};
 
+use serde_json::{Map, Value};
+
 use crate::error::{Error, Result};
+use crate::unet::{check_rest, parse};
+
+const FILE: &str = "scheduler/scheduler_config.json";
+
+/// Other schedulers' keys that say nothing about the noise schedule.
+const HARMLESS: &[(&str, &str)] = &[
+    ("skip_prk_steps", "any"),
+    ("dynamic_thresholding_ratio", "any"),
+    ("sample_max_value", "any"),
+    ("interpolation_type", "any"),
+    ("solver_order", "any"),
+    ("solver_type", "any"),
+    ("algorithm_type", "any"),
+    ("lower_order_final", "any"),
+    ("variance_type", "any"),
+    ("final_sigmas_type", "any"),
+    ("timestep_type", "any"),
+    ("lambda_min_clipped", "any"),
+];
 
 /// The timestep of a finished latent: one before 0, as diffusers counts. Its ᾱ is 1, or ᾱ(0) where
 /// the model was trained with `set_alpha_to_one = false`.
@@ -69,7 +90,8 @@ pub struct ScheduleConfig {
     pub timestep_spacing: Spacing,
     /// Zero terminal SNR: shifts ᾱ so that the last timestep is pure noise (Lin et al., 2023, algorithm 1).
     pub rescale_betas_zero_snr: bool,
-    /// Clamp the predicted x₀ to ±`clip_sample_range`; for pixel-space models.
+    /// Clamp the predicted x₀ to ±`clip_sample_range`; for pixel-space models. Absent it is false here,
+    /// since latents have no such range (diffusers: true).
     pub clip_sample: bool,
     /// See `clip_sample`.
     pub clip_sample_range: f64,
@@ -97,6 +119,15 @@ impl Default for ScheduleConfig {
     }
 }
 
+/// The configuration and the keys that it does not read.
+#[derive(Deserialize)]
+struct ScheduleFile {
+    #[serde(flatten)]
+    config: ScheduleConfig,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
 /// ᾱ at every timestep, and how to walk along it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoiseSchedule {
@@ -106,14 +137,15 @@ pub struct NoiseSchedule {
 }
 
 impl NoiseSchedule {
-    /// The schedule of a `scheduler_config.json`.
+    /// The schedule of a `scheduler_config.json`, whichever of diffusers' schedulers it names: DDIM
+    /// walks along it.
     ///
     /// # Errors
     /// [`Error::Config`] where the file does not parse or asks for what DDIM cannot do here.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let config = serde_json::from_slice(json)
-            .map_err(|e| Error::config("scheduler/scheduler_config.json", e.to_string()))?;
-        Self::new(config)
+        let file: ScheduleFile = parse(FILE, json, |_| Ok(()))?;
+        check_rest(FILE, &file.rest, HARMLESS)?;
+        Self::new(file.config)
     }
 
     /// The schedule of a configuration.
@@ -122,7 +154,7 @@ impl NoiseSchedule {
     /// [`Error::Config`] for values that give no decreasing ᾱ, for thresholding, and for ε-prediction
     /// with zero terminal SNR (pure noise says nothing about x₀ then).
     pub fn new(config: ScheduleConfig) -> Result<Self> {
-        let bad = |reason: &str| Error::config("scheduler/scheduler_config.json", reason);
+        let bad = |reason: &str| Error::config(FILE, reason);
         if config.thresholding {
             return Err(bad("thresholding is for pixel-space models and is not supported"));
         }
@@ -137,8 +169,11 @@ impl NoiseSchedule {
             Some(_) => return Err(bad("trained_betas must have num_train_timesteps values")),
             None => betas(&config),
         };
-        if !betas.iter().all(|b| (0.0..1.0).contains(b)) {
-            return Err(bad("every beta must lie in [0, 1)"));
+        if !betas.iter().all(|b| *b > 0.0 && *b < 1.0) {
+            return Err(bad("every beta must lie between 0 and 1"));
+        }
+        if config.steps_offset >= config.num_train_timesteps {
+            return Err(bad("steps_offset must be less than num_train_timesteps"));
         }
         let mut alpha_bars: Vec<f64> = betas
             .iter()
@@ -149,6 +184,10 @@ impl NoiseSchedule {
             .collect();
         if config.rescale_betas_zero_snr {
             rescale_to_zero_terminal_snr(&mut alpha_bars);
+        }
+        let noisiest = alpha_bars[alpha_bars.len() - 1];
+        if !config.rescale_betas_zero_snr && noisiest < 1e-12 {
+            return Err(bad("the betas leave nothing of the picture: ᾱ falls to 0"));
         }
         let final_alpha_bar = if config.set_alpha_to_one { 1.0 } else { alpha_bars[0] };
         Ok(Self { config, alpha_bars, final_alpha_bar })
@@ -176,11 +215,6 @@ impl NoiseSchedule {
         self.alpha_bars[below] * (1.0 - share) + self.alpha_bars[above] * share
     }
 
-    /// The standard deviation of the noise in a latent at a timestep, `sqrt(1 − ᾱ)`.
-    pub fn noise_level(&self, timestep: f64) -> f64 {
-        (1.0 - self.alpha_bar(timestep)).max(0.0).sqrt()
-    }
-
     /// The timesteps of a plan of `steps` steps, noisiest first, by the configured spacing (numpy's
     /// rounding, half to even, as diffusers).
     ///
@@ -198,11 +232,14 @@ impl NoiseSchedule {
                 (0..steps).rev().map(|i| (i * ratio + self.config.steps_offset) as f64).collect()
             }
             Spacing::Linspace if steps == 1 => vec![0.0],
+            // Operation by operation as numpy's linspace and arange: a half is missed by a rounding error, or not.
             Spacing::Linspace => {
-                (0..steps).rev().map(|i| (i as f64 * (t - 1.0) / (n - 1.0)).round_ties_even()).collect()
+                let stride = (t - 1.0) / (n - 1.0);
+                (0..steps).rev().map(|i| (i as f64 * stride).round_ties_even()).collect()
             }
             Spacing::Trailing => {
-                (0..steps).map(|i| (t - i as f64 * (t / n)).round_ties_even() - 1.0).collect()
+                let stride = (t - t / n) - t;
+                (0..steps).map(|i| (t + i as f64 * stride).round_ties_even() - 1.0).collect()
             }
         };
         // With as many steps as timesteps the offset would point past the last one.
@@ -283,6 +320,17 @@ mod tests {
     }
 
     #[test]
+    fn other_schedulers_keys_pass_and_unknown_ones_are_named() {
+        let pndm = br#"{"_class_name": "PNDMScheduler", "skip_prk_steps": true, "trained_betas": null}"#;
+        assert!(NoiseSchedule::from_json(pndm).is_ok());
+        for key in ["use_karras_sigmas", "a_key_of_tomorrow"] {
+            let json = format!(r#"{{"{key}": true}}"#);
+            let error = NoiseSchedule::from_json(json.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
     fn zero_terminal_snr_ends_in_pure_noise() {
         let config = ScheduleConfig {
             prediction_type: Prediction::VPrediction,
@@ -292,6 +340,9 @@ mod tests {
         let s = NoiseSchedule::new(config.clone()).unwrap();
         assert_eq!(s.alpha_bar(999.0), 0.0);
         assert!((s.alpha_bar(0.0) - (1.0 - config.beta_start)).abs() < 1e-12);
+        let mut none = config.clone();
+        none.trained_betas = Some(vec![0.0; 1000]);
+        assert!(NoiseSchedule::new(none).is_err());
         let epsilon = ScheduleConfig { prediction_type: Prediction::Epsilon, ..config };
         assert!(NoiseSchedule::new(epsilon).unwrap_err().to_string().contains("v_prediction"));
     }

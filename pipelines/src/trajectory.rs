@@ -49,6 +49,8 @@ pub struct DenoisingState {
 /// Who may share a batch: trajectories with equal keys.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BatchKey {
+    /// The model's id.
+    pub model: Arc<str>,
     /// The denoiser of the next step.
     pub denoiser: Denoiser,
     /// The latent's shape (C, H, W).
@@ -60,6 +62,8 @@ pub struct BatchKey {
 /// One picture on its way from noise to pixels.
 #[derive(Debug, Clone)]
 pub struct Trajectory {
+    /// The id of the model whose latent this is.
+    pub(crate) model: Arc<str>,
     pub(crate) latent: Tensor,
     /// The finished latent as the last step predicted it.
     pub(crate) predicted: Option<Tensor>,
@@ -85,7 +89,7 @@ impl Trajectory {
 
     /// `replan`: replaces the steps still to be taken. The first of them is taken from where the
     /// trajectory is; a plan whose first step is noisier than that is refused, for noise is only added
-    /// by `resume`.
+    /// by `resume`, and so is an empty plan on the way.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming `plan`.
@@ -101,6 +105,8 @@ impl Trajectory {
                 ));
             }
             plan.start_from(self.timestep);
+        } else if self.timestep != FINISHED {
+            return Err(Error::invalid("plan", "has no step left for a latent that is not finished"));
         }
         self.plan = plan;
         Ok(())
@@ -142,7 +148,7 @@ impl Trajectory {
         let step = self.next_step()?;
         let &[c, h, w] = self.latent.dims() else { return None };
         let tokens = self.conditioning.prompt.token_states.dim(0).ok()?;
-        Some(BatchKey { denoiser: step.denoiser, latent: [c, h, w], tokens })
+        Some(BatchKey { model: self.model.clone(), denoiser: step.denoiser, latent: [c, h, w], tokens })
     }
 
     /// Rows of a batch that the next step takes: 2 with guidance, 1 without, 0 once finished.

@@ -14,7 +14,9 @@ use common::{
 use pentimento_pipelines::text::{ClipTextEncoder, ClipTokenizer};
 use pentimento_pipelines::unet::{AddedConditioning, UNet};
 use pentimento_pipelines::vae::Vae;
+use pentimento_pipelines::{NoiseSchedule, ScheduleConfig, Spacing};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 /// One call of a network, relative to the golden's largest value. The engine promises 1e-4; measured are 4e-7 to 3e-6,
 /// and a wrong epsilon or activation hides between the two.
@@ -42,6 +44,21 @@ fn unet_matches_diffusers() {
             let ours = unet.forward(&sample, &timesteps, &states, added.as_ref()).unwrap();
             golden.check(name, &ours, CALL);
         }
+    }
+}
+
+/// The storybook shape stands for the shipped model, its toy vocabulary apart.
+#[test]
+fn storybook_shape_is_the_shipped_models() {
+    let json = |bytes: Vec<u8>| serde_json::from_slice::<Value>(&bytes).unwrap();
+    for file in ["unet/config.json", "vae/config.json", "text_encoder/config.json"] {
+        let ours = json(read(format!("storybook/{file}")));
+        let shipped = json(read(format!("../../../weights-manifest/storybook/model/{file}")));
+        let vocabulary = ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype"];
+        for (key, value) in ours.as_object().unwrap() {
+            assert!(vocabulary.contains(&key.as_str()) || shipped[key] == *value, "{file}: {key}");
+        }
+        println!("storybook  {file:30} as shipped");
     }
 }
 
@@ -111,6 +128,28 @@ fn tokenizers_match_transformers() {
             }
             println!("{shape:10} {folder:30} {} prompts equal", prompts.len());
         }
+    }
+}
+
+/// Every step count from 1 to 1000 under every spacing. Left out, in the golden too, are those for which a rounding
+/// error gives diffusers one timestep more than asked for, -1; here a plan always has its steps.
+#[test]
+fn timesteps_match_diffusers() {
+    let golden: Value = serde_json::from_slice(&read("scheduler/timesteps.json")).unwrap();
+    for (name, spacing) in
+        [("leading", Spacing::Leading), ("linspace", Spacing::Linspace), ("trailing", Spacing::Trailing)]
+    {
+        let schedule =
+            NoiseSchedule::new(ScheduleConfig { timestep_spacing: spacing, ..Default::default() }).unwrap();
+        let left_out: Vec<usize> = serde_json::from_value(golden[name]["left_out"].clone()).unwrap();
+        let line = |steps| {
+            let timesteps = schedule.timesteps(steps).unwrap();
+            timesteps.iter().map(f64::to_string).collect::<Vec<_>>().join(" ") + "\n"
+        };
+        let lines: String = (1..=1000).filter(|steps| !left_out.contains(steps)).map(line).collect();
+        let digest: String = Sha256::digest(lines).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest, golden[name]["sha256"], "{name}");
+        println!("{name:10} {} step counts equal, {} left out", 1000 - left_out.len(), left_out.len());
     }
 }
 

@@ -1,4 +1,5 @@
 //! The embedded model paints what diffusers paints with it: goldens by `goldens/make_storybook.py`.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

@@ -1,10 +1,11 @@
 //! The seven verbs on the embedded model: what they promise whatever the weights are.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 
 use pentimento_pipelines::{
-    Components, Conditioning, DenoisingState, Device, FINISHED, Model, NoiseSource, Pipeline, Size, StepPlan,
-    Trajectory,
+    Components, Conditioning, DenoisingState, Device, FINISHED, Model, NoiseSource, Picture, Pipeline, Size,
+    StepPlan, Trajectory,
 };
 
 const SIZE: Size = Size { width: 64, height: 64 };
@@ -127,6 +128,7 @@ fn replan_takes_over_in_flight() {
     let shorter = p.plan(10, 3.0).unwrap().after(at);
     t.replan(shorter.clone()).unwrap();
     assert_eq!((t.timestep(), t.plan().steps().len()), (at, shorter.steps().len()));
+    assert!(t.replan(shorter.after(FINISHED)).unwrap_err().to_string().starts_with("plan:"), "no step left");
     assert!(
         t.replan(p.plan(10, 3.0).unwrap()).unwrap_err().to_string().starts_with("plan:"),
         "noisier than we are"
@@ -159,6 +161,21 @@ fn finish_previews_what_is_not_finished() {
 }
 
 #[test]
+fn a_picture_can_be_painted_over() {
+    let p = pipeline();
+    let mut t = start(&p, "a red castle", 6, p.plan(5, 3.0).unwrap());
+    run(&p, &mut t, 5);
+    let (done, picture) = (t.snapshot().unwrap(), p.finish(&t).unwrap());
+    let encoded = p.encode_picture(&picture).unwrap();
+    assert_eq!((encoded.timestep, encoded.shape), (FINISHED, done.shape));
+    let again = p.resume(&encoded, conditioning(&p, ""), 6, p.plan(10, 3.0).unwrap().after(300.0)).unwrap();
+    assert!(again.timestep() <= 300.0 && !again.is_finished());
+    assert_eq!(run_out(&p, again).timestep, FINISHED);
+    let small = Picture { width: 8, height: 8, rgb: vec![0; 192] };
+    assert!(p.encode_picture(&small).unwrap_err().to_string().starts_with("size:"));
+}
+
+#[test]
 fn what_cannot_be_is_refused_by_name() {
     let p = pipeline();
     let plan = p.plan(3, 3.0).unwrap();
@@ -176,7 +193,19 @@ fn what_cannot_be_is_refused_by_name() {
     let foreign = DenoisingState { timestep: 500.0, shape: [16, 16, 16], latent: vec![0.0; 4096] };
     assert!(p.resume(&foreign, c.clone(), 1, plan.clone()).unwrap_err().to_string().starts_with("state:"));
     let short = DenoisingState { timestep: 500.0, shape: [4, 16, 16], latent: vec![0.0; 7] };
-    assert!(p.resume(&short, c, 1, plan.clone()).is_err());
+    assert!(p.resume(&short, c.clone(), 1, plan.clone()).is_err());
+
+    let refused = |state: &DenoisingState, plan: &StepPlan| {
+        p.resume(state, c.clone(), 1, plan.clone()).unwrap_err().to_string()
+    };
+    let good = DenoisingState { timestep: 500.0, shape: [4, 16, 16], latent: vec![0.0; 1024] };
+    let nan = DenoisingState { latent: vec![f32::NAN; 1024], ..good.clone() };
+    assert!(refused(&nan, &plan).contains("finite"));
+    assert!(refused(&DenoisingState { timestep: 1000.0, ..good.clone() }, &plan).starts_with("state:"));
+    let large = DenoisingState { timestep: 500.0, shape: [4, 64, 64], latent: vec![0.0; 4 * 64 * 64] };
+    assert!(refused(&large, &plan).starts_with("size:"));
+    let nothing_left = plan.after(FINISHED);
+    assert!(refused(&good, &nothing_left).starts_with("plan:"), "noise would be handed out as a picture");
 
     let (mut a, mut b) = (start(&p, "x", 1, plan.clone()), start(&p, "y", 1, plan));
     run(&p, &mut a, 3);
@@ -185,15 +214,6 @@ fn what_cannot_be_is_refused_by_name() {
     assert_eq!(before, b.snapshot().unwrap(), "a refused batch leaves its members alone");
     assert!(p.step(&mut []).is_ok());
     assert!(p.plan(0, 3.0).unwrap_err().to_string().starts_with("num_inference_steps:"));
-}
-
-#[test]
-fn models_that_share_a_component_load_it_once() {
-    let components = Components::default();
-    let model = Model::find("storybook").unwrap();
-    let first = Pipeline::load(&model, &components, &Device::Cpu).unwrap();
-    let second = Pipeline::load(&model, &components, &Device::Cpu).unwrap();
-    assert!(first.shares_components_with(&second));
 }
 
 #[test]

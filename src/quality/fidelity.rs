@@ -71,8 +71,9 @@ impl Share {
     }
 }
 
-/// Compares what a prompt names with what its picture shows. Each named subject is held against a
-/// subject of its own, so that most attributes agree; one that is not there has none of its attributes.
+/// Compares what a prompt names with what its picture shows. Each named subject is held against a found
+/// one of its kind, so that most attributes agree; without one of its kind it has none of its attributes.
+/// What the picture shows beyond the prompt costs nothing.
 pub fn fidelity(named: &Attributes, found: &Found) -> Share {
     let mut share = Share::default();
     share.count(named.time.as_deref(), Some(&found.time));
@@ -87,7 +88,7 @@ fn best_match(named: &[Subject], found: &[Subject]) -> Share {
     let Some((first, rest)) = named.split_first() else { return Share::default() };
     let absent = best_match(rest, found);
     let mut best = Share { found: absent.found, named: absent.named + attributes_of(first) };
-    for i in 0..found.len() {
+    for i in (0..found.len()).filter(|&i| found[i].kind == first.kind) {
         let others: Vec<Subject> =
             found.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, s)| s.clone()).collect();
         let others = best_match(rest, &others);
@@ -153,6 +154,12 @@ mod tests {
         let shown = found(&["large blue house left", "large red tree right"]);
         let share = fidelity(&named("night", &["large red house left", "large blue tree right"]), &shown);
         assert_eq!((share.found, share.named), (7, 9), "both colours are wrong");
+    }
+
+    #[test]
+    fn another_kind_is_another_subject() {
+        let share = fidelity(&named("night", &["large red house left"]), &found(&["large red boat left"]));
+        assert_eq!((share.found, share.named), (1, 5));
     }
 
     #[test]

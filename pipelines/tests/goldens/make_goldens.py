@@ -1,6 +1,6 @@
 """Golden tensors from diffusers and transformers for the Rust engine's tests.
 
-    python make_goldens.py            # writes <shape>/golden.safetensors and <shape>/tokens.json
+    python make_goldens.py            # writes <shape>/golden.safetensors and <shape>/tokens.json, and scheduler/
     python make_goldens.py --check    # compares live libraries with the committed files, exit 1 on a difference
 
 The weights are hashes of their names (hash_weights.py), the configurations are the JSON files beside this
@@ -8,6 +8,7 @@ script, so only small outputs are stored.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
@@ -15,17 +16,26 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from hash_weights import fill, names_digest, normal_like
+from noise import noise
 
 HERE = Path(__file__).parent
 SHAPES = ["storybook", "sd15", "sd21", "sdxl"]
+SCHEDULER = "scheduler"
 STEPS, GUIDANCE = 20, 5.0
 TIME_IDS = [[64.0, 64.0, 0.0, 0.0, 64.0, 64.0], [96.0, 128.0, 8.0, 0.0, 64.0, 48.0]]
+SEED = 7
+# The whole SDXL pipeline: height and width differ, for time ids hold both.
+PIPELINE = dict(height=64, width=96, num_inference_steps=5, guidance_scale=GUIDANCE)
+PIPELINE_PROMPT, PIPELINE_NEGATIVE = "a large red house on the left in the snow at night", "a tree!"
+# Every so many token states are stored: a wrong encoder, order or padding shows in all of them.
+TOKEN_STRIDE = 7
+LATENT = (4, 8, 8)
 # Live libraries may change kernels between versions; beyond this a golden is another computation.
 TOLERANCE = 1e-5
 
@@ -64,9 +74,9 @@ def tokenizer(shape: str, component: str) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder)
 
 
-def tokens(shape: str) -> dict[str, list[list[int]]]:
-    """Token ids of every prompt, padded and truncated as the pipelines do it."""
-    rows = {}
+def tokens(shape: str) -> dict[str, list]:
+    """The prompts and the token ids of each, padded and truncated as the pipelines do it."""
+    rows = {"prompts": PROMPTS}
     for component in ["tokenizer", "tokenizer_2"]:
         if (HERE / shape / component).exists():
             t = tokenizer(shape, component)
@@ -75,21 +85,24 @@ def tokens(shape: str) -> dict[str, list[list[int]]]:
     return rows
 
 
-def text(shape: str, ids: dict[str, list[list[int]]]) -> tuple[dict, dict]:
+def text_encoder(shape: str, component: str) -> CLIPTextModel | CLIPTextModelWithProjection:
+    cfg = config(shape, component)
+    projected = "CLIPTextModelWithProjection" in cfg["architectures"]
+    return fill((CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**cfg)), component)
+
+
+def text(shape: str, ids: dict[str, list]) -> tuple[dict, dict]:
     """States of two prompts (rows 2 and 3) from each text encoder, and the digest of its weights' names."""
     out, digests = {}, {}
     for component, toks in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]:
         if not (HERE / shape / component).exists():
             continue
-        cfg = config(shape, component)
-        projected = "CLIPTextModelWithProjection" in cfg["architectures"]
-        cls = CLIPTextModelWithProjection if projected else CLIPTextModel
-        model = fill(cls(CLIPTextConfig(**cfg)), component)
+        model = text_encoder(shape, component)
         digests[component] = names_digest(model)
         result = model(torch.tensor(ids[toks][2:4]), output_hidden_states=True)
         out[f"{component}.last"] = result.last_hidden_state
         out[f"{component}.penultimate"] = result.hidden_states[-2]
-        if projected:
+        if isinstance(model, CLIPTextModelWithProjection):
             out[f"{component}.projected"] = result.text_embeds
         else:
             out[f"{component}.pooled"] = result.pooler_output
@@ -160,53 +173,181 @@ def unet(shape: str) -> tuple[dict, dict]:
     return out, {"unet": names_digest(model)}
 
 
+def pipeline(shape: str) -> tuple[dict, dict]:
+    """SDXL from prompt to latent as its users call it, and what it makes of the prompts on the way."""
+    if shape != "sdxl":
+        return {}, {}
+    parts = {component: text_encoder(shape, component) for component in ("text_encoder", "text_encoder_2")}
+    parts |= {component: tokenizer(shape, component) for component in ("tokenizer", "tokenizer_2")}
+    pipe = StableDiffusionXLPipeline(
+        vae=fill(AutoencoderKL.from_config(config(shape, "vae")), "vae"),
+        unet=fill(UNet2DConditionModel.from_config(config(shape, "unet")), "unet"),
+        scheduler=DDIMScheduler.from_config(config(shape, "scheduler", "scheduler_config.json")),
+        add_watermarker=False, **parts,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    out = {}
+
+    def encode(name: str, negative: str | None) -> None:
+        states, negative_states, pooled, negative_pooled = pipe.encode_prompt(
+            PIPELINE_PROMPT, device="cpu", negative_prompt=negative
+        )
+        if name == "negative":
+            out["prompt.token_states"], out["prompt.pooled"] = states[0, ::TOKEN_STRIDE], pooled[0]
+        out[f"{name}.token_states"] = negative_states[0, ::TOKEN_STRIDE]
+        out[f"{name}.pooled"] = negative_pooled[0]
+
+    encode("negative", PIPELINE_NEGATIVE)
+    encode("empty_negative", "")
+    encode("absent_negative", None)
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    encode("absent_negative_unforced", None)
+    pipe.register_to_config(force_zeros_for_empty_prompt=True)
+
+    # The time ids that the pipeline itself hands to its denoiser.
+    def note_time_ids(module, args, kwargs):
+        out["time_ids"] = kwargs["added_cond_kwargs"]["time_ids"][0]
+
+    pipe.unet.register_forward_pre_hook(note_time_ids, with_kwargs=True)
+    for name, negative in {"pipeline": PIPELINE_NEGATIVE, "pipeline_absent_negative": None}.items():
+        generator = torch.Generator().manual_seed(SEED)
+        run = pipe(PIPELINE_PROMPT, negative_prompt=negative, generator=generator, output_type="latent", **PIPELINE)
+        out[name] = run.images
+    return out, {}
+
+
+def to_next_timestep(scheduler: DDIMScheduler, output, t: int, t_next: int, latent, eta: float, fresh):
+    """One DDIM step (Song et al., 2021, eq. 12 and 16) to the plan's next timestep, in f64.
+
+    diffusers steps to `t - T // N`, whatever the spacing. That is the next timestep under leading spacing and, where N
+    divides T, under trailing. Elsewhere its latent is not at the noise level that the next call is told; the engine
+    goes to the next timestep instead, deliberately: a denoising state is its timestep.
+    """
+    bars = scheduler.alphas_cumprod.double()
+    a, a_next = bars[t], bars[t_next] if t_next >= 0 else scheduler.final_alpha_cumprod.double()
+    latent, output, signal, level = latent.double(), output.double(), a.sqrt(), (1 - a).sqrt()
+    if scheduler.config.prediction_type == "epsilon":
+        x0, epsilon = (latent - level * output) / signal, output
+    else:
+        x0, epsilon = signal * latent - level * output, signal * output + level * latent
+    sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).sqrt()
+    return (a_next.sqrt() * x0 + (1 - a_next - sigma**2).sqrt() * epsilon + sigma * fresh).float()
+
+
+def scheduler_case(case: dict) -> dict:
+    """A DDIM walk without a network: each step's prediction is a hash, its noise the engine's own."""
+    name, eta = case["name"], case.get("eta", 0.0)
+    scheduler = DDIMScheduler.from_config(case["scheduler"])
+    scheduler.set_timesteps(case["steps"])
+    timesteps = scheduler.timesteps.tolist()
+    latent, latents = normal_like(f"scheduler/{name}.latent", LATENT), []
+    for i, (t, t_next) in enumerate(zip(timesteps, timesteps[1:] + [-1])):
+        output = normal_like(f"scheduler/{name}.prediction.{i}", LATENT)
+        fresh = torch.tensor(noise(b"step", SEED, float(t), output.numel())).view(LATENT)
+        if case.get("to_next_timestep"):
+            latent = to_next_timestep(scheduler, output, t, t_next, latent, eta, fresh)
+        else:
+            reached = t - scheduler.config.num_train_timesteps // case["steps"]
+            assert max(reached, -1) == t_next, f"{name}: diffusers goes to {reached}, the plan to {t_next}"
+            kwargs = dict(eta=eta, variance_noise=fresh) if eta else {}
+            latent = scheduler.step(output, t, latent, **kwargs).prev_sample
+        latents.append(latent)
+    return {f"{name}.timesteps": scheduler.timesteps.float(), f"{name}.latents": torch.stack(latents)}
+
+
+def forward_noise() -> dict:
+    """diffusers' add_noise, with the engine's noise."""
+    clean = normal_like("scheduler/forward.latent", LATENT)
+    fresh = torch.tensor(noise(b"forward", SEED, 601.0, clean.numel())).view(LATENT)
+    return {"forward": DDIMScheduler().add_noise(clean, fresh, torch.tensor([601]))}
+
+
+def timestep_digests() -> dict[str, dict]:
+    """Per spacing, sha256 over the timesteps of every step count from 1 to 1000, a line each.
+
+    Left out are the counts for which diffusers' trailing timesteps are one too many: the last is then -1, a rounding
+    error of numpy's arange.
+    """
+    rows = {}
+    for spacing in ("leading", "linspace", "trailing"):
+        scheduler, lines, left_out = DDIMScheduler(timestep_spacing=spacing), [], []
+        for steps in range(1, 1001):
+            scheduler.set_timesteps(steps)
+            timesteps = scheduler.timesteps.tolist()
+            if len(timesteps) == steps:
+                lines.append(" ".join(map(str, timesteps)) + "\n")
+            else:
+                assert timesteps[-1] == -1, f"{spacing} {steps}: {timesteps}"
+                left_out.append(steps)
+        rows[spacing] = {"sha256": hashlib.sha256("".join(lines).encode()).hexdigest(), "left_out": left_out}
+    return rows
+
+
+def scheduler_goldens() -> dict:
+    tensors = forward_noise()
+    for case in json.loads((HERE / SCHEDULER / "cases.json").read_text()):
+        tensors |= scheduler_case(case)
+    return tensors
+
+
 def compute(shape: str) -> tuple[dict, dict, dict]:
+    if shape == SCHEDULER:
+        return scheduler_goldens(), {}, timestep_digests()
     ids = tokens(shape)
     tensors, digests = {}, {}
-    for part in (text(shape, ids), vae(shape), unet(shape)):
+    for part in (text(shape, ids), vae(shape), unet(shape), pipeline(shape)):
         tensors |= {k: v.contiguous().clone() for k, v in part[0].items()}
         digests |= part[1]
     return tensors, digests, ids
 
 
+def rows_file(shape: str) -> Path:
+    """What is no tensor: token ids, or the digests of the timesteps."""
+    return HERE / shape / ("timesteps.json" if shape == SCHEDULER else "tokens.json")
+
+
 def write(shape: str) -> None:
-    tensors, digests, ids = compute(shape)
+    tensors, digests, rows = compute(shape)
     # One key of metadata: safetensors writes several in random order.
     metadata = {"parameters": json.dumps(digests, sort_keys=True)}
     save_file(tensors, HERE / shape / "golden.safetensors", metadata=metadata)
-    rows = [f'{json.dumps(k)}: [\n  ' + ",\n  ".join(json.dumps(r, separators=(",", ":")) for r in v) + "\n]"
-            for k, v in ({"prompts": PROMPTS} | ids).items()]
-    (HERE / shape / "tokens.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    compact = lambda value: json.dumps(value, separators=(",", ":"))
+    lines = lambda value: "[\n  " + ",\n  ".join(map(compact, value)) + "\n]" if isinstance(value, list) else compact(value)
+    rows_file(shape).write_text("{\n" + ",\n".join(f"{compact(k)}: {lines(v)}" for k, v in rows.items()) + "\n}\n")
     for name, t in tensors.items():
-        print(f"{shape:10} {name:30} {str(tuple(t.shape)):20} max |x| {t.abs().max():.3f}")
+        print(f"{shape:10} {name:40} {str(tuple(t.shape)):20} max |x| {t.abs().max():.3f}")
 
 
 def check(shape: str) -> bool:
     """Prints a row per tensor: max abs difference over max abs of the golden."""
-    tensors, digests, ids = compute(shape)
+    tensors, digests, rows = compute(shape)
     good = True
     with safe_open(HERE / shape / "golden.safetensors", "pt") as golden:
         if json.loads(golden.metadata()["parameters"]) != digests:
             print(f"{shape:10} parameter names or shapes differ")
             good = False
+        if set(golden.keys()) != set(tensors):
+            print(f"{shape:10} names of the tensors differ: {sorted(set(golden.keys()) ^ set(tensors))}")
+            return False
         for name, live in tensors.items():
             want = golden.get_tensor(name)
-            error = ((live - want).abs().max() / want.abs().max()).item()
+            largest = want.abs().max().clamp_min(torch.finfo(torch.float32).tiny)  # an absent negative prompt is all zeros
+            error = ((live - want).abs().max() / largest).item()
             ok = error <= TOLERANCE
             good &= ok
-            print(f"{shape:10} {name:30} {error:.2e} {'ok' if ok else 'DIFFERS'}")
-    stored = json.loads((HERE / shape / "tokens.json").read_text())
-    for name, rows in ids.items():
-        same = stored[name] == rows and stored["prompts"] == PROMPTS
+            print(f"{shape:10} {name:40} {error:.2e} {'ok' if ok else 'DIFFERS'}")
+    stored = json.loads(rows_file(shape).read_text())
+    for name, row in rows.items():
+        same = stored[name] == row
         good &= same
-        print(f"{shape:10} {name:30} {'ok' if same else 'DIFFERS'}")
+        print(f"{shape:10} {name:40} {'ok' if same else 'DIFFERS'}")
     return good
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    parser.add_argument("shapes", nargs="*", default=SHAPES, help=f"default: {' '.join(SHAPES)}")
+    parser.add_argument("shapes", nargs="*", default=[*SHAPES, SCHEDULER], help=f"default: {' '.join(SHAPES)} {SCHEDULER}")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with torch.no_grad():

@@ -26,8 +26,8 @@ def chacha8(key: bytes, n: int) -> bytes:
     return out[:n]
 
 
-def noise(seed: int, timestep: float, n: int) -> list[float]:
-    key = hashlib.sha256(b"pentimento-noise-1" + struct.pack("<Qd", seed, timestep)).digest()
+def noise(purpose: bytes, seed: int, timestep: float, n: int) -> list[float]:
+    key = hashlib.sha256(b"pentimento-noise-1" + purpose + struct.pack("<Qd", seed, timestep)).digest()
     pairs = (n + 1) // 2
     words = struct.unpack(f"<{2 * pairs}Q", chacha8(key, 16 * pairs))
     values = []
@@ -39,7 +39,8 @@ def noise(seed: int, timestep: float, n: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    print("pentimento seed 7:", noise(7, math.inf, 4))
+    print("pentimento seed 7, initial:", noise(b"initial", 7, math.inf, 4))
+    print("pentimento seed 7, step at 981:", noise(b"step", 7, 981.0, 4))
     try:
         import torch
     except ImportError:

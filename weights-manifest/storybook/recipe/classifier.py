@@ -67,7 +67,7 @@ if __name__ == "__main__":
     net = Classifier()
     forward = net if args.smoke else torch.compile(net)
 
-    def loss_fn(step, rng):
+    def loss_fn(rng):
         i = rng.integers(held, len(pictures), size=64)
         x, y = augment(to_tensor(pictures[i]), rng), y_all[i]
         with autocast():
@@ -75,7 +75,7 @@ if __name__ == "__main__":
         parts = logits.float().split(GROUPS, 1)
         return sum(F.cross_entropy(p, y[:, k], ignore_index=-1) for k, p in enumerate(parts)) / len(parts)
 
-    net = common.train(args, "classifier", net, loss_fn, 10**9, 2e-3, minutes=args.minutes)
+    net = common.train(args, "classifier", net, loss_fn, 2e-3, args.minutes)
     got = predict(net, to_tensor(pictures[:held]))
     want = y_all[:held].numpy()
     for name, cols in (("time", [0]), ("terrain", [1]), ("weather", [2]), ("kind", [3, 6, 9]), ("colour", [4, 7, 10]), ("size", [5, 8, 11])):

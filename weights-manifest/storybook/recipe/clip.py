@@ -1,7 +1,9 @@
 """Stage 4: the tokenizer and the CLIP pair, trained contrastively (Radford et al., 2021).
 
 The text tower conditions the UNet with its token states and gives the cache its prompt embeddings;
-with the image tower it gives a CLIP score.
+with the image tower it gives a CLIP score. Contrast alone learns slowly which colour belongs to which
+subject (two random scenes of a batch seldom differ in that alone), so both embeddings must also give
+the scene's attributes to a linear head, which is dropped after training.
 """
 
 import json
@@ -10,6 +12,7 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers, Regex
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -76,40 +79,111 @@ def build_clip(tokenizer) -> CLIPModel:
 
 def load_clip(args) -> tuple[CLIPTokenizer, CLIPModel]:
     tokenizer = load_tokenizer(args)
-    clip = build_clip(tokenizer)
-    clip.load_state_dict(torch.load(args.work / "clip.pt", weights_only=True)["ema"])
-    return tokenizer, clip.eval()
+    trained = _Trained(build_clip(tokenizer))
+    trained.load_state_dict(torch.load(args.work / "clip.pt", weights_only=True)["ema"])
+    return tokenizer, trained.clip.eval()
+
+
+# What the attribute head gives: the scene's three attributes, which kinds are present, and for each kind its colour,
+# size and place (no scene has a kind twice).
+_SCENE = [("time", world.TIMES), ("terrain", world.TERRAINS), ("weather", world.WEATHERS)]
+_OF_KIND = [("colour", world.COLOURS), ("size", world.SIZES), ("place", world.PLACES)]
+_GROUPS = [len(v) for _, v in _SCENE] + [len(v) for _ in world.KINDS for _, v in _OF_KIND]
+UNKNOWN = -1
+
+
+def attributes(named: dict, subjects: list[dict]) -> list[int]:
+    """Targets for the head: one class per group, UNKNOWN where nothing is said, then 0 or 1 per kind."""
+    by_kind = {s["kind"]: s for s in subjects}
+    index = lambda said, key, values: values.index(said[key]) if key in said else UNKNOWN
+    row = [index(named, key, values) for key, values in _SCENE]
+    row += [index(by_kind.get(kind, {}), key, values) for kind in world.KINDS for key, values in _OF_KIND]
+    return row + [int(kind in by_kind) for kind in world.KINDS]
+
+
+def _attributes_of(scene) -> list[int]:
+    named = {key: getattr(scene, key) for key, _ in _SCENE}
+    return attributes(named, [vars(s) for s in scene.subjects])
+
+
+def attribute_loss(logits, targets):
+    """Mean cross entropy of the groups that are known, plus that of the kinds' presence."""
+    *groups, present = logits.split(_GROUPS + [len(world.KINDS)], 1)
+    parts = [F.cross_entropy(g, targets[:, k], ignore_index=UNKNOWN, reduction="sum") for k, g in enumerate(groups)]
+    known = (targets[:, : len(_GROUPS)] != UNKNOWN).sum()
+    return sum(parts) / known + F.binary_cross_entropy_with_logits(present, targets[:, len(_GROUPS) :].float())
+
+
+@torch.no_grad()
+def attributes_right(logits, targets) -> dict[str, float]:
+    """Share of the known attributes that the head gives rightly; kind: exactly the kinds that are present."""
+    *groups, present = logits.split(_GROUPS + [len(world.KINDS)], 1)
+    right = {"kind": ((present > 0) == (targets[:, len(_GROUPS) :] > 0)).all(1).float().mean().item()}
+    names = [key for key, _ in _SCENE] + [key for _ in world.KINDS for key, _ in _OF_KIND]
+    for key in dict.fromkeys(names):
+        columns = [k for k, name in enumerate(names) if name == key]
+        known = torch.cat([targets[:, k] != UNKNOWN for k in columns])
+        hit = torch.cat([groups[k].argmax(1) == targets[:, k] for k in columns])
+        right[key] = hit[known].float().mean().item()
+    return right
+
+
+class _Trained(nn.Module):
+    """The pair and the head that only training needs."""
+
+    def __init__(self, clip):
+        super().__init__()
+        self.clip = clip
+        self.head = nn.Linear(clip.config.projection_dim, sum(_GROUPS) + len(world.KINDS))
+
+    def text(self, ids):
+        longest = int((ids == self.clip.config.text_config.eos_token_id).int().argmax(1).max()) + 1
+        out = self.clip.get_text_features(input_ids=ids[:, :longest])  # causal: what is cut off changes nothing
+        return getattr(out, "pooler_output", out)
+
+    def image(self, pixels):
+        out = self.clip.get_image_features(pixel_values=pixels)
+        return getattr(out, "pooler_output", out)
 
 
 if __name__ == "__main__":
-    args = arguments(__doc__, minutes=(16.0, "wall-clock budget"))
+    args = arguments(__doc__, minutes=(25.0, "wall-clock budget"))
     pictures = load_pictures(args)
     tokenizer = load_tokenizer(args)
-    model = build_clip(tokenizer)
+    model = _Trained(build_clip(tokenizer))
     batch = 16 if args.smoke else BATCH
-    caption_rng = random.Random(2)
+    for tower in (model.clip.text_model, model.clip.vision_model):
+        tower.config._attn_implementation = "eager"  # twice as fast to train on a CPU as the fused one
+    image = model.image if args.smoke else torch.compile(model.image)
 
-    def embeds(out):
-        return getattr(out, "pooler_output", out)
+    def told(index, rng, drop):
+        """Token ids of a caption of each scene, and what it says; and what the scene is."""
+        scenes = [scene_and_rng(int(i))[0] for i in index]
+        captions, *says = zip(*(world.caption(scene, rng, drop) for scene in scenes))
+        said = [attributes(*s) for s in zip(*says)]
+        return token_ids(tokenizer, list(captions)), torch.tensor(said), torch.tensor([_attributes_of(s) for s in scenes])
 
-    def loss_fn(step, rng):
+    def loss_fn(rng):
         index = rng.integers(2000 if len(pictures) > 4000 else 0, len(pictures), size=batch)
-        ids = token_ids(tokenizer, [world.caption(scene_and_rng(int(i))[0], caption_rng, drop=0.1)[0] for i in index])
+        ids, said, shown = told(index, random.Random(int(rng.integers(2**62))), drop=0.1)
         with autocast():
-            longest = int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1  # causal: padding changes nothing
-            t = embeds(model.get_text_features(input_ids=ids[:, :longest]))
-            v = embeds(model.get_image_features(pixel_values=to_tensor(pictures[index])))
+            t, v = model.text(ids), image(to_tensor(pictures[index]))
+            guess_t, guess_v = model.head(t), model.head(v)
         t, v = F.normalize(t.float(), dim=1), F.normalize(v.float(), dim=1)
-        logits = model.logit_scale.clamp(max=4.6).exp() * t @ v.T
+        logits = model.clip.logit_scale.clamp(max=4.6).exp() * t @ v.T
         target = torch.arange(batch)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return contrast + attribute_loss(guess_t.float(), said) + attribute_loss(guess_v.float(), shown)
 
-    model = common.train(args, "clip", model, loss_fn, 10**9, 1e-3, minutes=args.minutes, weight_decay=0.05, decay=0.998)
+    model = common.train(args, "clip", model, loss_fn, 1e-3, args.minutes, weight_decay=0.05, decay=0.998)
 
-    rng, n = np.random.default_rng(3), min(256, len(pictures))
+    n = min(1000, len(pictures))
     with torch.no_grad():
-        say = lambda r: [world.caption(scene_and_rng(i)[0], r, drop=0.0)[0] for i in range(n)]
-        t1, t2 = (F.normalize(embeds(model.get_text_features(input_ids=token_ids(tokenizer, say(random.Random(s))))), dim=1) for s in (4, 5))
-        v = F.normalize(embeds(model.get_image_features(pixel_values=to_tensor(pictures[:n]))), dim=1)
+        (ids1, said, shown), (ids2, _, _) = (told(range(n), random.Random(s), drop=0.0) for s in (4, 5))
+        t1, t2, v = model.text(ids1), model.text(ids2), model.image(to_tensor(pictures[:n]))
+    for name, embeds, targets in (("text", t1, said), ("image", v, shown)):
+        shares = attributes_right(model.head(embeds), targets)
+        print(f"{name} embedding tells " + ", ".join(f"{k} {x:.3f}" for k, x in shares.items()))
+    t1, t2, v = (F.normalize(x, dim=1) for x in (t1, t2, v))
     print(f"retrieval among {n}: text->image {((t1 @ v.T).argmax(1) == torch.arange(n)).float().mean():.3f}")
     print(f"cosine: same scene told twice {(t1 * t2).sum(1).mean():.3f}, other scenes {(t1 @ t2.T)[~torch.eye(n, dtype=bool)].mean():.3f}")

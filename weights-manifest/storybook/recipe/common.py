@@ -14,17 +14,17 @@ from tqdm import tqdm
 
 import world
 
-SCALE = {"full": 1.0, "smoke": 0.001}
-
 
 def arguments(doc: str, **extra) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--work", type=Path, default=Path("work"), help="where pictures, checkpoints and results go")
-    p.add_argument("--smoke", action="store_true", help="seconds instead of hours, to see that the stage runs")
+    p.add_argument("--smoke", action="store_true", help="seconds instead of hours, in WORK/smoke, to see that the stage runs")
     p.add_argument("--threads", type=int, default=os.cpu_count())
     for name, (value, text) in extra.items():
         p.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=text)
     args = p.parse_args()
+    if args.smoke:
+        args.work = args.work / "smoke"  # never among the real files
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -64,11 +64,9 @@ class Ema:
             torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - d)
 
 
-def train(args, name, model, loss_fn, steps, lr, *, decay=0.999, warmup=200, minutes=None, weight_decay=0.01):
-    """Runs `loss_fn(step, rng) -> loss` for `steps` steps (or until the wall-clock budget, over which
-    the cosine then runs) and returns the EMA model. Resumes from `<name>.pt`; saves every two minutes."""
-    if args.smoke:
-        steps, minutes = 3, None
+def train(args, name, model, loss_fn, lr, minutes, *, decay=0.999, warmup=200, weight_decay=0.01):
+    """Runs `loss_fn(rng) -> loss` for a wall-clock budget, over which the learning rate follows a cosine,
+    and returns the EMA model. Resumes from `<name>.pt`; saves every two minutes."""
     path = args.work / f"{name}.pt"
     opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     ema, start, spent = Ema(model, decay), 0, 0.0
@@ -79,35 +77,40 @@ def train(args, name, model, loss_fn, steps, lr, *, decay=0.999, warmup=200, min
         start, spent = saved["step"], saved["spent"]
     rng = np.random.default_rng(1000 + start)
     torch.manual_seed(1000 + start)
-
-    def save(step):
-        state = {"model": model.state_dict(), "ema": ema.model.state_dict(), "opt": opt.state_dict(),
-                 "step": step, "spent": spent}
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-
+    budget, step = 60 * minutes, start
     last_save = last = time.time()
-    bar, shown = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5), None
-    for step in bar:
-        done = step / steps if minutes is None else spent / (60 * minutes)
-        if done >= 1:
-            break
-        scale = min(1, (step - start + 1) / warmup) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
-        for g in opt.param_groups:
-            g["lr"] = lr * scale
-        loss = loss_fn(step, rng)
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        opt.step()
-        ema.update(model, step)
-        shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
-        now = time.time()
-        spent, last = spent + now - last, now
-        if now - last_save > 120:
-            save(step + 1)
-            last_save = last = time.time()
-    save(max(steps if minutes is None else bar.n, start))
+    with tqdm(total=round(budget), initial=round(spent), desc=name, unit="s", mininterval=5) as bar:
+        shown = None
+        while (step < start + 3) if args.smoke else (spent < budget):
+            done = min(1, spent / budget)
+            scale = min(1, (step - start + 1) / warmup) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
+            for g in opt.param_groups:
+                g["lr"] = lr * scale
+            loss = loss_fn(rng)
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            ema.update(model, step)
+            step += 1
+            shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
+            now = time.time()
+            spent, last = spent + now - last, now
+            bar.set_postfix(step=step, loss=f"{shown:.4f}", refresh=False)
+            bar.update(round(spent) - bar.n)
+            if now - last_save > 120:
+                _save(path, model, ema, opt, step, spent)
+                last_save = last = time.time()
+    if step > start:
+        _save(path, model, ema, opt, step, spent)
     return ema.model.eval()
+
+
+def _save(path, model, ema, opt, step, spent):
+    write(path, {"model": model.state_dict(), "ema": ema.model.state_dict(), "opt": opt.state_dict(), "step": step, "spent": spent})
+
+
+def write(path: Path, value) -> None:
+    """`torch.save` that leaves the old file or the whole new one."""
+    torch.save(value, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)

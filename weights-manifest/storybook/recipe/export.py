@@ -41,9 +41,9 @@ max = 64
 {files}
 """
 
-args = arguments(__doc__, out=(str(HERE.parent), "the folder that gets model/ and, beside it, the manifest"), guidance_scale=(3.0, "the default to write down"))
+args = arguments(__doc__, out=(str(HERE.parent), "the folder that gets model/ and, beside it, the manifest"), guidance_scale=(5.0, "the default to write down"))
 out = Path(args.out)
-folder = out / "model"
+folder = out / "model.tmp"
 shutil.rmtree(folder, ignore_errors=True)
 
 tokenizer, clip = load_clip(args)
@@ -77,11 +77,14 @@ save_file(half(load_classifier(args).state_dict()), folder / "classifier/model.s
 }, indent=2) + "\n")
 
 digests = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
-vae_digest = digests["vae/diffusion_pytorch_model.safetensors"]
+encoder = pipe.vae.encoder.state_dict() | pipe.vae.quant_conv.state_dict()
+latent_space = hashlib.sha256(b"".join(v.numpy().tobytes() for v in encoder.values())).hexdigest()
 text = MANIFEST.format(
-    latent_space=vae_digest[:12], guidance_scale=args.guidance_scale,
+    latent_space=latent_space[:12], guidance_scale=args.guidance_scale,
     files="\n".join(f'"{name}" = "{digest}"' for name, digest in digests.items()),
 )
 (out.parent / "storybook.toml").write_text(text)
+shutil.rmtree(out / "model", ignore_errors=True)
+folder = folder.rename(out / "model")
 size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 print(f"{len(digests)} files, {size / 1e6:.1f} MB in {folder}")

@@ -19,18 +19,23 @@ def subjects_found(row) -> list[dict]:
 
 
 def score(row, named: dict, subjects: list[dict]) -> Counter:
-    """Counts `(attribute, found)` over what the caption named. Named subjects are matched with found
-    ones so that most attributes agree; a subject that is not there has none of its attributes."""
+    """Counts `(attribute, found)` over what the caption named. Each named subject is held against a found
+    one of its kind, so that most attributes agree; without one of its kind it has none of its attributes.
+    What a picture shows beyond the caption costs nothing."""
     counts = Counter()
     for i, (key, values) in enumerate(SCENE):
         if key in named:
             counts[key, values[row[i]] == named[key]] += 1
     found = subjects_found(row) + [{}] * len(subjects)
-    hits = lambda want, got: sum(got.get(k) == v for k, v in want.items())
+
+    def agree(want, got):
+        return {k: got.get("kind") == want["kind"] and got.get(k) == v for k, v in want.items()}
+
+    hits = lambda want, got: sum(agree(want, got).values())
     best = max(permutations(found, len(subjects)), key=lambda p: sum(map(hits, subjects, p)))
     for want, got in zip(subjects, best):
-        for key, value in want.items():
-            counts[key, got.get(key) == value] += 1
+        for key, found_it in agree(want, got).items():
+            counts[key, found_it] += 1
     return counts
 
 

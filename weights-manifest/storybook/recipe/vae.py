@@ -23,11 +23,9 @@ def load_vae(args, trained=True) -> AutoencoderKL:
     """The best VAE so far: the fine-tuned decoder's where there is one."""
     vae = AutoencoderKL(**CONFIG)
     if trained:
-        for name in ("vae_decoder.pt", "vae.pt"):
-            if (args.work / name).exists():
-                vae.load_state_dict(torch.load(args.work / name, weights_only=True)["ema"])
-                return vae.eval()
-    return vae
+        path = next(p for p in (args.work / "vae_decoder.pt", args.work / "vae_standardised.pt") if p.exists())
+        vae.load_state_dict(torch.load(path, weights_only=True)["ema"])
+    return vae.eval()
 
 
 @torch.no_grad()
@@ -68,7 +66,7 @@ if __name__ == "__main__":
 
     run = forward if args.smoke else torch.compile(forward)
 
-    def loss_fn(step, rng):
+    def loss_fn(rng):
         x = to_tensor(pictures[rng.integers(len(pictures), size=BATCH)])
         if rng.random() < 0.5:
             x = x.flip(-1)
@@ -80,15 +78,11 @@ if __name__ == "__main__":
         return reconstruction_loss(y.float(), x) + 2e-4 * kl
 
     if decoder_only:
-        vae = common.train(args, "vae_decoder", vae, loss_fn, 10**9, 4e-4, minutes=args.decoder_minutes, weight_decay=0.0)
+        vae = common.train(args, "vae_decoder", vae, loss_fn, 4e-4, args.decoder_minutes, weight_decay=0.0)
     else:
-        vae = common.train(args, "vae", vae, loss_fn, 10**9, 1.5e-3, minutes=args.minutes, weight_decay=0.0)
-        if not (args.work / "vae_standardised").exists():
-            path = args.work / "vae.pt"
-            saved = torch.load(path, weights_only=True)
-            standardise_latents(vae, pictures)
-            torch.save({**saved, "ema": vae.state_dict()}, path)
-            (args.work / "vae_standardised").touch()
+        vae = common.train(args, "vae", vae, loss_fn, 1.5e-3, args.minutes, weight_decay=0.0)
+        standardise_latents(vae, pictures)
+        common.write(args.work / "vae_standardised.pt", {"ema": vae.state_dict()})
     with torch.no_grad():
         x = to_tensor(pictures[:256])
         mse = ((vae(x).sample.clamp(-1, 1) - x) / 2).pow(2).mean(dim=(1, 2, 3))

@@ -1,0 +1,335 @@
+//! What travels: the request and the answers, OpenAI's fields and ours.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::queue::Format;
+
+/// `POST /v1/images/generations`. Unknown fields are refused.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRequest {
+    /// What to paint.
+    #[schema(required = true, nullable = false)]
+    pub prompt: Option<String>,
+    /// A model's id or alias; the default model where there is none.
+    pub model: Option<String>,
+    /// How many pictures, 1 (the default) to 10.
+    #[schema(minimum = 1, maximum = 10)]
+    pub n: Option<i64>,
+    /// `WIDTHxHEIGHT`, or `auto` (the default) for the model's own.
+    #[schema(example = "auto")]
+    pub size: Option<String>,
+    /// Accepted; all of them take the full plan so far.
+    pub quality: Option<Quality>,
+    /// Pictures in the answer (the default), or urls that lead to them.
+    pub response_format: Option<ResponseFormat>,
+    /// The image files' format, `png` by default.
+    pub output_format: Option<OutputFormat>,
+    /// JPEG's quality, 100 by default. WebP is always lossless; PNG takes nothing but 100.
+    #[schema(minimum = 0, maximum = 100)]
+    pub output_compression: Option<i64>,
+    /// Whether to answer with server-sent events.
+    pub stream: Option<bool>,
+    /// How many previews of each picture to stream.
+    #[schema(minimum = 0, maximum = 3)]
+    pub partial_images: Option<i64>,
+    /// `transparent` is refused: the models paint opaque pictures.
+    pub background: Option<Background>,
+    /// Accepted, without effect: nothing is moderated here.
+    #[expect(dead_code, reason = "read only to refuse other values")]
+    pub moderation: Option<Moderation>,
+    /// Accepted, without effect.
+    #[expect(dead_code, reason = "read only to refuse other values")]
+    pub style: Option<Style>,
+    /// Accepted, echoed as `safety_identifier`.
+    pub user: Option<String>,
+    /// Accepted, echoed.
+    pub safety_identifier: Option<String>,
+    /// What not to paint.
+    pub negative_prompt: Option<String>,
+    /// How many steps; the model's own number where there is none.
+    #[schema(minimum = 1)]
+    pub num_inference_steps: Option<i64>,
+    /// How closely to follow the prompt; the model's own value where there is none.
+    #[schema(minimum = 0, maximum = 100)]
+    pub guidance_scale: Option<f64>,
+    /// The first picture's seed, 0 to 2^53 - 1; each further picture has the next. Random where there is none.
+    #[schema(minimum = 0)]
+    pub seed: Option<i64>,
+    /// Ours alone.
+    pub pentimento: Option<Extensions>,
+}
+
+/// What only this server understands.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Extensions {
+    /// How to use the cache, which is always empty so far.
+    pub cache: Option<CacheUse>,
+    /// Not supported yet.
+    pub namespace: Option<String>,
+    /// Not supported yet.
+    pub max_latency_ms: Option<f64>,
+    /// Not supported yet.
+    pub min_quality: Option<f64>,
+}
+
+/// How a request uses the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheUse {
+    /// Whatever fits.
+    Auto,
+    /// Not at all.
+    Off,
+    /// No look-up; the result replaces what is stored.
+    Refresh,
+    /// Nothing is painted: 404 `cache_miss` where nothing fits.
+    Only,
+}
+
+/// A picture's quality.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Quality {
+    Auto,
+    Low,
+    Medium,
+    High,
+    Standard,
+    Hd,
+}
+
+impl Quality {
+    /// What the answer says.
+    pub fn echo(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium | Self::Standard => "medium",
+            Self::Auto | Self::High | Self::Hd => "high",
+        }
+    }
+}
+
+/// How pictures come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ResponseFormat {
+    /// In the answer.
+    B64Json,
+    /// Behind a url that expires.
+    Url,
+}
+
+/// An image file's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum OutputFormat {
+    Png,
+    Jpeg,
+    Webp,
+}
+
+impl OutputFormat {
+    /// Its name, a file extension too.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpeg",
+            Self::Webp => "webp",
+        }
+    }
+
+    /// Its media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Webp => "image/webp",
+        }
+    }
+}
+
+impl From<OutputFormat> for Format {
+    fn from(format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Png => Self::Png,
+            OutputFormat::Jpeg => Self::Jpeg,
+            OutputFormat::Webp => Self::Webp,
+        }
+    }
+}
+
+/// What lies behind the subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Background {
+    Auto,
+    Opaque,
+    Transparent,
+}
+
+/// OpenAI's moderation levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Moderation {
+    Auto,
+    Low,
+}
+
+/// DALL·E's styles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Style {
+    Vivid,
+    Natural,
+}
+
+/// What every answer and every event says about its pictures.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Appearance {
+    /// `WIDTHxHEIGHT`.
+    pub size: String,
+    /// `low`, `medium` or `high`.
+    pub quality: &'static str,
+    /// Always `opaque`.
+    pub background: &'static str,
+    /// The image files' format.
+    pub output_format: OutputFormat,
+    /// The request's `safety_identifier`, or its `user`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safety_identifier: Option<String>,
+}
+
+/// OpenAI's token counts. Nothing is metered here: all are 0.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+#[allow(missing_docs)]
+pub struct Usage {
+    pub input_tokens: u32,
+    pub input_tokens_details: UsageDetails,
+    pub output_tokens: u32,
+    pub output_tokens_details: UsageDetails,
+    pub total_tokens: u32,
+}
+
+/// See [`Usage`].
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+#[allow(missing_docs)]
+pub struct UsageDetails {
+    pub image_tokens: u32,
+    pub text_tokens: u32,
+}
+
+/// How pictures came about.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Provenance {
+    /// `miss`: painted from scratch.
+    pub outcome: &'static str,
+    /// The id of the model that painted.
+    pub model: String,
+    /// Steps of each picture's plan.
+    pub steps: usize,
+    /// Steps that a reused state saved.
+    pub skipped_steps: usize,
+    /// Similarity to the prompt of the reused state.
+    pub similarity: Option<f32>,
+    /// The reused state.
+    pub source: Option<String>,
+    /// Each picture's seed.
+    pub seeds: Vec<u64>,
+    /// In an event: which of the request's pictures, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_index: Option<usize>,
+    /// Where the time went.
+    pub timings_ms: TimingsMs,
+}
+
+/// Where the time went, in milliseconds. Of several pictures: `queue` until the first one's turn, `encode`,
+/// `denoise` and `decode` summed up, `total` until the last one's end.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+#[allow(missing_docs)]
+pub struct TimingsMs {
+    pub queue: f64,
+    pub encode: f64,
+    pub denoise: f64,
+    pub decode: f64,
+    pub total: f64,
+}
+
+/// One picture.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ImageData {
+    /// The file, in base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub b64_json: Option<String>,
+    /// Where the file is, for a while.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+/// The answer to a request without `stream`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ImagesResponse {
+    /// Unix seconds.
+    pub created: u64,
+    /// The pictures, in the order of their seeds.
+    pub data: Vec<ImageData>,
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub appearance: Appearance,
+    /// Token counts.
+    pub usage: Usage,
+    /// Ours.
+    pub pentimento: Provenance,
+}
+
+/// The event `image_generation.partial_image`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PartialImageEvent {
+    /// `image_generation.partial_image`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The predicted picture, in base64.
+    pub b64_json: String,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Which of the picture's previews, from 0.
+    pub partial_image_index: usize,
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub appearance: Appearance,
+    /// Ours.
+    pub pentimento: PartialProvenance,
+}
+
+/// What an early picture can say of itself.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PartialProvenance {
+    /// Which of the request's pictures, from 0.
+    pub image_index: usize,
+}
+
+/// The event `image_generation.completed`, one per picture.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CompletedEvent {
+    /// `image_generation.completed`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The picture, in base64.
+    pub b64_json: String,
+    /// Unix seconds.
+    pub created_at: u64,
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub appearance: Appearance,
+    /// Token counts.
+    pub usage: Usage,
+    /// Ours.
+    pub pentimento: Provenance,
+}

@@ -1,0 +1,151 @@
+//! `pentimento serve`: API and worker in one process.
+
+use std::future::pending;
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{ConfigFile, Failure, load_models, use_threads};
+use crate::api::{App, ConnectionLimits, Keys, Phase, router};
+use crate::config::{Config, Flags};
+use crate::gateway::{Catalogue, Gateway};
+use crate::queue::{LocalQueue, QueueLimits};
+use crate::worker::{self, Worker};
+use crate::{api, telemetry};
+
+/// What `serve` is given.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+const EXAMPLES: &str = "\
+Every option can also be set by PENTIMENTO_<OPTION> and, with underscores, in the TOML file of --config.
+
+Examples:
+  pentimento serve
+  pentimento serve --listen 127.0.0.1:9000 --model storybook --model ./my-diffusers-folder
+  echo \"$(printf %s my-secret-key | sha256sum | cut -d' ' -f1) studio\" > keys
+  pentimento serve --listen 0.0.0.0:8080 --api-keys-file keys --public-url https://paint.example.org
+
+  curl http://127.0.0.1:8080/v1/images/generations -H 'Content-Type: application/json' \\
+    -d '{\"prompt\": \"a red house in the snow\", \"seed\": 7}'";
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`Failure`], where it cannot start.
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let config = Config::load(arguments.file.config.as_deref(), &arguments.flags)?;
+    telemetry::init_logs(&config.log, config.log_format).map_err(|e| Failure::Misuse(anyhow!("log: {e}")))?;
+    let keys = Keys::load(&config)?;
+    if keys.is_empty() && !config.allow_anonymous && !config.listen.ip().is_loopback() {
+        let reason = "without API keys only loopback addresses can be listened on; \
+            give --api-keys-file, or --allow-anonymous if everybody may paint";
+        return Err(Failure::Misuse(anyhow!("listen: {}: {reason}", config.listen)));
+    }
+    use_threads(config.threads)?;
+    // The painting thread is the busy one; these only talk.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(config, keys))
+}
+
+async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {
+    let metrics = telemetry::init_metrics()?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    let models = load_models(&config.model)?;
+    let catalogue =
+        Catalogue::new(models.clone(), &config.aliases.0).map_err(|e| Failure::Misuse(e.into()))?;
+    let limits =
+        QueueLimits { length: config.queue_length, length_per_client: config.queue_length_per_client };
+    let queue = LocalQueue::new(limits);
+    let worker = worker::spawn(models, queue.clone())?;
+    let gateway = Gateway::new(catalogue, &config, queue.clone());
+    let (phase, phases) = watch::channel(Phase::Starting);
+    tokio::spawn(keep_histograms_small(metrics.clone()));
+    let app = App::new(&config, address, gateway, keys, phases, metrics);
+    let drain = Duration::from_secs(config.drain_seconds);
+    let connections = ConnectionLimits {
+        connections: config.max_connections,
+        head: Duration::from_secs(config.read_timeout_seconds),
+        piece: Duration::from_secs(config.write_timeout_seconds),
+        end: Duration::from_secs(5),
+    };
+    // Whoever closed stdout does not want to know.
+    let _ = writeln!(std::io::stdout(), "listening on http://{address}");
+    let mut outcome = Ok(());
+    let life = async {
+        outcome = live(worker, &queue, phase, drain).await;
+        // However it ended: what is left is cancelled, and whoever waits hears of it. The painting thread
+        // sees it before its next step.
+        queue.stop();
+    };
+    api::run(listener, router(app), connections, life).await;
+    tracing::info!("stopped");
+    outcome
+}
+
+/// From start to the end of drain.
+async fn live(
+    worker: Worker,
+    queue: &LocalQueue,
+    phase: watch::Sender<Phase>,
+    drain: Duration,
+) -> Result<(), Failure> {
+    let Worker { warm, mut done } = worker;
+    let mut asked_to_stop = std::pin::pin!(stop_signal());
+    let warmed = async {
+        warm.await.context("the painting thread died")?.context("the warm-up step failed")?;
+        phase.send_replace(Phase::Ready);
+        tracing::info!("ready");
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        biased; // a failed warm-up ends the thread too, and says more
+        reason = &mut asked_to_stop => reason?,
+        failure = async { match warmed.await { Ok(()) => pending().await, Err(e) => e } } => {
+            return Err(failure.into());
+        }
+        _ = &mut done => return Err(anyhow!("the painting thread died").into()),
+    }
+    phase.send_replace(Phase::Draining);
+    queue.close();
+    tracing::info!(waiting = queue.len(), "shutting down: finishing what was accepted");
+    let again = stop_signal();
+    tokio::select! {
+        _ = &mut done => {}
+        () = tokio::time::sleep(drain) => tracing::warn!(waiting = queue.len(), "drain time is over"),
+        _ = again => tracing::warn!(waiting = queue.len(), "asked again: not finishing"),
+    }
+    Ok(())
+}
+
+/// Resolves on SIGTERM and SIGINT.
+async fn stop_signal() -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Histograms keep every sample until somebody sums them up.
+async fn keep_histograms_small(metrics: metrics_exporter_prometheus::PrometheusHandle) {
+    let mut every = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        every.tick().await;
+        metrics.run_upkeep();
+    }
+}

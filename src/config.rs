@@ -1,0 +1,278 @@
+//! The one configuration: a flag goes before `PENTIMENTO_<KEY>`, that before the TOML file, that before
+//! the default. Everything that can grow has its bound here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// `NAME=VALUE,NAME=VALUE` on the command line and in the environment, a table in the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct Pairs(pub BTreeMap<String, String>);
+
+impl FromStr for Pairs {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pair = |item: &str| match item.split_once('=') {
+            Some((name, value)) if !name.trim().is_empty() && !value.trim().is_empty() => {
+                Ok((name.trim().to_owned(), value.trim().to_owned()))
+            }
+            _ => Err(format!("{item:?} is not NAME=VALUE")),
+        };
+        text.split(',').filter(|item| !item.trim().is_empty()).map(pair).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file that the configuration names cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file does not parse; the reason names line and key.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A value that makes no sense.
+    #[error("{key}: {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+}
+
+/// Declares every key once: its documentation (the flag's help too), name, type and default.
+macro_rules! settings {
+    ($( $(#[doc = $doc:literal])+ $(#[arg($($arg:tt)+)])? $key:ident: $type:ty = $default:expr; )+) => {
+        /// Every configuration key, with its value.
+        #[derive(Debug, Clone, PartialEq, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Config {
+            $( $(#[doc = $doc])+ pub $key: $type, )+
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $( $key: $default, )+ }
+            }
+        }
+
+        impl Config {
+            /// The name of every key.
+            pub const KEYS: &[&str] = &[$( stringify!($key), )+];
+        }
+
+        /// The keys that the command line or the environment gives.
+        #[derive(Debug, Clone, Default, clap::Args, Serialize)]
+        pub struct Flags {
+            $( $(#[doc = $doc])+ #[arg(long, $($($arg)+)?)] pub $key: Option<$type>, )+
+        }
+    };
+}
+
+settings! {
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(value_name = "ADDR:PORT")]
+    listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080));
+    /// A model to serve: a built-in id, a manifest's path or a diffusers folder. May be repeated; the
+    /// first is the default.
+    #[arg(value_name = "ID|PATH", value_delimiter = ',')]
+    model: Vec<String> = vec!["storybook".to_owned()];
+    /// Threads that paint; 0 takes one per core.
+    threads: usize = 0;
+    /// Base of the urls of `response_format: "url"`, as clients reach this server. Without it they name
+    /// the address listened on.
+    #[arg(value_name = "URL")]
+    public_url: String = String::new();
+    /// Other names of models, `NAME=MODEL,…`; `default` stands for the default model.
+    #[arg(value_name = "NAME=MODEL,…")]
+    aliases: Pairs = default_aliases();
+    /// API keys as `SHA256=TENANT,…`, the digest in hex (printf %s KEY | sha256sum).
+    #[arg(value_name = "SHA256=TENANT,…", hide_env_values = true)]
+    api_keys: Pairs = Pairs::default();
+    /// A file with an API key per line: the key's sha256 in hex, a space, the tenant's name.
+    #[arg(value_name = "FILE")]
+    api_keys_file: PathBuf = PathBuf::new();
+    /// Listen beyond loopback though there are no API keys.
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    allow_anonymous: bool = false;
+    /// The largest request body.
+    max_body_bytes: usize = 256 * 1024;
+    /// The longest prompt and the longest negative prompt.
+    max_prompt_bytes: usize = 32_000;
+    /// The most pictures of one request, at most 10.
+    max_n: usize = 10;
+    /// The most steps of one picture.
+    max_steps: usize = 1000;
+    /// The most pictures that wait.
+    queue_length: usize = 256;
+    /// The most pictures of one client that wait.
+    queue_length_per_client: usize = 64;
+    /// The most connections at a time; further ones wait.
+    max_connections: usize = 1024;
+    /// Time for a request's head to arrive, and for its body.
+    read_timeout_seconds: u64 = 15;
+    /// Time for a client to take the next piece of an answer.
+    write_timeout_seconds: u64 = 30;
+    /// Time for an answer, waiting included.
+    request_timeout_seconds: u64 = 600;
+    /// Time to finish accepted pictures after SIGTERM or SIGINT.
+    drain_seconds: u64 = 30;
+    /// How long a picture's url works.
+    url_lifetime_seconds: u64 = 3600;
+    /// Memory for pictures behind urls; the oldest go first.
+    url_store_bytes: usize = 256 * 1024 * 1024;
+    /// What is logged, as tracing's filter directives.
+    #[arg(value_name = "FILTER")]
+    log: String = "info".to_owned();
+    /// How log lines look.
+    log_format: LogFormat = LogFormat::Text;
+}
+
+/// Names that OpenAI's clients send by habit.
+fn default_aliases() -> Pairs {
+    let names = ["gpt-image-1", "dall-e-3", "dall-e-2"];
+    Pairs(names.map(|name| (name.to_owned(), "default".to_owned())).into())
+}
+
+impl Config {
+    /// Puts flags (and environment) over a file over the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the file or the key.
+    pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Self, ConfigError> {
+        let mut table = match file {
+            Some(path) => read_file(path)?,
+            None => toml::Table::new(),
+        };
+        let flags = toml::Table::try_from(flags)
+            .map_err(|e| ConfigError::Value { key: "flags", reason: e.to_string() })?;
+        table.extend(flags);
+        let config: Self = table
+            .try_into()
+            .map_err(|e| ConfigError::Value { key: "configuration", reason: e.to_string() })?;
+        config.checked()
+    }
+
+    fn checked(self) -> Result<Self, ConfigError> {
+        let wrong = |key, reason: &str| Err(ConfigError::Value { key, reason: reason.to_owned() });
+        if self.model.is_empty() || self.model.iter().any(|m| m.is_empty()) {
+            return wrong("model", "names no model");
+        }
+        if !(1..=10).contains(&self.max_n) {
+            return wrong("max_n", "must be between 1 and 10");
+        }
+        if self.queue_length_per_client < self.max_n || self.queue_length < self.queue_length_per_client {
+            return wrong(
+                "queue_length",
+                "must be at least queue_length_per_client, and that at least max_n",
+            );
+        }
+        const BYTES: u64 = 1 << 40;
+        const COUNT: u64 = 1_000_000;
+        const YEAR: u64 = 365 * 24 * 3600;
+        let bounds = [
+            ("max_body_bytes", self.max_body_bytes as u64, 1, BYTES),
+            ("max_prompt_bytes", self.max_prompt_bytes as u64, 1, BYTES),
+            ("max_steps", self.max_steps as u64, 1, COUNT),
+            ("queue_length", self.queue_length as u64, 1, COUNT),
+            ("max_connections", self.max_connections as u64, 1, COUNT),
+            ("threads", self.threads as u64, 0, 4096),
+            ("read_timeout_seconds", self.read_timeout_seconds, 1, YEAR),
+            ("write_timeout_seconds", self.write_timeout_seconds, 1, YEAR),
+            ("request_timeout_seconds", self.request_timeout_seconds, 1, YEAR),
+            ("drain_seconds", self.drain_seconds, 0, YEAR),
+            ("url_lifetime_seconds", self.url_lifetime_seconds, 1, YEAR),
+            ("url_store_bytes", self.url_store_bytes as u64, 1 << 20, BYTES),
+        ];
+        for (key, value, least, most) in bounds {
+            if !(least..=most).contains(&value) {
+                return wrong(key, &format!("must be between {least} and {most}"));
+            }
+        }
+        let url = &self.public_url;
+        if !url.is_empty() && !url.starts_with("http://") && !url.starts_with("https://") {
+            return wrong("public_url", "must start with http:// or https://");
+        }
+        Ok(self)
+    }
+}
+
+fn read_file(path: &Path) -> Result<toml::Table, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
+    let wrong = |e: toml::de::Error| ConfigError::File { path: path.to_owned(), reason: e.to_string() };
+    toml::from_str::<Config>(&text).map_err(wrong)?; // here, where an error still knows its line
+    toml::from_str(&text).map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> PathBuf {
+        let name = format!("pentimento-config-{}-{:x}.toml", std::process::id(), text.len());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_flag_goes_before_the_file_before_the_default() {
+        let path = file("max_n = 4\nmax_steps = 20\n[aliases]\n\"sd\" = \"default\"");
+        let flags = Flags { max_steps: Some(30), ..Default::default() };
+        let config = Config::load(Some(&path), &flags).unwrap();
+        assert_eq!((config.max_n, config.max_steps, config.max_connections), (4, 30, 1024));
+        assert_eq!(config.aliases, "sd=default".parse().unwrap());
+        assert_eq!(Config::load(None, &Flags::default()).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = Config::load(Some(&file("max_n = 4\nmax_m = 5")), &Flags::default()).unwrap_err();
+        assert!(error.to_string().contains("max_m") && error.to_string().contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn values_without_meaning_are_refused() {
+        for (text, key) in [
+            ("max_n = 11", "max_n"),
+            ("queue_length = 3", "queue_length"),
+            ("max_connections = 0", "max_connections"),
+            ("max_connections = 9000000000000000000", "max_connections"),
+            ("request_timeout_seconds = 9223372036854775807", "request_timeout_seconds"),
+            ("url_store_bytes = 0", "url_store_bytes"),
+            ("public_url = \"ftp://x\"", "public_url"),
+            ("model = []", "model"),
+        ] {
+            let error = Config::load(Some(&file(text)), &Flags::default()).unwrap_err().to_string();
+            assert!(error.starts_with(key), "{text}: {error}");
+        }
+        assert!("a".parse::<Pairs>().is_err() && "a=".parse::<Pairs>().is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! From what a client asks for to what will be painted.
+
+use pentimento_pipelines::{NoiseSource, Pipeline, Size, StepPlan};
+
+use super::Rejection;
+use crate::config::Config;
+use crate::queue::{Encoding, Format, Job};
+
+/// The largest seed: the largest integer that every JSON implementation carries unharmed.
+pub const MAX_SEED: u64 = (1 << 53) - 1;
+const MAX_GUIDANCE: f64 = 100.0;
+const MAX_PREVIEWS: i64 = 3;
+
+/// The bounds of a request, from the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of a prompt.
+    pub prompt_bytes: usize,
+    /// Pictures.
+    pub n: usize,
+    /// Steps of a picture.
+    pub steps: usize,
+}
+
+impl From<&Config> for Limits {
+    fn from(config: &Config) -> Self {
+        Self { prompt_bytes: config.max_prompt_bytes, n: config.max_n, steps: config.max_steps }
+    }
+}
+
+/// What a client asks for, as he wrote it.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// A model's id or alias.
+    pub model: Option<String>,
+    /// The prompt.
+    pub prompt: Option<String>,
+    /// The negative prompt.
+    pub negative_prompt: Option<String>,
+    /// How many pictures.
+    pub n: Option<i64>,
+    /// `WIDTHxHEIGHT` or `auto`.
+    pub size: Option<String>,
+    /// How many steps.
+    pub steps: Option<i64>,
+    /// Guidance scale.
+    pub guidance_scale: Option<f64>,
+    /// The first picture's seed; each further one has the next.
+    pub seed: Option<i64>,
+    /// The generator of the initial noise.
+    pub noise: NoiseSource,
+    /// How many previews of each picture.
+    pub previews: Option<i64>,
+    /// The image files' format.
+    pub format: Option<Format>,
+    /// JPEG's quality, 0 to 100.
+    pub compression: Option<i64>,
+    /// Paint nothing: answer from the cache or not at all.
+    pub cached_only: bool,
+}
+
+/// A request that a worker can fulfil: whatever this holds is possible.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationRequest {
+    model: String,
+    prompt: String,
+    negative_prompt: String,
+    size: Size,
+    seeds: Vec<u64>,
+    noise: NoiseSource,
+    plan: StepPlan,
+    previews: Vec<usize>,
+    encoding: Encoding,
+}
+
+impl GenerationRequest {
+    /// Validates what is wanted of `model`; what is left open takes the model's own values.
+    ///
+    /// # Errors
+    /// [`Rejection::Invalid`], naming the field.
+    pub fn new(
+        wanted: Wanted,
+        model: &Pipeline,
+        limits: &Limits,
+        random_seed: u64,
+    ) -> Result<Self, Rejection> {
+        let defaults = model.defaults();
+        let prompt = checked_prompt("prompt", wanted.prompt.unwrap_or_default(), limits)?;
+        if prompt.trim().is_empty() {
+            return invalid("prompt", "must not be empty");
+        }
+        let negative_prompt =
+            checked_prompt("negative_prompt", wanted.negative_prompt.unwrap_or_default(), limits)?;
+        let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
+        if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
+            let reason = format!("must be a number between 0 and {MAX_GUIDANCE}, not {guidance}");
+            return invalid("guidance_scale", reason);
+        }
+        // Without guidance it has no effect, and the picture's metadata must not say that it had.
+        let negative_prompt = if guidance > 1.0 { negative_prompt } else { String::new() };
+        let n = within("n", wanted.n.unwrap_or(1), 1, limits.n as i64)? as usize;
+        let size = match wanted.size.as_deref() {
+            None | Some("auto") => defaults.size,
+            Some(text) => text.parse()?,
+        };
+        model.sizes().check(size)?;
+        let most = limits.steps.min(model.schedule().num_train_timesteps()) as i64;
+        let steps =
+            within("num_inference_steps", wanted.steps.unwrap_or(defaults.steps as i64), 1, most)? as usize;
+        let plan = model.plan(steps, guidance as f32)?;
+        let previews = within("partial_images", wanted.previews.unwrap_or(0), 0, MAX_PREVIEWS)? as usize;
+        Ok(Self {
+            model: model.id().to_owned(),
+            prompt,
+            negative_prompt,
+            size,
+            seeds: seeds(wanted.seed, n, random_seed)?,
+            noise: wanted.noise,
+            previews: preview_steps(plan.steps().len(), previews),
+            plan,
+            encoding: encoding(wanted.format.unwrap_or(Format::Png), wanted.compression)?,
+        })
+    }
+
+    /// One job per picture.
+    pub fn jobs(&self, client: &str, request_id: &str) -> Vec<Job> {
+        let job = |(index, &seed)| Job {
+            request_id: request_id.to_owned(),
+            index,
+            client: client.to_owned(),
+            model: self.model.clone(),
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            size: self.size,
+            seed,
+            noise: self.noise,
+            plan: self.plan.clone(),
+            previews: self.previews.clone(),
+            encoding: self.encoding,
+        };
+        self.seeds.iter().enumerate().map(job).collect()
+    }
+
+    /// The model's id.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The pictures' size.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Each picture's seed.
+    pub fn seeds(&self) -> &[u64] {
+        &self.seeds
+    }
+
+    /// Steps of each picture.
+    pub fn steps(&self) -> usize {
+        self.plan.steps().len()
+    }
+
+    /// The image files' format.
+    pub fn format(&self) -> Format {
+        self.encoding.format
+    }
+}
+
+fn invalid<T>(field: &'static str, reason: impl Into<String>) -> Result<T, Rejection> {
+    Err(Rejection::Invalid { field, reason: reason.into() })
+}
+
+fn within(field: &'static str, value: i64, least: i64, most: i64) -> Result<i64, Rejection> {
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    invalid(field, format!("must be between {least} and {most}, not {value}"))
+}
+
+fn checked_prompt(field: &'static str, text: String, limits: &Limits) -> Result<String, Rejection> {
+    let most = limits.prompt_bytes;
+    if text.len() > most {
+        return invalid(field, format!("must be at most {most} bytes long, not {}", text.len()));
+    }
+    if text.contains('\0') {
+        return invalid(field, "must not contain a NUL character"); // image metadata cannot hold one
+    }
+    Ok(text)
+}
+
+/// Consecutive seeds from the one asked for.
+fn seeds(first: Option<i64>, n: usize, random: u64) -> Result<Vec<u64>, Rejection> {
+    let last_first = MAX_SEED - (n as u64 - 1);
+    let first = match first {
+        Some(seed) => within("seed", seed, 0, last_first as i64)? as u64,
+        None => random % (last_first + 1),
+    };
+    Ok((first..).take(n).collect())
+}
+
+fn encoding(format: Format, compression: Option<i64>) -> Result<Encoding, Rejection> {
+    let compression = within("output_compression", compression.unwrap_or(100), 0, 100)?;
+    if format == Format::Png && compression < 100 {
+        return invalid("output_compression", "less than 100 is not possible with output_format png");
+    }
+    Ok(Encoding { format, quality: compression.max(1) as u8 })
+}
+
+/// After which steps `previews` previews of a plan of `steps` steps are made: evenly spread, none after
+/// the last step, fewer where there are not enough steps.
+fn preview_steps(steps: usize, previews: usize) -> Vec<usize> {
+    let previews = previews.min(steps.saturating_sub(1));
+    (1..=previews).map(|i| i * steps / (previews + 1)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn previews_are_spread_and_never_the_last_step() {
+        assert_eq!(preview_steps(50, 3), [12, 25, 37]);
+        assert!(preview_steps(50, 0).is_empty());
+        assert_eq!(preview_steps(3, 3), [1, 2]);
+        assert!(preview_steps(1, 3).is_empty());
+        for steps in 1..60 {
+            for previews in 0..=3 {
+                let at = preview_steps(steps, previews);
+                assert_eq!(at.len(), previews.min(steps - 1));
+                assert!(at.windows(2).all(|w| w[0] < w[1]) && at.iter().all(|s| (1..steps).contains(s)));
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_follow_each_other_and_stay_in_range() {
+        assert_eq!(seeds(Some(7), 3, 0).unwrap(), [7, 8, 9]);
+        assert!(seeds(Some(MAX_SEED as i64), 1, 0).is_ok());
+        for (seed, n) in [(-1, 1), (MAX_SEED as i64, 2), (i64::MAX, 1), (i64::MIN, 1)] {
+            assert!(matches!(seeds(Some(seed), n, 0), Err(Rejection::Invalid { field: "seed", .. })));
+        }
+        assert!(seeds(None, 10, u64::MAX).unwrap().iter().all(|&s| s <= MAX_SEED));
+    }
+
+    #[test]
+    fn png_cannot_be_compressed_harder() {
+        assert!(encoding(Format::Png, Some(80)).is_err() && encoding(Format::Jpeg, Some(101)).is_err());
+        assert_eq!(encoding(Format::Jpeg, Some(0)).unwrap().quality, 1);
+        assert_eq!(encoding(Format::Webp, None).unwrap().quality, 100);
+    }
+}

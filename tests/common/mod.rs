@@ -1,0 +1,200 @@
+//! What the tests share: the binary, folders that vanish, a server that stops, a client.
+#![allow(dead_code)] // each test file uses its own part
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The binary, undisturbed by the environment.
+pub fn pentimento() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pentimento"));
+    let ours = std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("PENTIMENTO_"));
+    ours.for_each(|name| {
+        command.env_remove(name);
+    });
+    command
+}
+
+/// A folder that is gone after the test.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("pentimento-{name}-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.0.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running `pentimento serve`; killed at the end of the test if it has not ended by itself.
+pub struct Server {
+    process: Child,
+    pub address: String,
+}
+
+impl Server {
+    /// Starts on a free port.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut process = pentimento()
+            .env("PENTIMENTO_LISTEN", "127.0.0.1:0")
+            .args(["serve", "--log", "warn"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").expect("the server says its address");
+        Self { address: address.to_owned(), process }
+    }
+
+    /// Starts, and waits until it is ready.
+    pub fn ready(arguments: &[&str]) -> Self {
+        let server = Self::start(arguments);
+        until("the server is ready", || server.get("/readyz").status == 200);
+        server
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        Answer::of(agent().get(self.url(path)).call())
+    }
+
+    pub fn post(&self, body: &Value) -> Answer {
+        self.post_with(body.to_string().as_bytes(), &[("content-type", "application/json")])
+    }
+
+    pub fn post_with(&self, body: &[u8], headers: &[(&str, &str)]) -> Answer {
+        let request = agent().post(self.url("/v1/images/generations"));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        Answer::of(request.send(body))
+    }
+
+    /// Sends a request and leaves the answer to come.
+    pub fn open(&self, body: &Value) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let body = body.to_string();
+        write!(
+            stream,
+            "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        stream
+    }
+
+    /// A metric's value, summed over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").text;
+        let values = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            (series.split('{').next()? == name).then(|| value.parse::<f64>().unwrap())
+        });
+        values.sum()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn end(&mut self) -> std::process::ExitStatus {
+        let mut status = None;
+        until("the server has stopped", || {
+            status = self.process.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(120)))
+        .build()
+        .into()
+}
+
+/// An HTTP answer, read to its end.
+pub struct Answer {
+    pub status: u16,
+    pub headers: ureq::http::HeaderMap,
+    pub bytes: Vec<u8>,
+    pub text: String,
+}
+
+impl Answer {
+    fn of(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Self {
+        let mut response = response.unwrap();
+        let bytes = response.body_mut().read_to_vec().unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Self { status: response.status().as_u16(), headers: response.headers().clone(), bytes, text }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The code of an error; empty for what is none.
+    pub fn json_code(&self) -> String {
+        let json: Value = serde_json::from_str(&self.text).unwrap_or_default();
+        json["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The names and data of a stream's events.
+    pub fn events(&self) -> Vec<(String, Value)> {
+        let event = |block: &str| {
+            let line = |name: &str| block.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+            Some((line("event:")?.to_owned(), serde_json::from_str(line("data:")?).unwrap()))
+        };
+        self.text.split("\n\n").filter_map(event).collect()
+    }
+}
+
+/// Waits for something to become true, for as long as a crowded machine may take.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
