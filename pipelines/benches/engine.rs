@@ -1,227 +1,116 @@
-//! Time per call of the networks, our operators against candle's, interleaved in one process.
+//! Runs parts of the engine on demand and says how long each took. `compare.py` drives it beside its peers.
 //!
 //! ```text
-//! cargo bench -p pentimento-pipelines --bench engine -- [--shape storybook|sd15] [--side LATENT]
-//!     [--threads 1,2] [--rows 1,2,8,16] [--rounds N] [--only unet|vae|text] [--ours] [--json FILE]
+//! cargo bench --workspace --bench engine -- [--candle] MODEL WIDTHxHEIGHT THREADS
 //! ```
-//! Weights are hashes of their names: speed does not depend on them. CPU time is the process', all threads.
+//! Reads lines from stdin and answers each with milliseconds of wall time: `unet ROWS` (one denoising step of that
+//! many pictures without guidance), `text` (a prompt and the empty one), `vae` (a latent to pixels), `picture STEPS`
+//! (a whole picture at the model's guidance); `memory` with the largest resident size in MiB. `--candle` uses
+//! candle's operators instead of our own.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../tests/common/hash_weights.rs"]
-#[allow(dead_code)]
-mod hash_weights;
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::sync::Arc;
+use std::time::Instant;
 
-use std::time::{Duration, Instant};
-
-use candle_core::{Device, Tensor};
-use hash_weights::{normal_like, weights};
 use pentimento_pipelines::layers::with_candle_operators;
-use pentimento_pipelines::text::{ClipTextConfig, ClipTextEncoder};
-use pentimento_pipelines::unet::{UNet, UNetConfig};
-use pentimento_pipelines::vae::{Vae, VaeConfig};
-use rayon::ThreadPoolBuilder;
+use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Size, Trajectory};
 
-struct Options {
-    shape: String,
-    side: usize,
-    threads: Vec<usize>,
-    rows: Vec<usize>,
-    rounds: usize,
-    only: Option<String>,
-    ours_alone: bool,
-    json: Option<String>,
+const PROMPT: &str = "a large red house on the left in the snow at night";
+const LONG: usize = 1000;
+
+struct Runner {
+    pipeline: Pipeline,
+    size: Size,
+    batches: HashMap<usize, Vec<Trajectory>>,
 }
 
-impl Options {
-    fn parse() -> Self {
-        let mut o = Self {
-            shape: "storybook".into(),
-            side: 16,
-            threads: vec![1, 2],
-            rows: vec![1, 2, 8, 16],
-            rounds: 15,
-            only: None,
-            ours_alone: false,
-            json: None,
-        };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
-            let list = |s: String| s.split(',').map(|n| n.parse().unwrap()).collect();
-            match arg.as_str() {
-                "--shape" => o.shape = value(),
-                "--side" => o.side = value().parse().unwrap(),
-                "--threads" => o.threads = list(value()),
-                "--rows" => o.rows = list(value()),
-                "--rounds" => o.rounds = value().parse().unwrap(),
-                "--only" => o.only = Some(value()),
-                "--json" => o.json = Some(value()),
-                "--ours" => o.ours_alone = true,
-                "--bench" => {} // cargo's own
-                other => panic!("unknown argument {other}"),
-            }
+impl Runner {
+    fn start(&self, seed: u64, steps: usize, guidance: f32) -> Trajectory {
+        let conditioning = Arc::new(self.pipeline.encode(PROMPT, None, self.size).unwrap());
+        let plan = self.pipeline.plan(steps, guidance).unwrap();
+        self.pipeline.start(conditioning, seed, NoiseSource::default(), self.size, plan).unwrap()
+    }
+
+    fn step(&mut self, rows: usize) -> f64 {
+        let mut batch = self.batches.remove(&rows).unwrap_or_default();
+        if batch.iter().all(Trajectory::is_finished) {
+            batch = (0..rows as u64).map(|seed| self.start(seed, LONG, 1.0)).collect();
         }
-        o
+        let mut members: Vec<&mut Trajectory> = batch.iter_mut().collect();
+        let start = Instant::now();
+        self.pipeline.step(&mut members).unwrap();
+        let time = milliseconds(start);
+        self.batches.insert(rows, batch);
+        time
+    }
+
+    fn decode(&self) -> f64 {
+        let trajectory = self.start(0, LONG, 1.0);
+        let start = Instant::now();
+        self.pipeline.finish(&trajectory).unwrap();
+        milliseconds(start)
+    }
+
+    fn encode(&self) -> f64 {
+        let start = Instant::now();
+        self.pipeline.encode(PROMPT, None, self.size).unwrap();
+        milliseconds(start)
+    }
+
+    fn picture(&self, steps: usize) -> f64 {
+        let start = Instant::now();
+        let mut trajectory = self.start(0, steps, self.pipeline.defaults().guidance_scale);
+        while !trajectory.is_finished() {
+            self.pipeline.step(&mut [&mut trajectory]).unwrap();
+        }
+        self.pipeline.finish(&trajectory).unwrap();
+        milliseconds(start)
+    }
+
+    fn answer(&mut self, line: &str) -> f64 {
+        let (what, number) = line.split_once(' ').unwrap_or((line, "1"));
+        let number = number.parse().unwrap();
+        match what {
+            "unet" => self.step(number),
+            "vae" => self.decode(),
+            "text" => self.encode(),
+            "picture" => self.picture(number),
+            "memory" => peak_mib(),
+            other => panic!("unknown part {other:?}"),
+        }
     }
 }
 
-/// CPU time of all threads so far. Without Linux' procfs, zero.
-fn cpu_time() -> Duration {
-    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Duration::ZERO };
-    let nanoseconds = |task: std::fs::DirEntry| -> Option<u64> {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
-    };
-    Duration::from_nanos(tasks.flatten().filter_map(nanoseconds).sum())
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }
 
-/// Milliseconds of one call: wall, CPU.
-fn time(call: &dyn Fn()) -> [f64; 2] {
-    let (cpu, wall) = (cpu_time(), Instant::now());
-    call();
-    let wall = wall.elapsed();
-    [wall, cpu_time() - cpu].map(|t| t.as_secs_f64() * 1e3)
-}
-
-fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    (values[values.len() / 2], values[0], values[values.len() - 1])
-}
-
-/// One network's call with our operators, and with candle's.
-struct Case<'a> {
-    name: String,
-    rows: usize,
-    ours: Box<dyn Fn() + Sync + Send + 'a>,
-    candles: Option<Box<dyn Fn() + Sync + Send + 'a>>,
-}
-
-impl Case<'_> {
-    /// Prints a line, returns it as JSON.
-    fn measure(&self, threads: usize, rounds: usize) -> String {
-        let (mut ours, mut candles) = (Vec::new(), Vec::new());
-        (self.ours)();
-        for _ in 0..rounds {
-            if let Some(call) = &self.candles {
-                candles.push(time(call));
-            }
-            ours.push(time(&self.ours));
-        }
-        let column = |of: &[[f64; 2]], i: usize| median(of.iter().map(|t| t[i]).collect());
-        let ((wall, least, most), (cpu, ..)) = (column(&ours, 0), column(&ours, 1));
-        print!(
-            "{:14} {threads} thr {:3} rows  ours {wall:8.2} ms ({least:.2}..{most:.2}) cpu {cpu:8.2}",
-            self.name, self.rows
-        );
-        let mut json = format!(
-            r#"{{"case": "{}", "threads": {threads}, "rows": {}, "ours_ms": {wall:.4}, "ours_least_ms": {least:.4}, "ours_cpu_ms": {cpu:.4}"#,
-            self.name, self.rows
-        );
-        if !candles.is_empty() {
-            let (theirs, their_cpu) = (column(&candles, 0).0, column(&candles, 1).0);
-            let ratio = |i: usize| median(ours.iter().zip(&candles).map(|(o, c)| o[i] / c[i]).collect());
-            let ((wall, w0, w1), (cpu, c0, c1)) = (ratio(0), ratio(1));
-            print!(
-                "  candle {theirs:8.2} cpu {their_cpu:8.2}  ratio {wall:.3} ({w0:.3}..{w1:.3}) cpu {cpu:.3} ({c0:.3}..{c1:.3})"
-            );
-            json += &format!(
-                r#", "candle_ms": {theirs:.4}, "candle_cpu_ms": {their_cpu:.4}, "ratio": {wall:.4}, "cpu_ratio": {cpu:.4}"#
-            );
-        }
-        println!();
-        json + "}"
-    }
-}
-
-fn config(shape: &str, file: &str) -> Vec<u8> {
-    let path = format!("{}/tests/goldens/{shape}/{file}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
-}
-
-/// Stable Diffusion 1.5's own sizes are diffusers' defaults; the goldens have a small model of its kind.
-fn unet_config(shape: &str) -> UNetConfig {
-    let json = config(shape, "unet/config.json");
-    if shape != "sd15" {
-        return UNetConfig::from_json(&json).unwrap();
-    }
-    let mut json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    json["block_out_channels"] = serde_json::json!([320, 640, 1280, 1280]);
-    json["layers_per_block"] = 2.into();
-    json["attention_head_dim"] = 8.into();
-    json["norm_num_groups"] = 32.into();
-    json["cross_attention_dim"] = 768.into();
-    UNetConfig::from_json(json.to_string().as_bytes()).unwrap()
-}
-
-fn pair<T>(ours_alone: bool, build: impl Fn() -> T) -> (T, Option<T>) {
-    (build(), (!ours_alone).then(|| with_candle_operators(&build)))
+/// The most memory that this process ever held. Without Linux' procfs, 0.
+fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
 }
 
 fn main() {
-    let o = Options::parse();
-    let wanted = |name: &str| o.only.as_deref().is_none_or(|only| only == name);
-    let mut lines = Vec::new();
-    let mut run = |case: &Case| {
-        for &threads in &o.threads {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            lines.push(pool.install(|| case.measure(threads, o.rounds)));
-        }
+    let (flags, arguments): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    let [model, size, threads] = &arguments[..] else {
+        // `cargo bench` without a driver.
+        return println!("run pipelines/benches/compare.py, or see the head of engine.rs");
     };
-    if wanted("unet") {
-        let json = unet_config(&o.shape);
-        let (ours, candles) = pair(o.ours_alone, || UNet::new(json.clone(), weights("unet", &[]).0).unwrap());
-        let width = json.stages[0].token_width;
-        let tokens = if o.shape == "storybook" { 40 } else { 77 };
-        for &rows in &o.rows {
-            let sample = normal_like("sample", (rows, 4, o.side, o.side)).unwrap();
-            let states = normal_like("states", (rows, tokens, width)).unwrap();
-            let times = Tensor::full(500f32, rows, &Device::Cpu).unwrap();
-            let call = |unet: &UNet| {
-                unet.forward(&sample, &times, &states, None).unwrap();
-            };
-            let candles: Option<Box<dyn Fn() + Sync + Send>> = match &candles {
-                Some(unet) => Some(Box::new(move || call(unet))),
-                None => None,
-            };
-            run(&Case { name: "unet".into(), rows, ours: Box::new(|| call(&ours)), candles });
-        }
-    }
-    if wanted("vae") {
-        let json = VaeConfig::from_json(&config(&o.shape, "vae/config.json")).unwrap();
-        let absent = ["decoder.mid_block.attentions.0.query", "encoder.mid_block.attentions.0.query"];
-        let (ours, candles) =
-            pair(o.ours_alone, || Vae::new(json.clone(), weights("vae", &absent).0).unwrap());
-        let latent = normal_like("latent", (1, 4, o.side, o.side)).unwrap();
-        let call = |vae: &Vae| {
-            vae.decode(&latent).unwrap();
-        };
-        let candles: Option<Box<dyn Fn() + Sync + Send>> = match &candles {
-            Some(vae) => Some(Box::new(move || call(vae))),
-            None => None,
-        };
-        run(&Case { name: "vae decode".into(), rows: 1, ours: Box::new(|| call(&ours)), candles });
-    }
-    if wanted("text") {
-        let json = ClipTextConfig::from_json(&config(&o.shape, "text_encoder/config.json")).unwrap();
-        let (ours, candles) = pair(o.ours_alone, || {
-            ClipTextEncoder::new(
-                json.clone(),
-                weights("text_encoder", &["text_model.", "text_projection."]).0,
-            )
-            .unwrap()
-        });
-        let ids =
-            Tensor::ones((1, json.max_position_embeddings), candle_core::DType::U32, &Device::Cpu).unwrap();
-        let call = |text: &ClipTextEncoder| {
-            text.forward(&ids).unwrap();
-        };
-        let candles: Option<Box<dyn Fn() + Sync + Send>> = match &candles {
-            Some(text) => Some(Box::new(move || call(text))),
-            None => None,
-        };
-        run(&Case { name: "text encode".into(), rows: 1, ours: Box::new(|| call(&ours)), candles });
-    }
-    if let Some(file) = &o.json {
-        std::fs::write(file, format!("[\n  {}\n]\n", lines.join(",\n  "))).unwrap();
+    rayon::ThreadPoolBuilder::new().num_threads(threads.parse().unwrap()).build_global().unwrap();
+    let model = Model::find(model).unwrap();
+    let load = || Pipeline::load(&model, &Components::default(), &Device::Cpu).unwrap();
+    let candle = flags.iter().any(|flag| flag == "--candle");
+    let pipeline = if candle { with_candle_operators(load) } else { load() };
+    let mut runner = Runner { pipeline, size: size.parse().unwrap(), batches: HashMap::new() };
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        println!("{}", runner.answer(line.unwrap().trim()));
+        std::io::stdout().flush().unwrap();
     }
 }

@@ -1,0 +1,172 @@
+"""Our engine beside its peers, in one run: interleaved call by call, on the same processors, as ratios.
+
+    python -m venv VENV && VENV/bin/pip install -r pipelines/benches/requirements.txt
+    VENV/bin/python pipelines/benches/compare.py                  # storybook, all peers, 1 and 2 threads
+    VENV/bin/python pipelines/benches/compare.py --shape sd15     # Stable Diffusion 1.5's shape at 256x256
+    python3 pipelines/benches/compare.py --peers candle           # without any peer to install
+
+Prints a table and writes it, and a plot, to docs/benchmarks/.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+SHAPES = {"storybook": "64x64", "sd15": "256x256"}
+NAMES = {"torch": "PyTorch diffusers", "ov-f32": "OpenVINO f32", "ov-bf16": "OpenVINO bf16", "candle": "candle"}
+
+
+class Runner:
+    """A process that runs a part of a model when told to and answers with milliseconds."""
+
+    def __init__(self, command, threads):
+        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+        # These slow NumPy and PyTorch down where they are set; the others keep idle threads from spinning beside a neighbour's turn.
+        env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+        env |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        self.process = subprocess.Popen(
+            ["taskset", "-c", cpus, *map(str, command), str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
+        )
+        while (line := self.process.stdout.readline()) and line.strip() != "ready":
+            pass
+        assert line, f"{command} did not start"
+
+    def __call__(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, f"{self.process.args} died at {line!r}"
+        return float(answer)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def engine():
+    """The path of the built bench."""
+    build = ["cargo", "bench", "--workspace", "--bench", "engine", "--no-run", "--message-format=json"]
+    lines = subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    found = [m["executable"] for m in map(json.loads, lines) if m.get("target", {}).get("name") == "engine" and m.get("executable")]
+    return found[-1]
+
+
+def model_folder(shape, work):
+    """The model in diffusers' layout: storybook as it is shipped; the shape of Stable Diffusion 1.5 with random weights (speed does not depend on them)."""
+    if shape == "storybook":
+        return ROOT / "weights-manifest/storybook/model"
+    folder = work / shape
+    if not (folder / "model_index.json").exists():
+        sys.path.insert(0, str(HERE))
+        from sd15 import save
+
+        save(folder)
+    return folder
+
+
+def measure(shape, folder, peers, threads, rounds, rows):
+    """{(part, peer): [milliseconds]}, call by call in turn."""
+    size, ours = SHAPES[shape], engine()
+    commands = {"ours": [ours, folder, size], "candle": [ours, "--candle", folder, size]}
+    commands |= {p: [sys.executable, HERE / "peers.py", p, folder, size] for p in ("torch", "ov-f32", "ov-bf16")}
+    runners = {}
+    for name in ["ours", *peers]:
+        runners[name] = Runner(commands[name], threads)
+    times = {}
+    parts = [f"unet {n}" for n in rows] + ["vae", "text", "picture 50"]
+    for part in parts:
+        least = 3 if part.startswith("picture") else rounds
+        for round_ in range(least + 2):  # the first two warm up
+            for name, run in runners.items():
+                time = run(part)
+                if round_ >= 2:
+                    times.setdefault((part, name), []).append(time)
+        print(f"  {threads} threads, {part}: " + ", ".join(f"{n} {statistics.median(times[part, n]):.2f} ms" for n in runners), flush=True)
+    memory = {name: run("memory") for name, run in runners.items()}
+    print(f"  {threads} threads, largest resident size: " + ", ".join(f"{n} {m:.0f} MiB" for n, m in memory.items()), flush=True)
+    for run in runners.values():
+        run.close()
+    return times
+
+
+def ratio(ours, theirs):
+    """Median and quartiles of the ratios of neighbouring calls."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, low, high
+
+
+def report(shape, results, peers):
+    """A Markdown table: ours in milliseconds, and ours divided by each peer's."""
+    lines = [f"Shape {shape}, {SHAPES[shape]}. Time of ours, and ours divided by the peer's: median (quartiles) over interleaved calls.", ""]
+    lines += ["| threads | part | ours, ms | " + " | ".join(f"÷ {NAMES[p]}" for p in peers) + " |", "|---" * (3 + len(peers)) + "|"]
+    for threads, times in results.items():
+        for part in dict.fromkeys(part for part, _ in times):
+            ours = times[part, "ours"]
+            cells = ["{:.2f} ({:.2f}–{:.2f})".format(*ratio(ours, times[part, p])) for p in peers]
+            lines.append(f"| {threads} | {part} | {statistics.median(ours):.2f} | " + " | ".join(cells) + " |")
+    if 1 in results and 2 in results:
+        speedup = {n: statistics.median(results[1][f"unet {n}", "ours"]) / statistics.median(results[2][f"unet {n}", "ours"]) for n in (1, 8)}
+        lines += ["", "From 1 to 2 threads: " + ", ".join(f"{s:.2f} times as fast at {n} rows" for n, s in speedup.items()) + "."]
+    for threads, times in results.items():
+        per_row = statistics.median(times["unet 8", "ours"]) / 8 / statistics.median(times["unet 1", "ours"])
+        lines.append(f"{threads} threads: time per row at 8 rows ÷ at 1 row {per_row:.2f}; a VAE decode costs {statistics.median(times['vae', 'ours']) / statistics.median(times['unet 1', 'ours']):.2f} steps.")
+    return "\n".join(lines) + "\n"
+
+
+def plot(shape, results, peers, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.2), sharey=True, squeeze=False)
+    for ax, (threads, times) in zip(axes[0], results.items()):
+        parts = list(dict.fromkeys(part for part, _ in times))
+        for i, peer in enumerate(peers):
+            stats = [ratio(times[part, "ours"], times[part, peer]) for part in parts]
+            at = [k + (i - (len(peers) - 1) / 2) * 0.8 / len(peers) for k in range(len(parts))]
+            spread = [[m - low for m, low, _ in stats], [high - m for m, _, high in stats]]
+            ax.bar(at, [m for m, _, _ in stats], 0.8 / len(peers), yerr=spread, label=NAMES[peer])
+        ax.axhline(1, color="black", linewidth=1)
+        ax.set_xticks(range(len(parts)), parts, rotation=30, ha="right")
+        ax.set_title(f"{shape}, {threads} thread{'s' if threads > 1 else ''}")
+    axes[0][0].set_ylabel("our time ÷ the peer's (below 1: we are faster)")
+    axes[0][0].legend(fontsize=8)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--shape", choices=SHAPES, default="storybook")
+    p.add_argument("--peers", default="torch,ov-f32,ov-bf16,candle", help="comma-separated (default: %(default)s)")
+    p.add_argument("--threads", default="1,2")
+    p.add_argument("--rows", default="1,2,8,16", help="UNet rows; 1 and 8 are always measured")
+    p.add_argument("--rounds", type=int, default=20)
+    p.add_argument("--work", type=Path, default=ROOT / "target/peers", help="where models are made")
+    args = p.parse_args()
+    peers = args.peers.split(",")
+    rows = sorted({1, 8} | {int(n) for n in args.rows.split(",")})
+    folder = model_folder(args.shape, args.work)
+    results = {t: measure(args.shape, folder, peers, t, args.rounds, rows) for t in map(int, args.threads.split(","))}
+    out = ROOT / "docs/benchmarks"
+    out.mkdir(parents=True, exist_ok=True)
+    table = report(args.shape, results, peers)
+    print(table)
+    (out / f"engine-{args.shape}.md").write_text(table)
+    try:
+        plot(args.shape, results, peers, out / f"engine-{args.shape}.png")
+    except ImportError:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
