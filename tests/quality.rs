@@ -34,18 +34,14 @@ fn classifier_and_clip_score_match_pytorch() {
     assert!(stranger < score, "another prompt fits better: {stranger} > {score}");
 }
 
-/// The scene is what this checkpoint paints reliably; its subjects are not there yet (the model card has
-/// the numbers), so they are printed and held to better than another prompt's picture (0.26) only.
+/// The model card has the numbers of 500 prompts; these few are held to the model's goal.
 #[test]
 fn the_embedded_model_paints_what_the_prompt_names() {
     let model = Model::find("storybook").unwrap();
     let pipeline = Pipeline::load(&model, &Components::default(), &Device::Cpu).unwrap();
     let classifier = AttributeClassifier::load(model.files(), &Device::Cpu).unwrap();
     let some = |s: &str| Some(s.to_owned());
-    let (mut scene, mut all) = (Share::default(), Share::default());
-    let add = |sum: &mut Share, share: Share| {
-        *sum = Share { found: sum.found + share.found, named: sum.named + share.named };
-    };
+    let mut all = Share::default();
     for (seed, (kind, colour, time, when)) in [
         ("house", "red", "night", "at night"),
         ("balloon", "yellow", "day", "by day"),
@@ -66,13 +62,15 @@ fn the_embedded_model_paints_what_the_prompt_names() {
         let found = classifier.classify(&pipeline.finish(&t).unwrap()).unwrap();
         let subject =
             Subject { kind: kind.into(), colour: some(colour), size: some("large"), place: some("center") };
-        let place = Attributes { time: some(time), terrain: some("snow"), ..Default::default() };
-        let whole = Attributes { subjects: vec![subject], ..place.clone() };
-        let share = fidelity(&whole, &found);
+        let named = Attributes {
+            time: some(time),
+            terrain: some("snow"),
+            subjects: vec![subject],
+            ..Default::default()
+        };
+        let share = fidelity(&named, &found);
         println!("{prompt}: {} of {}", share.found, share.named);
-        add(&mut scene, fidelity(&place, &found));
-        add(&mut all, share);
+        all = Share { found: all.found + share.found, named: all.named + share.named };
     }
-    assert!(scene.ratio() >= 0.85, "{} of {} of the scenes' attributes", scene.found, scene.named);
-    assert!(all.ratio() > 0.3, "{} of {} attributes", all.found, all.named);
+    assert!(all.ratio() >= 0.85, "{} of {} attributes", all.found, all.named);
 }

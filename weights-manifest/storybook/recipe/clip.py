@@ -147,7 +147,7 @@ class _Trained(nn.Module):
 
 
 if __name__ == "__main__":
-    args = arguments(__doc__, minutes=(25.0, "wall-clock budget"))
+    args = arguments(__doc__, minutes=(22.0, "wall-clock budget"))
     pictures = load_pictures(args)
     tokenizer = load_tokenizer(args)
     model = _Trained(build_clip(tokenizer))

@@ -1,7 +1,7 @@
 """Stage 5: the denoiser.
 
-v-prediction (Salimans and Ho, 2022); the text tower of stage 4 frozen, captions told afresh at every visit, one in ten dropped for classifier-free
-guidance; latents encoded once.
+v-prediction (Salimans and Ho, 2022); the text tower of stage 4 frozen, captions told afresh at every
+visit, one in ten dropped for classifier-free guidance; latents encoded once.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def load_unet(args) -> UNet2DConditionModel:
 
 
 if __name__ == "__main__":
-    args = arguments(__doc__, minutes=(100.0, "wall-clock budget"), count=(60_000, "pictures to learn from"))
+    args = arguments(__doc__, minutes=(45.0, "wall-clock budget"), count=(60_000, "pictures to learn from"))
     pictures = load_pictures(args)
     latents = encode_latents(args, pictures, args.count)
     tokenizer, clip = load_clip(args)
