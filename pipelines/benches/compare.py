@@ -22,16 +22,21 @@ SHAPES = {"storybook": "64x64", "sd15": "256x256"}
 NAMES = {"torch": "PyTorch diffusers", "ov-f32": "OpenVINO f32", "ov-bf16": "OpenVINO bf16", "candle": "candle"}
 
 
+def pinned(command, threads):
+    """The command on the first `threads` processors."""
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+    return ["taskset", "-c", cpus, *map(str, command)]
+
+
 class Runner:
     """A process that runs a part of a model when told to and answers with milliseconds."""
 
     def __init__(self, command, threads):
-        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
         # These slow NumPy and PyTorch down where they are set; the others keep idle threads from spinning beside a neighbour's turn.
         env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
         env |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         self.process = subprocess.Popen(
-            ["taskset", "-c", cpus, *map(str, command), str(threads)],
+            pinned([*command, threads], threads),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
         )
         while (line := self.process.stdout.readline()) and line.strip() != "ready":
@@ -160,6 +165,9 @@ def main():
     out = ROOT / "docs/benchmarks"
     out.mkdir(parents=True, exist_ok=True)
     table = report(args.shape, results, peers)
+    for threads in results:
+        table += f"\n## Where a step's time goes, {threads} thread{'s' if threads > 1 else ''}\n\n"
+        table += subprocess.run(pinned([engine(), "--profile", folder, SHAPES[args.shape], threads], threads), check=True, stdout=subprocess.PIPE, text=True).stdout
     print(table)
     (out / f"engine-{args.shape}.md").write_text(table)
     try:

@@ -1,12 +1,12 @@
 //! Runs parts of the engine on demand and says how long each took. `compare.py` drives it beside its peers.
 //!
 //! ```text
-//! cargo bench --workspace --bench engine -- [--candle] MODEL WIDTHxHEIGHT THREADS
+//! cargo bench --workspace --bench engine -- [--candle|--profile] MODEL WIDTHxHEIGHT THREADS
 //! ```
 //! Reads lines from stdin and answers each with milliseconds of wall time: `unet ROWS` (one denoising step of that
 //! many pictures without guidance), `text` (a prompt and the empty one), `vae` (a latent to pixels), `picture STEPS`
 //! (a whole picture at the model's guidance); `memory` with the largest resident size in MiB. `--candle` uses
-//! candle's operators instead of our own.
+//! candle's operators instead of our own. `--profile` prints where a step's time goes, and ends.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use pentimento_pipelines::layers::with_candle_operators;
+use pentimento_pipelines::layers::{peak_flops, take_profile, with_candle_operators};
 use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Size, Trajectory};
 
 const PROMPT: &str = "a large red house on the left in the snow at night";
@@ -95,6 +95,47 @@ fn peak_mib() -> f64 {
     kib.unwrap_or(0.0) / 1024.0
 }
 
+/// Where the time of a step goes, as Markdown.
+fn profile(runner: &mut Runner, threads: f64) {
+    let peak = (0..5).map(|_| peak_flops()).fold(0.0, f64::max);
+    let (from, mut to) = (vec![1u8; 1 << 28], vec![0u8; 1 << 28]);
+    let copies = (0..5).map(|_| {
+        let start = Instant::now();
+        to.copy_from_slice(&from);
+        2.0 * from.len() as f64 / start.elapsed().as_secs_f64()
+    });
+    let bandwidth = copies.fold(0.0, f64::max);
+    println!(
+        "One thread of this machine: {:.0} GFLOP/s in f32 at most, {:.1} GB/s copying.\n",
+        peak / 1e9,
+        bandwidth / 1e9
+    );
+    println!("| rows | operator | calls | ms per step | share | GFLOP/s | of {threads} threads' peak |");
+    println!("|---|---|---|---|---|---|---|");
+    for rows in [1, 8] {
+        (0..3).for_each(|_| _ = runner.step(rows));
+        take_profile();
+        let steps = (3000.0 / runner.step(rows)).clamp(3.0, 200.0) as usize;
+        take_profile();
+        let total: f64 = (0..steps).map(|_| runner.step(rows)).sum::<f64>() / steps as f64;
+        let mut rest = total;
+        for spent in take_profile() {
+            let time = spent.time.as_secs_f64() * 1e3 / steps as f64;
+            let rate = spent.flops as f64 / spent.time.as_secs_f64();
+            rest -= time;
+            println!(
+                "| {rows} | {:?} | {} | {time:.3} | {:.1} % | {:.0} | {:.0} % |",
+                spent.kind,
+                spent.calls as usize / steps,
+                100.0 * time / total,
+                rate / 1e9,
+                100.0 * rate / peak / threads
+            );
+        }
+        println!("| {rows} | all else | | {rest:.3} | {:.1} % | | |", 100.0 * rest / total);
+    }
+}
+
 fn main() {
     let (flags, arguments): (Vec<String>, Vec<String>) =
         std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
@@ -108,6 +149,9 @@ fn main() {
     let candle = flags.iter().any(|flag| flag == "--candle");
     let pipeline = if candle { with_candle_operators(load) } else { load() };
     let mut runner = Runner { pipeline, size: size.parse().unwrap(), batches: HashMap::new() };
+    if flags.iter().any(|flag| flag == "--profile") {
+        return profile(&mut runner, threads.parse().unwrap());
+    }
     println!("ready");
     for line in std::io::stdin().lock().lines() {
         println!("{}", runner.answer(line.unwrap().trim()));

@@ -46,6 +46,21 @@ pub fn with_candle_operators<T>(build: impl FnOnce() -> T) -> T {
     built
 }
 
+#[doc(hidden)]
+pub use crate::cpu::{Kind, Spent};
+
+/// What our operators did since this was last asked, per kind; for benches.
+#[doc(hidden)]
+pub fn take_profile() -> Vec<Spent> {
+    cpu::take_profile()
+}
+
+/// One thread's peak in multiplications and additions per second; for benches.
+#[doc(hidden)]
+pub fn peak_flops() -> f64 {
+    cpu::peak_flops()
+}
+
 fn channels_last(x: &Tensor) -> candle_core::Result<Tensor> {
     x.permute((0, 2, 3, 1))
 }

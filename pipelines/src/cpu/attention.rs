@@ -5,7 +5,7 @@ use candle_core::{Result, Shape, Tensor, bail};
 
 use super::gemm::{MOST_ROWS, RowPointers, Start, Tile, even};
 use super::math::{exp, gelu, largest, load_part, store_part, sum};
-use super::op::{Made, View, apply1, apply3};
+use super::op::{Kind, Made, View, apply1, apply3, count};
 use super::parallel::{Shared, parallel, parallel_items, threads};
 use super::simd::{Isa, Kernel, Simd};
 
@@ -16,7 +16,7 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal
 }
 
 pub(super) fn attention_on(isa: Isa, qkv: [&Tensor; 3], heads: usize, causal: bool) -> Result<Tensor> {
-    apply3("attention", qkv, |[q, k, v]| attend(isa, [q, k, v], heads, causal))
+    apply3(Kind::Attention, qkv, |[q, k, v]| attend(isa, [q, k, v], heads, causal))
 }
 
 fn attend(isa: Isa, [q, k, v]: [View; 3], heads: usize, causal: bool) -> Made {
@@ -29,6 +29,7 @@ fn attend(isa: Isa, [q, k, v]: [View; 3], heads: usize, causal: bool) -> Made {
     let mut out = Vec::with_capacity(q.data.len());
     let shared = Shared(out.as_mut_ptr());
     let cost = 4 * batch * queries * keys * width;
+    count(Kind::Attention, cost);
     // Heads are shared out; only where they are too few are queries as well, for each part packs the keys anew.
     let parts = threads(cost).div_ceil((batch * heads).max(1)).min(queries.max(1));
     let each = cost / (batch * heads * parts).max(1);
@@ -212,7 +213,7 @@ pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
 }
 
 pub(super) fn geglu_on(isa: Isa, x: &Tensor) -> Result<Tensor> {
-    apply1("geglu", x, |[x]| {
+    apply1(Kind::Geglu, x, |[x]| {
         let Some((&both, outside)) = x.dims.split_last().filter(|(both, _)| *both % 2 == 0 && **both > 0)
         else {
             bail!("geglu: {:?}", x.dims);

@@ -1,11 +1,11 @@
-//! 2-D convolutions of channels-last pictures: directly as a product of gathered rows, or by Winograd's way.
+//! 2-D convolutions of channels-last pictures, as products of gathered rows.
 
 use std::ops::Range;
 
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::gemm::{Addend, Packed, Product, RowPointers, Source};
-use super::op::{Made, View, apply1, apply2};
+use super::op::{Kind, Made, View, apply1, apply2};
 use super::simd::Isa;
 
 /// How a kernel moves over a picture.
@@ -62,7 +62,7 @@ impl Conv {
         let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
         let taps = side * side;
         let at = |o, tap, i| weight[(o * inner + i) * taps + tap];
-        let packed = Packed::new(isa, (outer, taps, inner), at, bias.as_deref());
+        let packed = Packed::new(Kind::Convolution, isa, (outer, taps, inner), at, bias.as_deref());
         Ok(Self { packed, side, geometry, zeros: vec![0.0; inner] })
     }
 
@@ -75,8 +75,8 @@ impl Conv {
         add: Option<&Tensor>,
     ) -> Result<Tensor> {
         match add {
-            None => apply1("convolution", x, |[x]| self.compute(x, resize, None)),
-            Some(add) => apply2("convolution", x, add, |[x, add]| self.compute(x, resize, Some(add))),
+            None => apply1(Kind::Convolution, x, |[x]| self.compute(x, resize, None)),
+            Some(add) => apply2(Kind::Convolution, x, add, |[x, add]| self.compute(x, resize, Some(add))),
         }
     }
 

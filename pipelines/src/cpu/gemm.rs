@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::op::{Kind, count};
 use super::parallel::{Shared, parallel, threads};
 use super::simd::{Isa, Kernel, Simd};
 
@@ -174,6 +175,7 @@ pub(super) fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Ran
 /// Weights in the order in which the tiles read them, and the bias.
 #[derive(Debug)]
 pub(super) struct Packed {
+    kind: Kind,
     pub(super) isa: Isa,
     pub(super) taps: usize,
     pub(super) inner: usize,
@@ -187,6 +189,7 @@ pub(super) struct Packed {
 impl Packed {
     /// `weight` says the value at (output channel, tap, input channel).
     pub(super) fn new(
+        kind: Kind,
         isa: Isa,
         (outer, taps, inner): (usize, usize, usize),
         weight: impl Fn(usize, usize, usize) -> f32,
@@ -209,7 +212,7 @@ impl Packed {
         if let Some(bias) = bias {
             padded_bias[..outer].copy_from_slice(bias);
         }
-        Self { isa, taps, inner, outer, data, bias: padded_bias }
+        Self { kind, isa, taps, inner, outer, data, bias: padded_bias }
     }
 
     fn panels(&self) -> usize {
@@ -271,6 +274,7 @@ impl<Src: Source> Product<'_, Src> {
         if len > 0 {
             let shared = Shared(out.as_mut_ptr());
             let cost = 2 * len * packed.taps * packed.inner;
+            count(packed.kind, cost);
             let wanted = threads(cost);
             let by_rows = wanted.min(self.rows.div_ceil(packed.isa.rows()));
             let by_panels = wanted.div_ceil(by_rows).min(packed.panels());

@@ -3,7 +3,7 @@
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::gemm::{Addend, Dense, Packed, Product};
-use super::op::{Made, View, apply1, apply2};
+use super::op::{Kind, Made, View, apply1, apply2};
 use super::simd::Isa;
 
 /// A linear layer's packed weights.
@@ -20,14 +20,14 @@ impl Linear {
         let (outer, inner) = weight.dims2()?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
-        Ok(Self(Packed::new(isa, (outer, 1, inner), |o, _, i| weight[o * inner + i], bias.as_deref())))
+        Ok(Self(Packed::new(Kind::Linear, isa, (outer, 1, inner), |o, _, i| weight[o * inner + i], bias.as_deref())))
     }
 
     /// (…, inner) -> (…, outer), plus `add` of that shape.
     pub(crate) fn forward(&self, x: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
         match add {
-            None => apply1("linear", x, |[x]| self.compute(x, None)),
-            Some(add) => apply2("linear", x, add, |[x, add]| self.compute(x, Some(add))),
+            None => apply1(Kind::Linear, x, |[x]| self.compute(x, None)),
+            Some(add) => apply2(Kind::Linear, x, add, |[x, add]| self.compute(x, Some(add))),
         }
     }
 

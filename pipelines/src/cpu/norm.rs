@@ -3,7 +3,7 @@
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::math::{load_part, silu, store_part, sum};
-use super::op::{Made, View, apply1};
+use super::op::{Kind, Made, View, apply1};
 use super::parallel::{Shared, parallel_items};
 use super::simd::{Isa, Kernel, Simd};
 
@@ -36,7 +36,7 @@ impl Norm {
 
     /// Group norm of (B, H, W, C), followed by SiLU or not.
     pub(crate) fn group_norm(&self, x: &Tensor, with_silu: bool) -> Result<Tensor> {
-        apply1("group norm", x, |[x]| self.groups(x, with_silu))
+        apply1(Kind::GroupNorm, x, |[x]| self.groups(x, with_silu))
     }
 
     fn groups(&self, x: View, with_silu: bool) -> Made {
@@ -113,7 +113,7 @@ impl Norm {
 
     /// Layer norm over the last dimension.
     pub(crate) fn layer_norm(&self, x: &Tensor) -> Result<Tensor> {
-        apply1("layer norm", x, |[x]| {
+        apply1(Kind::LayerNorm, x, |[x]| {
             let c = self.weight.len();
             if x.dims.last() != Some(&c) {
                 bail!("layer norm: {:?}, {c} channels expected", x.dims);

@@ -115,6 +115,36 @@ impl Isa {
     }
 }
 
+/// Multiplications and additions per second of this thread, with nothing but registers in use: what no kernel can
+/// exceed.
+pub(crate) fn peak_flops() -> f64 {
+    const ROUNDS: usize = 4_000_000;
+    struct Peak;
+    impl Kernel for Peak {
+        type Out = (usize, f32);
+
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> Self::Out {
+            // SAFETY: there are no pointers, but for one to 16 floats on the stack.
+            unsafe {
+                let (x, y) = (S::splat(std::hint::black_box(0.5)), S::splat(std::hint::black_box(1.0)));
+                let mut sums = [y; 12];
+                for _ in 0..ROUNDS {
+                    sums = sums.map(|sum| S::fma(sum, x, y));
+                }
+                let mut lanes = [0f32; 16];
+                S::store(lanes.as_mut_ptr(), sums.into_iter().fold(x, |a, b| S::add(a, b)));
+                (2 * 12 * S::LANES * ROUNDS, lanes[0])
+            }
+        }
+    }
+    let start = std::time::Instant::now();
+    // SAFETY: see above.
+    let (flops, sum) = unsafe { Isa::best().run(Peak) };
+    std::hint::black_box(sum);
+    flops as f64 / start.elapsed().as_secs_f64()
+}
+
 /// Four lanes of plain Rust, which compilers make vectors of.
 pub(super) struct Portable;
 
