@@ -18,7 +18,8 @@ fn is_error(answer: &Answer, status: u16, param: Value, code: &str) {
     let error = &answer.json()["error"];
     assert_eq!((&error["param"], error["code"].as_str()), (&param, Some(code)), "{}", answer.text);
     let message = error["message"].as_str().unwrap();
-    assert!(!message.is_empty() && !message.contains("panicked") && !message.contains(".rs"), "{message}");
+    assert!((1..2000).contains(&message.len()), "{message}");
+    assert!(!message.contains("panicked") && !message.contains(".rs"), "{message}");
     assert!(error["type"].as_str().is_some_and(|kind| kind.ends_with("_error")), "{}", answer.text);
     assert!(!answer.header("x-request-id").is_empty());
 }
@@ -71,8 +72,11 @@ fn a_wrong_value_names_its_field() {
         ("moderation", json!("high")),
         ("style", json!("cubist")),
         ("pentimento", json!("off")),
-        ("pentimento", json!(["auto"])),
+        ("pentimento", json!(["auto", null, null, null])),
         ("quality", json!({"low": null})),
+        ("quality", json!(5)),
+        ("quality", json!(long)),
+        ("size", json!(long)),
         ("user", json!(long)),
         ("safety_identifier", json!(long)),
     ];
@@ -92,6 +96,12 @@ fn a_wrong_value_names_its_field() {
     }
     is_error(&nested(json!({"cash": 1})), 400, json!("pentimento.cash"), "unknown_parameter");
     is_error(&server.post(&json!({"prompt": "a", "steps": 1})), 400, json!("steps"), "unknown_parameter");
+    let unknown = json!({"prompt": "a", long.as_str(): 1});
+    assert_eq!(server.post(&unknown).json_code(), "unknown_parameter");
+    assert!(server.post(&unknown).text.len() < 2000);
+    let model = server.post(&json!({"prompt": "a", "model": long}));
+    is_error(&model, 404, json!("model"), "model_not_found");
+    assert!(model.text.contains("does not exist"), "{}", model.text);
     is_error(&server.post(&json!({"n": 1})), 400, json!("prompt"), "missing_required_parameter");
     is_error(
         &server.post(&json!({"prompt": "a", "partial_images": 1})),

@@ -62,6 +62,16 @@ fn a_picture_says_how_it_was_painted_and_can_be_painted_again() {
 }
 
 #[test]
+fn what_had_no_effect_is_not_in_the_metadata() {
+    let folder = Folder::new("unguided");
+    let unguided = ["a boat", "--seed", "7", "--steps", "2", "--guidance-scale", "1.00000001"];
+    painted(folder.path(), &[&unguided[..], &["--negative-prompt", "rain", "-o", "a.png"]].concat());
+    painted(folder.path(), &[&unguided[..], &["-o", "b.png"]].concat());
+    assert!(!parameters(&folder.path().join("a.png")).contains("rain"));
+    assert_eq!(folder.read("a.png"), folder.read("b.png"));
+}
+
+#[test]
 fn several_pictures_have_consecutive_seeds_and_names_by_extension() {
     let folder = Folder::new("several");
     painted(folder.path(), &["a boat", "-n", "2", "--seed", "5", "--steps", "2", "-o", "p.jpg"]);

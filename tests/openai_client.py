@@ -1,6 +1,7 @@
 """Drives a running server with OpenAI's own client, unmodified. Run by openai_client.rs.
 
-Usage: openai_client.py BASE_URL --usual|--slow|--late|--stopping, the server having the API keys "secret" and "other".
+Usage: openai_client.py BASE_URL --usual|--slow|--late|--stopping, the server having the API keys "secret" and "other"
+(or none).
 """
 
 import base64
@@ -177,7 +178,7 @@ def late():
     """A body that does not arrive."""
     def half():
         yield b'{"prompt": '
-        time.sleep(3)
+        time.sleep(10)
 
     try:
         client.post("/images/generations", cast_to=object, content=half(), options={"headers": {"Content-Type": "application/json"}})

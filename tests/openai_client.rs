@@ -46,8 +46,8 @@ fn the_official_client_understands_late_errors() {
 
 #[test]
 fn the_official_client_hears_that_the_server_stops() {
-    let server = Server::ready(&[]);
-    let _painting = server.open(&json!({"prompt": "a", "n": 5, "num_inference_steps": 1000}));
+    let server = Server::ready(&["--drain-seconds", "120"]);
+    let _painting = server.open(&json!({"prompt": "a", "n": 10, "num_inference_steps": 1000}));
     until("it paints", || server.metric("pentimento_steps_total") > 0.0);
     server.signal("TERM");
     until("it drains", || server.get("/readyz").status == 503);

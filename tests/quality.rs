@@ -34,7 +34,7 @@ fn classifier_and_clip_score_match_pytorch() {
     assert!(stranger < score, "another prompt fits better: {stranger} > {score}");
 }
 
-/// The model card has the numbers of 500 prompts; these few are held to the model's goal.
+/// The model card has the numbers of 500 prompts; these few are held to its goal of 0.85.
 #[test]
 fn the_embedded_model_paints_what_the_prompt_names() {
     let model = Model::find("storybook").unwrap();

@@ -8,7 +8,6 @@ use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use serde_json::error::Category;
 
 use super::ApiError;
 
@@ -56,20 +55,18 @@ async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // serde would take an array for a struct's fields in order.
-    if bytes.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
-        return Err(ApiError::broken_json("it does not start with {"));
-    }
+    // Whether it is JSON at all. The fields are then read from the text: a `Value` forgets those given twice.
+    let fields = match serde_json::from_slice(bytes) {
+        Ok(Value::Object(fields)) => fields,
+        Ok(_) => return Err(ApiError::broken_json("it is not an object")),
+        Err(error) => return Err(ApiError::broken_json(&error.to_string())),
+    };
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().to_string();
         describe(&path, &e.into_inner())
     })?;
-    json.end().map_err(|e| ApiError::broken_json(&e.to_string()))?;
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(fields)) => only_plain_values(&fields, "")?,
-        _ => return Err(ApiError::broken_json("it is not an object")),
-    }
+    only_plain_values(&fields, "")?;
     Ok(value)
 }
 
@@ -93,23 +90,20 @@ fn only_plain_values(fields: &serde_json::Map<String, Value>, parent: &str) -> R
     Ok(())
 }
 
-/// serde's error, for people who do not write Rust.
+/// serde's error about a field, for people who do not write Rust.
 fn describe(path: &str, error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
-    if error.classify() != Category::Data {
-        return ApiError::broken_json(&text);
-    }
     let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
-    let named = |prefix| {
-        let field = reason.strip_prefix(prefix)?.split('`').next()?;
-        let parent = path.strip_suffix(field).unwrap_or(path).trim_end_matches(['.', '?']);
-        Some(if parent.is_empty() { field.to_owned() } else { format!("{parent}.{field}") })
-    };
-    if let Some(field) = named("unknown field `") {
-        return ApiError::unknown_parameter(&field);
+    if reason.starts_with("unknown field `") {
+        return ApiError::unknown_parameter(path);
     }
-    if let Some(field) = named("duplicate field `") {
-        return ApiError::invalid(field, "is given twice");
+    if let Some(field) = reason.strip_prefix("duplicate field `").and_then(|r| r.split('`').next()) {
+        let parent = path.strip_suffix(field).unwrap_or(path).trim_end_matches(['.', '?']);
+        let name = if parent.is_empty() { field.to_owned() } else { format!("{parent}.{field}") };
+        return ApiError::invalid(name, "is given twice");
+    }
+    if reason == "expected value" {
+        return ApiError::invalid(path, "it has the wrong type"); // of an enum
     }
     let reason = reason
         .replace("expected i64", "expected an integer")
@@ -145,7 +139,12 @@ mod tests {
             (r#"{"pentimento": {"cash": 5}}"#, "pentimento.cash", "unknown_parameter"),
             (r#"{"pentimento": {"cache": "never"}}"#, "pentimento.cache", "invalid_value"),
             (r#"{"pentimento": 5}"#, "pentimento", "invalid_value"),
-            (r#"{"pentimento": ["auto", "a"]}"#, "pentimento", "invalid_value"),
+            (r#"{"pentimento": ["auto", null, null, null]}"#, "pentimento", "invalid_value"),
+            (r#"{"pentimento": {"cache": true}}"#, "pentimento.cache", "invalid_value"),
+            (r#"{"quality": 5}"#, "quality", "invalid_value"),
+            (r#"{"quality": ["low"]}"#, "quality", "invalid_value"),
+            (r#"{"style": {}}"#, "style", "invalid_value"),
+            (r#"{"a`b": 1}"#, "a`b", "unknown_parameter"),
             (r#"{"pentimento": {"cache": {"auto": null}}}"#, "pentimento.cache", "invalid_value"),
             (r#"{"pentimento": {"cache": "auto", "cache": "off"}}"#, "pentimento.cache", "invalid_value"),
             (r#"{"quality": {"low": null}}"#, "quality", "invalid_value"),

@@ -39,12 +39,14 @@ const SERVER: &str = "server_error";
 /// As much of the client's own words as an error repeats, in characters.
 const MAX_ECHO: usize = 300;
 
-/// A text's beginning.
+/// A text without its middle where it is long: what is wrong often stands at its end.
 fn short(text: &str) -> String {
-    match text.char_indices().nth(MAX_ECHO) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+    let length = text.chars().count();
+    if length <= MAX_ECHO {
+        return text.to_owned();
     }
+    let part = |from: usize| text.chars().skip(from).take(MAX_ECHO / 2).collect::<String>();
+    format!("{}…{}", part(0), part(length - MAX_ECHO / 2))
 }
 
 /// An error on its way to the client.
@@ -102,7 +104,7 @@ impl ApiError {
 
     /// A body that is not JSON.
     pub fn broken_json(reason: &str) -> Self {
-        let message = format!("The request's body is not a JSON object: {reason}.");
+        let message = format!("The request's body cannot be read as a JSON object: {reason}.");
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, "invalid_json", message)
     }
 
@@ -140,13 +142,13 @@ impl ApiError {
             StatusCode::NOT_FOUND,
             INVALID_REQUEST,
             "unknown_url",
-            format!("Unknown URL: {method} {}.", short(path)),
+            format!("Unknown URL: {} {}.", short(method), short(path)),
         )
     }
 
     /// No such method on this path.
     pub fn method(method: &str, path: &str) -> Self {
-        let message = format!("{path} does not answer {method}.");
+        let message = format!("{} does not answer {}.", short(path), short(method));
         Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID_REQUEST, "method_not_supported", message)
     }
 

@@ -43,8 +43,10 @@ pub struct ImageRequest {
     #[expect(dead_code, reason = "read only to refuse other values")]
     pub style: Option<Style>,
     /// Accepted, echoed as `safety_identifier`.
+    #[schema(max_length = 512)]
     pub user: Option<String>,
     /// Accepted, echoed.
+    #[schema(max_length = 512)]
     pub safety_identifier: Option<String>,
     /// What not to paint.
     pub negative_prompt: Option<String>,

@@ -96,8 +96,6 @@ impl GenerationRequest {
             let reason = format!("must be a number between 0 and {MAX_GUIDANCE}, not {guidance}");
             return invalid("guidance_scale", reason);
         }
-        // Without guidance it has no effect, and the picture's metadata must not say that it had.
-        let negative_prompt = if guidance > 1.0 { negative_prompt } else { String::new() };
         let n = within("n", wanted.n.unwrap_or(1), 1, limits.n as i64)? as usize;
         let size = match wanted.size.as_deref() {
             None | Some("auto") => defaults.size,
@@ -108,6 +106,9 @@ impl GenerationRequest {
         let steps =
             within("num_inference_steps", wanted.steps.unwrap_or(defaults.steps as i64), 1, most)? as usize;
         let plan = model.plan(steps, guidance as f32)?;
+        // Without guidance a negative prompt has no effect, and the picture's metadata must not say that it had.
+        let guided = plan.steps().iter().any(|step| step.guidance.rows() > 1);
+        let negative_prompt = if guided { negative_prompt } else { String::new() };
         let previews = within("partial_images", wanted.previews.unwrap_or(0), 0, MAX_PREVIEWS)? as usize;
         Ok(Self {
             model: model.id().to_owned(),

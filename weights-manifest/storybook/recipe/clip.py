@@ -79,16 +79,16 @@ def build_clip(tokenizer) -> CLIPModel:
 
 def load_clip(args) -> tuple[CLIPTokenizer, CLIPModel]:
     tokenizer = load_tokenizer(args)
-    trained = _Trained(build_clip(tokenizer))
+    trained = Trained(build_clip(tokenizer))
     trained.load_state_dict(torch.load(args.work / "clip.pt", weights_only=True)["ema"])
     return tokenizer, trained.clip.eval()
 
 
 # What the attribute head gives: the scene's three attributes, which kinds are present, and for each kind its colour,
 # size and place (no scene has a kind twice).
-_SCENE = [("time", world.TIMES), ("terrain", world.TERRAINS), ("weather", world.WEATHERS)]
-_OF_KIND = [("colour", world.COLOURS), ("size", world.SIZES), ("place", world.PLACES)]
-_GROUPS = [len(v) for _, v in _SCENE] + [len(v) for _ in world.KINDS for _, v in _OF_KIND]
+SCENE = [("time", world.TIMES), ("terrain", world.TERRAINS), ("weather", world.WEATHERS)]
+OF_KIND = [("colour", world.COLOURS), ("size", world.SIZES), ("place", world.PLACES)]
+GROUPS = [len(v) for _, v in SCENE] + [len(v) for _ in world.KINDS for _, v in OF_KIND]
 UNKNOWN = -1
 
 
@@ -96,30 +96,30 @@ def attributes(named: dict, subjects: list[dict]) -> list[int]:
     """Targets for the head: one class per group, UNKNOWN where nothing is said, then 0 or 1 per kind."""
     by_kind = {s["kind"]: s for s in subjects}
     index = lambda said, key, values: values.index(said[key]) if key in said else UNKNOWN
-    row = [index(named, key, values) for key, values in _SCENE]
-    row += [index(by_kind.get(kind, {}), key, values) for kind in world.KINDS for key, values in _OF_KIND]
+    row = [index(named, key, values) for key, values in SCENE]
+    row += [index(by_kind.get(kind, {}), key, values) for kind in world.KINDS for key, values in OF_KIND]
     return row + [int(kind in by_kind) for kind in world.KINDS]
 
 
-def _attributes_of(scene) -> list[int]:
-    named = {key: getattr(scene, key) for key, _ in _SCENE}
+def attributes_of(scene) -> list[int]:
+    named = {key: getattr(scene, key) for key, _ in SCENE}
     return attributes(named, [vars(s) for s in scene.subjects])
 
 
 def attribute_loss(logits, targets):
     """Mean cross entropy of the groups that are known, plus that of the kinds' presence."""
-    *groups, present = logits.split(_GROUPS + [len(world.KINDS)], 1)
+    *groups, present = logits.split(GROUPS + [len(world.KINDS)], 1)
     parts = [F.cross_entropy(g, targets[:, k], ignore_index=UNKNOWN, reduction="sum") for k, g in enumerate(groups)]
-    known = (targets[:, : len(_GROUPS)] != UNKNOWN).sum()
-    return sum(parts) / known + F.binary_cross_entropy_with_logits(present, targets[:, len(_GROUPS) :].float())
+    known = (targets[:, : len(GROUPS)] != UNKNOWN).sum()
+    return sum(parts) / known + F.binary_cross_entropy_with_logits(present, targets[:, len(GROUPS) :].float())
 
 
 @torch.no_grad()
 def attributes_right(logits, targets) -> dict[str, float]:
     """Share of the known attributes that the head gives rightly; kind: exactly the kinds that are present."""
-    *groups, present = logits.split(_GROUPS + [len(world.KINDS)], 1)
-    right = {"kind": ((present > 0) == (targets[:, len(_GROUPS) :] > 0)).all(1).float().mean().item()}
-    names = [key for key, _ in _SCENE] + [key for _ in world.KINDS for key, _ in _OF_KIND]
+    *groups, present = logits.split(GROUPS + [len(world.KINDS)], 1)
+    right = {"kind": ((present > 0) == (targets[:, len(GROUPS) :] > 0)).all(1).float().mean().item()}
+    names = [key for key, _ in SCENE] + [key for _ in world.KINDS for key, _ in OF_KIND]
     for key in dict.fromkeys(names):
         columns = [k for k, name in enumerate(names) if name == key]
         known = torch.cat([targets[:, k] != UNKNOWN for k in columns])
@@ -128,13 +128,13 @@ def attributes_right(logits, targets) -> dict[str, float]:
     return right
 
 
-class _Trained(nn.Module):
+class Trained(nn.Module):
     """The pair and the head that only training needs."""
 
     def __init__(self, clip):
         super().__init__()
         self.clip = clip
-        self.head = nn.Linear(clip.config.projection_dim, sum(_GROUPS) + len(world.KINDS))
+        self.head = nn.Linear(clip.config.projection_dim, sum(GROUPS) + len(world.KINDS))
 
     def text(self, ids):
         longest = int((ids == self.clip.config.text_config.eos_token_id).int().argmax(1).max()) + 1
@@ -150,10 +150,9 @@ if __name__ == "__main__":
     args = arguments(__doc__, minutes=(22.0, "wall-clock budget"))
     pictures = load_pictures(args)
     tokenizer = load_tokenizer(args)
-    model = _Trained(build_clip(tokenizer))
+    model = Trained(build_clip(tokenizer))
     batch = 16 if args.smoke else BATCH
-    for tower in (model.clip.text_model, model.clip.vision_model):
-        tower.config._attn_implementation = "eager"  # twice as fast to train on a CPU as the fused one
+    model.clip.set_attn_implementation("eager")  # twice as fast to train on a CPU as the fused one
     image = model.image if args.smoke else torch.compile(model.image)
 
     def told(index, rng, drop):
@@ -161,7 +160,7 @@ if __name__ == "__main__":
         scenes = [scene_and_rng(int(i))[0] for i in index]
         captions, *says = zip(*(world.caption(scene, rng, drop) for scene in scenes))
         said = [attributes(*s) for s in zip(*says)]
-        return token_ids(tokenizer, list(captions)), torch.tensor(said), torch.tensor([_attributes_of(s) for s in scenes])
+        return token_ids(tokenizer, list(captions)), torch.tensor(said), torch.tensor([attributes_of(s) for s in scenes])
 
     def loss_fn(rng):
         index = rng.integers(2000 if len(pictures) > 4000 else 0, len(pictures), size=batch)

@@ -83,8 +83,8 @@ if __name__ == "__main__":
                 states = text_tower(input_ids=token_ids(tokenizer, captions)).last_hidden_state
             out = forward(x, t, states).sample
         a = schedule.alphas_cumprod[t]
-        # Timesteps with little noise count less. With much noise they count in full, unlike under min-SNR weighting
-        # (Hang et al., 2023): there the text decides what is painted.
+        # Timesteps with little noise count less. Those with much noise, where the prompt decides what is painted, count
+        # in full, unlike under min-SNR weighting (Hang et al., 2023).
         weight = (MAX_SNR * (1 - a) / a).clamp(max=1)
         return ((out.float() - v).pow(2).mean(dim=(1, 2, 3)) * weight).mean()
 
