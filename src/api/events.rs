@@ -8,7 +8,7 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use super::ApiError;
-use super::images::{About, base64, unix_seconds};
+use super::answer::{About, base64, unix_seconds};
 use super::wire::{CompletedEvent, PartialImageEvent, PartialProvenance, Usage};
 use crate::queue::{Event, Painted, Subscription};
 

@@ -1,5 +1,6 @@
 //! HTTP, and only HTTP: parse, ask the gateway, shape the answer.
 
+mod answer;
 mod auth;
 mod body;
 mod errors;
@@ -80,7 +81,7 @@ impl App {
             max_body_bytes: config.max_body_bytes,
             read_timeout: Duration::from_secs(config.read_timeout_seconds),
             request_timeout: Duration::from_secs(config.request_timeout_seconds),
-            started: images::unix_seconds(),
+            started: answer::unix_seconds(),
             description: utoipa::openapi::OpenApi::default(),
         }
     }

@@ -1,0 +1,172 @@
+//! What a client wants to hear of his pictures, and what answers and events say of them.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::wire::{
+    Appearance, Background, ImageData, ImageRequest, ImagesResponse, OutputFormat, Provenance, Quality,
+    ResponseFormat, TimingsMs, Usage,
+};
+use super::{ApiError, App};
+use crate::gateway::GenerationRequest;
+use crate::queue::{Painted, Timings};
+
+/// Bytes of an end user's name, which every event repeats.
+const MAX_IDENTIFIER: usize = 512;
+
+/// What the client wants to hear, other than what is painted.
+pub struct Answer {
+    /// As events.
+    pub stream: bool,
+    urls: bool,
+    quality: Quality,
+    output_format: OutputFormat,
+    safety_identifier: Option<String>,
+}
+
+impl Answer {
+    /// Of a request.
+    ///
+    /// # Errors
+    /// [`ApiError`], for what cannot be had together.
+    pub fn new(request: &ImageRequest) -> Result<Self, ApiError> {
+        if request.prompt.is_none() {
+            return Err(ApiError::missing("prompt"));
+        }
+        if request.background == Some(Background::Transparent) {
+            return Err(ApiError::invalid(
+                "background",
+                "'transparent' is not possible, the models paint opaque pictures",
+            ));
+        }
+        if let Some(ours) = &request.pentimento {
+            let later = [
+                ("pentimento.namespace", ours.namespace.is_some()),
+                ("pentimento.max_latency_ms", ours.max_latency_ms.is_some()),
+                ("pentimento.min_quality", ours.min_quality.is_some()),
+            ];
+            if let Some((name, _)) = later.into_iter().find(|(_, given)| *given) {
+                return Err(ApiError::not_supported_yet(name));
+            }
+        }
+        let stream = request.stream.unwrap_or(false);
+        let urls = request.response_format == Some(ResponseFormat::Url);
+        if stream && urls {
+            return Err(ApiError::invalid("response_format", "'url' is not possible with stream"));
+        }
+        if !stream && request.partial_images.is_some_and(|n| n > 0) {
+            return Err(ApiError::invalid("partial_images", "needs stream to be true"));
+        }
+        for (name, text) in [("user", &request.user), ("safety_identifier", &request.safety_identifier)] {
+            if text.as_ref().is_some_and(|text| text.len() > MAX_IDENTIFIER) {
+                return Err(ApiError::invalid(name, &format!("must be at most {MAX_IDENTIFIER} bytes long")));
+            }
+        }
+        let named = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+        Ok(Self {
+            stream,
+            urls,
+            quality: request.quality.unwrap_or(Quality::Auto),
+            output_format: request.output_format.unwrap_or(OutputFormat::Png),
+            safety_identifier: named(&request.safety_identifier).or_else(|| named(&request.user)),
+        })
+    }
+}
+
+/// What answers and events say of a request's pictures.
+pub struct About {
+    /// Looks.
+    pub appearance: Appearance,
+    urls: bool,
+    model: String,
+    steps: usize,
+    seeds: Vec<u64>,
+    started: Instant,
+}
+
+impl About {
+    /// Of an accepted request.
+    pub fn new(answer: Answer, request: &GenerationRequest, started: Instant) -> Self {
+        Self {
+            appearance: Appearance {
+                size: request.size().to_string(),
+                quality: answer.quality.echo(),
+                background: "opaque",
+                output_format: answer.output_format,
+                safety_identifier: answer.safety_identifier,
+            },
+            urls: answer.urls,
+            model: request.model().to_owned(),
+            steps: request.steps(),
+            seeds: request.seeds().to_vec(),
+            started,
+        }
+    }
+
+    /// How pictures came about: all, or one of them.
+    pub fn provenance(&self, one: Option<usize>, timings: &[Timings]) -> Provenance {
+        let seeds = match one {
+            Some(index) => self.seeds.iter().skip(index).take(1).copied().collect(),
+            None => self.seeds.clone(),
+        };
+        let sum = |part: fn(&Timings) -> Duration| milliseconds(timings.iter().map(part).sum());
+        Provenance {
+            outcome: "miss",
+            model: self.model.clone(),
+            steps: self.steps,
+            skipped_steps: 0,
+            similarity: None,
+            source: None,
+            seeds,
+            image_index: one,
+            timings_ms: TimingsMs {
+                queue: milliseconds(timings.iter().map(|t| t.queue).min().unwrap_or_default()),
+                encode: sum(|t| t.encode),
+                denoise: sum(|t| t.denoise),
+                decode: sum(|t| t.decode),
+                total: milliseconds(self.started.elapsed()),
+            },
+        }
+    }
+
+    /// The answer without `stream`.
+    ///
+    /// # Errors
+    /// [`ApiError`], where a picture cannot be kept for its url.
+    pub fn response(self, app: &App, painted: Vec<Painted>) -> Result<ImagesResponse, ApiError> {
+        let timings: Vec<Timings> = painted.iter().map(|p| p.timings).collect();
+        let pentimento = self.provenance(None, &timings);
+        let data = painted.into_iter().map(|picture| {
+            if !self.urls {
+                return Ok(ImageData { b64_json: Some(base64(&picture.file)), url: None });
+            }
+            let name = app.files.put(picture.file, self.appearance.output_format, Instant::now())?;
+            Ok(ImageData { b64_json: None, url: Some(app.file_url(&name)) })
+        });
+        let data = data.collect::<Result<_, ApiError>>()?;
+        Ok(ImagesResponse {
+            created: unix_seconds(),
+            data,
+            appearance: self.appearance,
+            usage: Usage::default(),
+            pentimento,
+        })
+    }
+}
+
+/// A file as answers carry it.
+pub fn base64(file: &[u8]) -> String {
+    STANDARD.encode(file)
+}
+
+/// Now, as OpenAI tells time.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// To the microsecond.
+fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
+}
