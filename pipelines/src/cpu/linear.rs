@@ -20,7 +20,13 @@ impl Linear {
         let (outer, inner) = weight.dims2()?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
-        Ok(Self(Packed::new(Kind::Linear, isa, (outer, 1, inner), |o, _, i| weight[o * inner + i], bias.as_deref())))
+        Ok(Self(Packed::new(
+            Kind::Linear,
+            isa,
+            (outer, 1, inner),
+            |o, _, i| weight[o * inner + i],
+            bias.as_deref(),
+        )))
     }
 
     /// (…, inner) -> (…, outer), plus `add` of that shape.

@@ -79,7 +79,6 @@ fn view<'a>(kind: Kind, storage: &'a CpuStorage, layout: &'a Layout) -> Result<V
     }
 }
 
-
 impl<F: Fn([View; 1]) -> Made> CustomOp1 for Op<F> {
     fn name(&self) -> &'static str {
         "pentimento"
@@ -130,20 +129,11 @@ pub(super) fn apply1(kind: Kind, x: &Tensor, f: impl Fn([View; 1]) -> Made) -> R
 }
 
 /// Applies `f` to two tensors.
-pub(super) fn apply2(
-    kind: Kind,
-    x: &Tensor,
-    y: &Tensor,
-    f: impl Fn([View; 2]) -> Made,
-) -> Result<Tensor> {
+pub(super) fn apply2(kind: Kind, x: &Tensor, y: &Tensor, f: impl Fn([View; 2]) -> Made) -> Result<Tensor> {
     x.contiguous()?.apply_op2_no_bwd(&y.contiguous()?, &Op(kind, f))
 }
 
 /// Applies `f` to three tensors.
-pub(super) fn apply3(
-    kind: Kind,
-    [x, y, z]: [&Tensor; 3],
-    f: impl Fn([View; 3]) -> Made,
-) -> Result<Tensor> {
+pub(super) fn apply3(kind: Kind, [x, y, z]: [&Tensor; 3], f: impl Fn([View; 3]) -> Made) -> Result<Tensor> {
     x.contiguous()?.apply_op3_no_bwd(&y.contiguous()?, &z.contiguous()?, &Op(kind, f))
 }
