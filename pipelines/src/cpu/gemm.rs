@@ -78,32 +78,48 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn sum<S: Simd, const M: usize, const N: usize>(&self) {
         let panel = 2 * S::LANES;
-        // SAFETY: the struct's contract; `edge` keeps the accesses of a partial panel to `columns`.
+        // Written out row by row: in a loop that the compiler does not unroll the sums would live in memory.
+        macro_rules! each_row {
+            ($do:ident $(, $arg:tt)*) => {
+                each_row!(@ $do ($($arg)*) 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
+            };
+            (@ $do:ident $args:tt $($i:literal)*) => {
+                $(if $i < M { $do!($i $args); })*
+            };
+        }
+        // SAFETY: the struct's contract; `load` and `store` keep to `columns` in a partial panel.
         unsafe {
             let mut sums = [[S::splat(0.0); N]; M];
-            for (i, sum) in sums.iter_mut().enumerate() {
-                match self.start {
-                    Start::Zero => {}
-                    Start::Row(row) => *sum = load::<S, N>(row, N * S::LANES),
-                    Start::Output => *sum = load::<S, N>(self.out.add(i * self.stride), self.columns),
-                }
+            macro_rules! begin {
+                ($i:literal ()) => {
+                    match self.start {
+                        Start::Zero => {}
+                        Start::Row(row) => sums[$i] = load::<S, N>(row, N * S::LANES),
+                        Start::Output => {
+                            sums[$i] = load::<S, N>(self.out.add($i * self.stride), self.columns)
+                        }
+                    }
+                };
             }
+            each_row!(begin);
             let mut b = self.b;
             for tap in self.taps {
                 let rows: &[*const f32; M] = &*tap.as_ptr().cast();
                 let mut k = 0;
+                macro_rules! multiply {
+                    ($i:literal ($u:literal $first:ident $second:ident)) => {
+                        let x = S::splat(*rows[$i].add(k + $u));
+                        sums[$i][0] = S::fma(x, $first, sums[$i][0]);
+                        if N > 1 {
+                            sums[$i][N - 1] = S::fma(x, $second, sums[$i][N - 1]);
+                        }
+                    };
+                }
                 macro_rules! step {
                     ($u:literal) => {
-                        let mut weights = [S::splat(0.0); N];
-                        for j in 0..N {
-                            weights[j] = S::load(b.add($u * panel + j * S::LANES));
-                        }
-                        for i in 0..M {
-                            let x = S::splat(*rows[i].add(k + $u));
-                            for j in 0..N {
-                                sums[i][j] = S::fma(x, weights[j], sums[i][j]);
-                            }
-                        }
+                        let first = S::load(b.add($u * panel));
+                        let second = if N > 1 { S::load(b.add($u * panel + S::LANES)) } else { first };
+                        each_row!(multiply, $u, first, second);
                     };
                 }
                 while k + 4 <= self.len {
@@ -120,15 +136,18 @@ impl Tile<'_> {
                     b = b.add(panel);
                 }
             }
-            for (i, sum) in sums.iter_mut().enumerate() {
-                if let Some(add) = &self.add {
-                    let more = load::<S, N>(add[i], self.columns);
-                    for j in 0..N {
-                        sum[j] = S::add(sum[j], more[j]);
+            macro_rules! end {
+                ($i:literal ()) => {
+                    if let Some(add) = &self.add {
+                        let more = load::<S, N>(add[$i], self.columns);
+                        for j in 0..N {
+                            sums[$i][j] = S::add(sums[$i][j], more[j]);
+                        }
                     }
-                }
-                store::<S, N>(self.out.add(i * self.stride), sum, self.columns);
+                    store::<S, N>(self.out.add($i * self.stride), &sums[$i], self.columns);
+                };
             }
+            each_row!(end);
         }
     }
 }
@@ -144,7 +163,12 @@ unsafe fn load<S: Simd, const N: usize>(p: *const f32, n: usize) -> [S::V; N] {
             std::ptr::copy_nonoverlapping(p, edge.as_mut_ptr(), n);
             from = edge.as_ptr();
         }
-        std::array::from_fn(|j| S::load(from.add(j * S::LANES)))
+        // No closure: it would be compiled without the instruction set, and called.
+        let mut v = [S::splat(0.0); N];
+        for j in 0..N {
+            v[j] = S::load(from.add(j * S::LANES));
+        }
+        v
     }
 }
 

@@ -170,8 +170,10 @@ impl Moments<'_> {
         unsafe {
             let zero = S::splat(0.0);
             let (mut first, mut second) = ([zero; N], [zero; N]);
-            let base: [S::V; N] =
-                std::array::from_fn(|j| load_part::<S>(self.base.as_ptr().add(c + j * S::LANES), lanes, 0.0));
+            let mut base = [zero; N];
+            for j in 0..N {
+                base[j] = load_part::<S>(self.base.as_ptr().add(c + j * S::LANES), lanes, 0.0);
+            }
             for row in self.x.chunks_exact(channels) {
                 for j in 0..N {
                     let x = load_part::<S>(row.as_ptr().add(c + j * S::LANES), lanes, 0.0);

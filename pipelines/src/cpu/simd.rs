@@ -130,10 +130,16 @@ pub(crate) fn peak_flops() -> f64 {
                 let (x, y) = (S::splat(std::hint::black_box(0.5)), S::splat(std::hint::black_box(1.0)));
                 let mut sums = [y; 12];
                 for _ in 0..ROUNDS {
-                    sums = sums.map(|sum| S::fma(sum, x, y));
+                    for sum in &mut sums {
+                        *sum = S::fma(*sum, x, y);
+                    }
                 }
                 let mut lanes = [0f32; 16];
-                S::store(lanes.as_mut_ptr(), sums.into_iter().fold(x, |a, b| S::add(a, b)));
+                let mut total = x;
+                for sum in sums {
+                    total = S::add(total, sum);
+                }
+                S::store(lanes.as_mut_ptr(), total);
                 (2 * 12 * S::LANES * ROUNDS, lanes[0])
             }
         }
