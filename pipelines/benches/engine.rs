@@ -17,6 +17,10 @@ use std::time::Instant;
 use pentimento_pipelines::layers::{peak_flops, take_profile, with_candle_operators};
 use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Size, Trajectory};
 
+// As the binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const PROMPT: &str = "a large red house on the left in the snow at night";
 const LONG: usize = 1000;
 
