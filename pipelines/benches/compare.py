@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -32,9 +33,9 @@ class Runner:
     """A process that runs a part of a model when told to and answers with milliseconds."""
 
     def __init__(self, command, threads):
-        # These slow NumPy and PyTorch down where they are set; the others keep idle threads from spinning beside a neighbour's turn.
+        # These slow NumPy and PyTorch down where they are set.
         env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
-        env |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        env |= {"OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             pinned([*command, threads], threads),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
@@ -90,9 +91,11 @@ def measure(shape, folder, peers, threads, rounds, rows):
         least = 3 if part.startswith("picture") else rounds
         for round_ in range(least + 2):  # the first two warm up
             for name, run in runners.items():
-                time = run(part)
+                run(part)  # its weights and code back into the caches that the neighbours used
+                taken = run(part)
+                time.sleep(0.02)  # until its idle threads no longer spin
                 if round_ >= 2:
-                    times.setdefault((part, name), []).append(time)
+                    times.setdefault((part, name), []).append(taken)
         print(f"  {threads} threads, {part}: " + ", ".join(f"{n} {statistics.median(times[part, n]):.2f} ms" for n in runners), flush=True)
     memory = {name: run("memory") for name, run in runners.items()}
     print(f"  {threads} threads, largest resident size: " + ", ".join(f"{n} {m:.0f} MiB" for n, m in memory.items()), flush=True)

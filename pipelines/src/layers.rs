@@ -32,8 +32,8 @@ impl Operators {
     }
 
     /// Runs a network's call where its operators run best.
-    pub(crate) fn run<T: Send>(device: &Device, f: impl FnOnce() -> T + Send) -> T {
-        if device.is_cpu() { cpu::in_pool(f) } else { f() }
+    pub(crate) fn run<T>(device: &Device, f: impl FnOnce() -> T) -> T {
+        if device.is_cpu() { cpu::with_helpers(f) } else { f() }
     }
 }
 

@@ -165,8 +165,8 @@ unsafe fn load<S: Simd, const N: usize>(p: *const f32, n: usize) -> [S::V; N] {
         }
         // No closure: it would be compiled without the instruction set, and called.
         let mut v = [S::splat(0.0); N];
-        for j in 0..N {
-            v[j] = S::load(from.add(j * S::LANES));
+        for (j, v) in v.iter_mut().enumerate() {
+            *v = S::load(from.add(j * S::LANES));
         }
         v
     }

@@ -19,5 +19,5 @@ pub(crate) use self::linear::Linear;
 pub(crate) use self::norm::Norm;
 pub(crate) use self::op::take_profile;
 pub use self::op::{Kind, Spent};
-pub(crate) use self::parallel::in_pool;
+pub(crate) use self::parallel::with_helpers;
 pub(crate) use self::simd::peak_flops;

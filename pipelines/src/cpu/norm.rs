@@ -171,8 +171,8 @@ impl Moments<'_> {
             let zero = S::splat(0.0);
             let (mut first, mut second) = ([zero; N], [zero; N]);
             let mut base = [zero; N];
-            for j in 0..N {
-                base[j] = load_part::<S>(self.base.as_ptr().add(c + j * S::LANES), lanes, 0.0);
+            for (j, base) in base.iter_mut().enumerate() {
+                *base = load_part::<S>(self.base.as_ptr().add(c + j * S::LANES), lanes, 0.0);
             }
             for row in self.x.chunks_exact(channels) {
                 for j in 0..N {

@@ -1,37 +1,165 @@
-//! Work in rayon's pool: as many tasks as pay, and no more.
+//! One network call's threads: as many tasks as pay, handed out in less than a microsecond.
+//!
+//! A step is some 150 operators of some 30 µs each. A thread pool puts its idle threads to sleep between two of them,
+//! and waking one takes longer than its task. So a network call takes its helpers from rayon's pool once, and they
+//! wait for its operators' tasks spinning, until the call ends.
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
-/// Operations that a task must have to be worth handing to another thread (some ten microseconds).
+/// Operations that a task must have to be worth handing to another thread (some two microseconds).
 const TASK: usize = 400_000;
+/// How often a thread looks before it lets others have the processor.
+const SPINS: usize = 2_000;
+
+/// What is to be done for every task.
+type Work = *const (dyn Fn(usize) + Sync);
+
+/// The threads of one network call, and the work they share.
+struct Crew {
+    size: usize,
+    /// Number of the current work in the upper half, tasks not yet taken in the lower.
+    open: AtomicU64,
+    done: AtomicUsize,
+    work: UnsafeCell<Work>,
+    panicked: AtomicBool,
+    over: AtomicBool,
+}
+
+// SAFETY: all but `work` are atomics; `share` and `take` say who touches `work`, and when.
+unsafe impl Sync for Crew {}
+
+thread_local! {
+    /// The crew of the network call that this thread leads.
+    static LED: Cell<*const Crew> = const { Cell::new(ptr::null()) };
+}
+
+/// Whether there is a crew. One at a time: it leaves the pool a thread, so that whatever else needs the pool goes on.
+/// Two crews could take all of it, and each wait for an operator of candle's that wants a thread.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Ends a crew, however the call ended.
+struct Lead<'a>(&'a Crew);
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        LED.set(ptr::null());
+        self.0.over.store(true, Release);
+        TAKEN.store(false, Release);
+    }
+}
+
+/// Runs a network call with helpers from rayon's pool; where another call has them, without.
+pub(crate) fn with_helpers<T>(call: impl FnOnce() -> T) -> T {
+    let size = rayon::current_num_threads();
+    // A worker of the pool that leads could, waiting for an operator of candle's, be given its own call for help.
+    if size == 1 || rayon::current_thread_index().is_some() || TAKEN.swap(true, Acquire) {
+        return call();
+    }
+    fn nothing(_: usize) {}
+    let crew = Crew {
+        size,
+        open: AtomicU64::new(0),
+        done: AtomicUsize::new(0),
+        work: UnsafeCell::new(&nothing as Work),
+        panicked: AtomicBool::new(false),
+        over: AtomicBool::new(false),
+    };
+    rayon::in_place_scope(|scope| {
+        (1..size).for_each(|_| scope.spawn(|_| crew.help()));
+        let _lead = Lead(&crew);
+        LED.set(&crew);
+        call()
+    })
+}
+
+impl Crew {
+    /// Takes a task of the current work, if one is open, and does it.
+    fn take(&self) -> bool {
+        let open = self.open.load(Acquire);
+        let left = open as u32 as usize;
+        if left == 0 || self.open.compare_exchange(open, open - 1, AcqRel, Relaxed).is_err() {
+            return false;
+        }
+        // SAFETY: the exchange made this task ours, of the work whose number `open` had. `share` wrote that work
+        // before it opened its tasks, and neither returns nor opens others before ours is counted as done.
+        let work = unsafe { &**self.work.get() };
+        if catch_unwind(AssertUnwindSafe(|| work(left - 1))).is_err() {
+            self.panicked.store(true, Relaxed);
+        }
+        self.done.fetch_add(1, Release);
+        true
+    }
+
+    fn help(&self) {
+        let mut spins = 0;
+        while !self.over.load(Acquire) {
+            spins = if self.take() { 0 } else { wait(spins) };
+        }
+    }
+
+    /// Does `tasks` tasks together with the helpers.
+    fn share(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        let led = LED.replace(ptr::null()); // a task that wants tasks of its own does them alone
+        self.done.store(0, Relaxed);
+        // SAFETY: only the leading thread comes here, and no task is open or being done, so nobody reads the work.
+        // The lifetime is forgotten, but this returns only after the last task is done.
+        unsafe { *self.work.get() = std::mem::transmute::<&(dyn Fn(usize) + Sync), Work>(work) };
+        let number = (self.open.load(Relaxed) >> 32).wrapping_add(1);
+        self.open.store(number << 32 | tasks as u64, Release);
+        while self.open.load(Relaxed) as u32 > 0 {
+            self.take();
+        }
+        let mut spins = 0;
+        while self.done.load(Acquire) < tasks {
+            spins = wait(spins);
+        }
+        LED.set(led);
+        assert!(!self.panicked.load(Relaxed), "a task of an operator panicked");
+    }
+}
+
+/// Waits a little, or lets another thread run after `spins` times.
+fn wait(spins: usize) -> usize {
+    if spins < SPINS {
+        std::hint::spin_loop();
+        return spins + 1;
+    }
+    std::thread::yield_now();
+    spins
+}
+
+/// Calls `f` with the crew that this thread leads.
+fn with_crew<T>(f: impl FnOnce(Option<&Crew>) -> T) -> T {
+    // SAFETY: `Lead` clears the pointer before its crew goes.
+    f(unsafe { LED.get().as_ref() })
+}
 
 /// Into how many equal tasks `cost` operations are to be cut.
 pub(super) fn threads(cost: usize) -> usize {
-    (cost / TASK).clamp(1, rayon::current_num_threads())
+    (cost / TASK).clamp(1, with_crew(|crew| crew.map_or(1, |crew| crew.size)))
 }
 
-/// Calls `f` for every task, each in a thread of its own where there are several.
-pub(super) fn parallel(tasks: usize, f: impl Fn(usize) + Sync + Send) {
-    if tasks < 2 {
-        (0..tasks).for_each(f);
-    } else {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(f);
-    }
+/// Calls `f` for every task, with whoever helps.
+pub(super) fn parallel(tasks: usize, f: impl Fn(usize) + Sync) {
+    with_crew(|crew| match crew {
+        Some(crew) if tasks > 1 && u32::try_from(tasks).is_ok() => crew.share(tasks, &f),
+        _ => (0..tasks).for_each(f),
+    });
 }
 
 /// Calls `f` for every one of `items`, many of which may be too small for a task of their own.
-pub(super) fn parallel_items(items: usize, cost_each: usize, f: impl Fn(usize) + Sync + Send) {
-    // Four per thread, so that a thread that was called away does not keep the others waiting.
-    let tasks = (4 * threads(items * cost_each)).min(items);
-    if threads(items * cost_each) < 2 {
+pub(super) fn parallel_items(items: usize, cost_each: usize, f: impl Fn(usize) + Sync) {
+    let threads = threads(items * cost_each);
+    if threads < 2 {
         return (0..items).for_each(f);
     }
+    // Four per thread, so that a thread that was called away does not keep the others waiting.
+    let tasks = (4 * threads).min(items);
     parallel(tasks, |task| (items * task / tasks..items * (task + 1) / tasks).for_each(&f));
-}
-
-/// Runs `f` inside the pool, so that the operators in it are handed to a neighbour and not each from without.
-pub(crate) fn in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    rayon::scope(|_| f())
 }
 
 /// A place that tasks write to, each to its own part.
@@ -46,5 +174,45 @@ unsafe impl Sync for Shared {}
 impl Shared {
     pub(super) fn get(self) -> *mut f32 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_is_done_once_whoever_does_it() {
+        with_helpers(|| {
+            for tasks in (0..400).chain([5000]) {
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                parallel(tasks, |task| _ = counts[task].fetch_add(1, Relaxed));
+                assert!(counts.iter().all(|c| c.load(Relaxed) == 1));
+            }
+        });
+    }
+
+    #[test]
+    fn calls_beside_and_inside_each_other_end_and_leave_the_pool_a_thread() {
+        let sum = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        with_helpers(|| {
+                            rayon::join(|| sum.fetch_add(1, Relaxed), || sum.fetch_add(1, Relaxed));
+                            parallel(10, |i| with_helpers(|| parallel(3, |_| _ = sum.fetch_add(i, Relaxed))));
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 100 * (2 + 3 * 45));
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller() {
+        let panics = || with_helpers(|| parallel(100, |i| assert!(i != 50)));
+        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
     }
 }

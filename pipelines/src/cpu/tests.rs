@@ -44,7 +44,7 @@ fn each(mut test: impl FnMut(Isa, &mut Random)) {
     for isa in Isa::all() {
         let mut random = Random(7);
         for _ in 0..40 {
-            test(isa, &mut random);
+            super::with_helpers(|| test(isa, &mut random));
         }
     }
 }
