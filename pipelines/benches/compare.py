@@ -77,7 +77,7 @@ def model_folder(shape, work):
     return folder
 
 
-def measure(shape, folder, peers, threads, rounds, rows):
+def measure(shape, folder, peers, threads, rounds, rows, steps):
     """{(part, peer): [milliseconds]}, call by call in turn."""
     size, ours = SHAPES[shape], engine()
     commands = {"ours": [ours, folder, size], "candle": [ours, "--candle", folder, size]}
@@ -86,15 +86,15 @@ def measure(shape, folder, peers, threads, rounds, rows):
     for name in ["ours", *peers]:
         runners[name] = Runner(commands[name], threads)
     times = {}
-    parts = [f"unet {n}" for n in rows] + ["vae", "text", "picture 50"]
+    parts = [f"unet {n}" for n in rows] + ["vae", "text", f"picture {steps}"]
     for part in parts:
-        least = 3 if part.startswith("picture") else rounds
-        for round_ in range(least + 2):  # the first two warm up
+        measured = min(3, rounds) if part.startswith("picture") else rounds
+        for round_ in range(measured + 1):  # the first warms up
             for name, run in runners.items():
                 run(part)  # its weights and code back into the caches that the neighbours used
                 taken = run(part)
                 time.sleep(0.02)  # until its idle threads no longer spin
-                if round_ >= 2:
+                if round_ >= 1:
                     times.setdefault((part, name), []).append(taken)
         print(f"  {threads} threads, {part}: " + ", ".join(f"{n} {statistics.median(times[part, n]):.2f} ms" for n in runners), flush=True)
     memory = {name: run("memory") for name, run in runners.items()}
@@ -159,12 +159,13 @@ def main():
     p.add_argument("--threads", default="1,2")
     p.add_argument("--rows", default="1,2,8,16", help="UNet rows; 1 and 8 are always measured")
     p.add_argument("--rounds", type=int, default=20)
+    p.add_argument("--steps", type=int, default=50, help="of the whole picture")
     p.add_argument("--work", type=Path, default=ROOT / "target/peers", help="where models are made")
     args = p.parse_args()
     peers = args.peers.split(",")
     rows = sorted({1, 8} | {int(n) for n in args.rows.split(",")})
     folder = model_folder(args.shape, args.work)
-    results = {t: measure(args.shape, folder, peers, t, args.rounds, rows) for t in map(int, args.threads.split(","))}
+    results = {t: measure(args.shape, folder, peers, t, args.rounds, rows, args.steps) for t in map(int, args.threads.split(","))}
     out = ROOT / "docs/benchmarks"
     out.mkdir(parents=True, exist_ok=True)
     table = report(args.shape, results, peers)
