@@ -35,7 +35,7 @@ class Runner:
     def __init__(self, command, threads):
         # These slow NumPy and PyTorch down where they are set.
         env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
-        env |= {"OMP_NUM_THREADS": str(threads)}
+        env |= {name: str(threads) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "CANDLE_NUM_THREADS")}
         self.process = subprocess.Popen(
             pinned([*command, threads], threads),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
@@ -82,15 +82,16 @@ def measure(shape, folder, peers, threads, rounds, rows, steps):
     size, ours = SHAPES[shape], engine()
     commands = {"ours": [ours, folder, size], "candle": [ours, "--candle", folder, size]}
     commands |= {p: [sys.executable, HERE / "peers.py", p, folder, size] for p in ("torch", "ov-f32", "ov-bf16")}
-    runners = {}
-    for name in ["ours", *peers]:
-        runners[name] = Runner(commands[name], threads)
+    names = ["ours", *peers]
+    runners = {name: Runner(commands[name], threads) for name in names}
     times = {}
     parts = [f"unet {n}" for n in rows] + ["vae", "text", f"picture {steps}"]
     for part in parts:
         measured = min(3, rounds) if part.startswith("picture") else rounds
         for round_ in range(measured + 1):  # the first warms up
-            for name, run in runners.items():
+            turn = round_ % len(names)
+            for name in names[turn:] + names[:turn]:
+                run = runners[name]
                 run(part)  # its weights and code back into the caches that the neighbours used
                 taken = run(part)
                 time.sleep(0.02)  # until its idle threads no longer spin

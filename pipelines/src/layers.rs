@@ -26,14 +26,15 @@ thread_local! {
 }
 
 impl Operators {
-    fn of(vb: &VarBuilder) -> Self {
+    /// What layers made from `vb` use.
+    pub(crate) fn of(vb: &VarBuilder) -> Self {
         let own = vb.device().is_cpu() && vb.dtype() == DType::F32 && !CANDLE_ONLY.get();
         if own { Self::Own } else { Self::Candle }
     }
 
     /// Runs a network's call where its operators run best.
-    pub(crate) fn run<T>(device: &Device, f: impl FnOnce() -> T) -> T {
-        if device.is_cpu() { cpu::with_helpers(f) } else { f() }
+    pub(crate) fn run<T>(self, f: impl FnOnce() -> T) -> T {
+        if self == Self::Own { cpu::with_helpers(f) } else { f() }
     }
 }
 

@@ -288,6 +288,7 @@ pub struct Vae {
     post_quant_conv: Option<Conv2d>,
     decoder: Decoder,
     dtype: DType,
+    operators: Operators,
     config: VaeConfig,
 }
 
@@ -308,6 +309,7 @@ impl Vae {
                 .transpose()?,
             decoder: Decoder::new(vb.pp("decoder"), &config)?,
             dtype: vb.dtype(),
+            operators: Operators::of(&vb),
             config,
         })
     }
@@ -327,7 +329,7 @@ impl Vae {
         let unscaled = latent.affine(1.0 / self.config.scaling_factor, self.config.shift_factor)?;
         let unscaled = unscaled.to_dtype(self.dtype)?;
         let decode = || self.decoder.forward(&apply(&self.post_quant_conv, unscaled)?);
-        Ok(Operators::run(latent.device(), decode)?.to_dtype(dtype)?.contiguous()?)
+        Ok(self.operators.run(decode)?.to_dtype(dtype)?.contiguous()?)
     }
 
     /// Pictures (B, 3, H, W) in [-1, 1], sides multiples of [`VaeConfig::spatial_factor`], to the mean of their
@@ -339,7 +341,7 @@ impl Vae {
     pub fn encode(&self, image: &Tensor) -> Result<Tensor> {
         let x = image.to_dtype(self.dtype)?;
         let encode = || apply(&self.quant_conv, self.encoder.forward(&x)?);
-        let moments = Operators::run(image.device(), encode)?.contiguous()?;
+        let moments = self.operators.run(encode)?.contiguous()?;
         let mean = moments.narrow(1, 0, self.config.latent_channels)?.to_dtype(image.dtype())?;
         let scale = self.config.scaling_factor;
         Ok(mean.affine(scale, -self.config.shift_factor * scale)?)

@@ -26,6 +26,9 @@ fn attend(isa: Isa, [q, k, v]: [View; 3], heads: usize, causal: bool) -> Made {
     if b != batch || w != width || k.dims != v.dims || heads == 0 || width % heads != 0 || keys == 0 {
         bail!("attention of {heads} heads: {:?} to {:?} and {:?}", q.dims, k.dims, v.dims);
     }
+    if q.data.is_empty() {
+        return Ok((Vec::new(), Shape::from(q.dims)));
+    }
     let mut out = Vec::with_capacity(q.data.len());
     let shared = Shared(out.as_mut_ptr());
     let cost = 4 * batch * queries * keys * width;

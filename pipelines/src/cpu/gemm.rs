@@ -219,6 +219,10 @@ impl Packed {
         weight: impl Fn(usize, usize, usize) -> f32,
         bias: Option<&[f32]>,
     ) -> Self {
+        assert!(
+            outer > 0 && inner > 0 && (1..=MOST_TAPS).contains(&taps),
+            "{outer} × {taps} × {inner} weights"
+        );
         let panel = isa.panel();
         let padded = outer.next_multiple_of(panel);
         let mut data = Vec::with_capacity(padded * taps * inner);
@@ -292,7 +296,8 @@ impl<Src: Source> Product<'_, Src> {
         let packed = self.packed;
         let len = self.rows * packed.outer;
         if let Some(add) = self.add {
-            assert!(add.data.len() * add.rows >= len, "an addend of {} for {len}", add.data.len());
+            let wanted = self.rows.div_ceil(add.rows) * packed.outer;
+            assert_eq!(add.data.len(), wanted, "floats added to {} rows", self.rows);
         }
         let mut out = Vec::with_capacity(len);
         if len > 0 {

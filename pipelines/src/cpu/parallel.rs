@@ -69,8 +69,8 @@ pub(crate) fn with_helpers<T>(call: impl FnOnce() -> T) -> T {
         over: AtomicBool::new(false),
     };
     rayon::in_place_scope(|scope| {
-        (1..size).for_each(|_| scope.spawn(|_| crew.help()));
         let _lead = Lead(&crew);
+        (1..size).for_each(|_| scope.spawn(|_| crew.help()));
         LED.set(&crew);
         call()
     })
@@ -87,8 +87,9 @@ impl Crew {
         // SAFETY: the exchange made this task ours, of the work whose number `open` had. `share` wrote that work
         // before it opened its tasks, and neither returns nor opens others before ours is counted as done.
         let work = unsafe { &**self.work.get() };
-        if catch_unwind(AssertUnwindSafe(|| work(left - 1))).is_err() {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| work(left - 1))) {
             self.panicked.store(true, Relaxed);
+            std::mem::forget(payload); // whose drop could panic before the task is counted
         }
         self.done.fetch_add(1, Release);
         true
@@ -118,7 +119,7 @@ impl Crew {
             spins = wait(spins);
         }
         LED.set(led);
-        assert!(!self.panicked.load(Relaxed), "a task of an operator panicked");
+        assert!(!self.panicked.swap(false, Relaxed), "a task of an operator panicked");
     }
 }
 

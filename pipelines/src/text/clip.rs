@@ -180,6 +180,7 @@ pub struct ClipTextEncoder {
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
+    operators: Operators,
     config: ClipTextConfig,
 }
 
@@ -204,6 +205,7 @@ impl ClipTextEncoder {
                 .collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::new(tower.pp("final_layer_norm"), width, config.layer_norm_eps)?,
             text_projection: vb.contains_tensor("text_projection.weight").then(project).transpose()?,
+            operators: Operators::of(&vb),
             config,
         })
     }
@@ -223,7 +225,7 @@ impl ClipTextEncoder {
         if length > most {
             return Err(Error::invalid("ids", format!("{length} tokens, the text encoder takes {most}")));
         }
-        Operators::run(ids.device(), || self.call(ids, batch, length))
+        self.operators.run(|| self.call(ids, batch, length))
     }
 
     fn call(&self, ids: &Tensor, batch: usize, length: usize) -> Result<TextStates> {

@@ -74,6 +74,7 @@ impl TextTime {
 pub struct UNet {
     config: UNetConfig,
     dtype: DType,
+    operators: Operators,
     time_proj: Sinusoid,
     time_embedding: TimestepEmbedding,
     text_time: Option<TextTime>,
@@ -108,6 +109,7 @@ impl UNet {
         let norm = NormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
         Ok(Self {
             dtype: vb.dtype(),
+            operators: Operators::of(&vb),
             time_proj: Sinusoid::new(first, config.flip_sin_to_cos, config.freq_shift, vb.device())?,
             time_embedding: TimestepEmbedding::new(vb.pp("time_embedding"), first, time_width)?,
             text_time: text_time.transpose()?,
@@ -150,7 +152,7 @@ impl UNet {
         added: Option<&AddedConditioning>,
     ) -> Result<Tensor> {
         self.check(sample, timesteps, token_states)?;
-        Operators::run(sample.device(), || self.call(sample, timesteps, token_states, added))
+        self.operators.run(|| self.call(sample, timesteps, token_states, added))
     }
 
     fn call(
