@@ -1,6 +1,6 @@
 //! The CPU's own operators, for f32 tensors; CUDA, Metal and other types keep candle's. `layers.rs` decides which.
 //!
-//! A denoising step on candle's CPU operators takes four to six times as long as it need. What each file replaces:
+//! A denoising step on candle's CPU operators takes three to six times as long as it need. What each file replaces:
 //!
 //! | file | instead of | what it does otherwise |
 //! |---|---|---|
