@@ -24,22 +24,19 @@ NAMES = {"torch": "PyTorch diffusers", "ov-f32": "OpenVINO f32", "ov-bf16": "Ope
 
 
 def pinned(command, threads):
-    """The command on the first `threads` processors."""
+    """What starts the command on the first `threads` processors, with as many threads."""
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
-    return ["taskset", "-c", cpus, *map(str, command)]
+    # The first two slow NumPy and PyTorch down where they are set.
+    env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    env |= {name: str(threads) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "CANDLE_NUM_THREADS")}
+    return {"args": ["taskset", "-c", cpus, *map(str, [*command, threads])], "env": env, "stdout": subprocess.PIPE, "text": True}
 
 
 class Runner:
     """A process that runs a part of a model when told to and answers with milliseconds."""
 
     def __init__(self, command, threads):
-        # These slow NumPy and PyTorch down where they are set.
-        env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
-        env |= {name: str(threads) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "CANDLE_NUM_THREADS")}
-        self.process = subprocess.Popen(
-            pinned([*command, threads], threads),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
-        )
+        self.process = subprocess.Popen(**pinned(command, threads), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         while (line := self.process.stdout.readline()) and line.strip() != "ready":
             pass
         assert line, f"{command} did not start"
@@ -107,8 +104,7 @@ def measure(shape, folder, peers, threads, rounds, rows, steps):
 
 def ratio(ours, theirs):
     """Median and quartiles of the ratios of neighbouring calls."""
-    ratios = sorted(a / b for a, b in zip(ours, theirs))
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles((a / b for a, b in zip(ours, theirs)), n=4)
     return middle, low, high
 
 
@@ -172,7 +168,7 @@ def main():
     table = report(args.shape, results, peers)
     for threads in results:
         table += f"\n## Where a step's time goes, {threads} thread{'s' if threads > 1 else ''}\n\n"
-        table += subprocess.run(pinned([engine(), "--profile", folder, SHAPES[args.shape], threads], threads), check=True, stdout=subprocess.PIPE, text=True).stdout
+        table += subprocess.run(**pinned([engine(), "--profile", folder, SHAPES[args.shape]], threads), check=True).stdout
     print(table)
     (out / f"engine-{args.shape}.md").write_text(table)
     try:

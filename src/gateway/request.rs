@@ -91,11 +91,6 @@ impl GenerationRequest {
         }
         let negative_prompt =
             checked_prompt("negative_prompt", wanted.negative_prompt.unwrap_or_default(), limits)?;
-        let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
-        if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
-            let reason = format!("must be a number between 0 and {MAX_GUIDANCE}, not {guidance}");
-            return invalid("guidance_scale", reason);
-        }
         let n = within("n", wanted.n.unwrap_or(1), 1, limits.n as i64)? as usize;
         let size = match wanted.size.as_deref() {
             None | Some("auto") => defaults.size,
@@ -105,6 +100,11 @@ impl GenerationRequest {
         let most = limits.steps.min(model.schedule().num_train_timesteps()) as i64;
         let steps =
             within("num_inference_steps", wanted.steps.unwrap_or(defaults.steps as i64), 1, most)? as usize;
+        let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
+        if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
+            let reason = format!("must be a number between 0 and {MAX_GUIDANCE}, not {guidance}");
+            return invalid("guidance_scale", reason);
+        }
         let plan = model.plan(steps, guidance as f32)?;
         // Without guidance a negative prompt has no effect, and the picture's metadata must not say that it had.
         let guided = plan.steps().iter().any(|step| step.guidance.rows() > 1);
