@@ -1,5 +1,12 @@
 //! Denoising states of pictures already painted, found again by the embeddings of their prompts.
 //!
-//! This crate will hold the embedding index, the state store, the reuse policy and the eviction policy.
-//! It will know nothing of HTTP and nothing of the engine: a state is bytes with a timestep, a prompt is
-//! a vector. Nothing is built yet.
+//! This crate holds the embedding index, the state store, the reuse policies and the eviction policies. It
+//! knows nothing of HTTP and nothing of the engine: a state is a latent with a timestep, a prompt is a vector.
+
+mod content;
+mod entry;
+mod policy;
+
+pub use content::Content;
+pub use entry::{Compatibility, Entry, EntryId, Kept, Scope};
+pub use policy::{Decision, Neighbour, Query, ReusePolicy};

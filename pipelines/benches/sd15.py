@@ -1,6 +1,10 @@
-"""A model of Stable Diffusion 1.5's shape with random weights: speed does not depend on them, and nothing need be downloaded."""
+"""A model of Stable Diffusion 1.5's shape with random weights: speed does not depend on them, and nothing need be downloaded.
+
+    python sd15.py FOLDER
+"""
 
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -33,3 +37,7 @@ def save(folder: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(part)
     part.rename(folder)
+
+
+if __name__ == "__main__":
+    save(Path(sys.argv[1]))
