@@ -87,8 +87,16 @@ struct ConfigFile {
     config: Option<std::path::PathBuf>,
 }
 
-/// Bounds the threads that paint. Must come before the first tensor.
+/// Bounds the threads that paint. Must come before the first tensor, and before any other thread.
 fn use_threads(threads: usize) -> anyhow::Result<()> {
+    if threads > 0 {
+        // candle's elementwise operators have a pool of their own, which only the environment bounds.
+        // SAFETY: no other thread has been started.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var("CANDLE_NUM_THREADS", threads.to_string());
+        }
+    }
     // 0 is rayon's own word for one per core.
     Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?)
 }

@@ -43,10 +43,12 @@ fn close(what: &str, ours: &Tensor, theirs: &Tensor) {
 fn each(mut test: impl FnMut(Isa, &mut Random)) {
     for isa in Isa::all() {
         let mut random = Random(7);
-        for _ in 0..40 {
-            super::with_helpers(|| test(isa, &mut random));
-        }
+        (0..40).for_each(|_| super::with_helpers(|| test(isa, &mut random)));
     }
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn last(x: &Tensor) -> Tensor {
@@ -180,10 +182,36 @@ fn a_row_does_not_see_its_batch() {
         let together = conv.forward(&x, None, None).unwrap();
         for row in 0..batch {
             let alone = conv.forward(&x.narrow(0, row, 1).unwrap(), None, None).unwrap();
-            let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(values(alone), values(together.narrow(0, row, 1).unwrap()), "{isa:?} row {row}");
+            assert_eq!(values(&alone), values(&together.narrow(0, row, 1).unwrap()), "{isa:?} row {row}");
         }
     });
+}
+
+/// To the last bit: whether a call has helpers depends on its company, and must not be seen in its result.
+#[test]
+fn helpers_change_nothing() {
+    let mut random = Random(7);
+    for isa in Isa::all().into_iter().cycle().take(12) {
+        let (pixels, inner, outer) = (random.within(9, 33), 8 * random.within(8, 20), random.within(30, 200));
+        let geometry = Geometry { stride: 1, near: 1, far: 1 };
+        let conv = Conv::on(isa, &random.tensor(&[outer, inner, 3, 3]), None, geometry).unwrap();
+        let linear = Linear::on(isa, &random.tensor(&[outer, inner]), None).unwrap();
+        let norm = Norm::on(isa, &random.tensor(&[inner]), &random.tensor(&[inner]), 8, 1e-5).unwrap();
+        let x = random.tensor(&[2, pixels, pixels, inner]);
+        let rows = x.flatten(1, 2).unwrap();
+        let calls: [&dyn Fn() -> Tensor; 6] = [
+            &|| conv.forward(&x, None, None).unwrap(),
+            &|| linear.forward(&rows, None).unwrap(),
+            &|| norm.group_norm(&x, true).unwrap(),
+            &|| norm.layer_norm(&rows).unwrap(),
+            &|| attention_on(isa, [&rows, &rows, &rows], 4, false).unwrap(),
+            &|| geglu_on(isa, &rows).unwrap(),
+        ];
+        for (number, call) in calls.iter().enumerate() {
+            let (alone, together) = (values(&call()), values(&super::with_helpers(call)));
+            assert!(alone == together, "{isa:?}, operator {number}, {pixels}x{pixels}x{inner} to {outer}");
+        }
+    }
 }
 
 #[test]
