@@ -112,15 +112,6 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::Io`], [`Error::Digest`], or a damaged file's.
     pub fn weights(&self, component: &str, stem: &str, device: &Device) -> Result<VarBuilder<'static>> {
-        let index = format!("{component}/{stem}.safetensors.index.json");
-        let names = match self.read(&index)? {
-            Some(json) => shard_names(component, &index, &json)?,
-            None => {
-                let plain = format!("{component}/{stem}.safetensors");
-                let fp16 = format!("{component}/{stem}.fp16.safetensors");
-                vec![if self.has(&plain) || !self.has(&fp16) { plain } else { fp16 }]
-            }
-        };
         let open = |name: String| {
             let source = self.source(&name)?;
             if let Some(expected) = self.digests.get(&name) {
@@ -129,7 +120,41 @@ impl ModelFiles {
             }
             Ok((name, source))
         };
-        weights::open(names.into_iter().map(open).collect::<Result<_>>()?, device)
+        weights::open(
+            self.weight_files(component, stem)?.into_iter().map(open).collect::<Result<_>>()?,
+            device,
+        )
+    }
+
+    /// The files that [`ModelFiles::weights`] reads.
+    ///
+    /// # Errors
+    /// Those of reading the index of shards.
+    pub fn weight_files(&self, component: &str, stem: &str) -> Result<Vec<String>> {
+        let index = format!("{component}/{stem}.safetensors.index.json");
+        if let Some(json) = self.read(&index)? {
+            return shard_names(component, &index, &json);
+        }
+        let plain = format!("{component}/{stem}.safetensors");
+        let fp16 = format!("{component}/{stem}.fp16.safetensors");
+        Ok(vec![if self.has(&plain) || !self.has(&fp16) { plain } else { fp16 }])
+    }
+
+    /// One sha256 in hex that names the content of those of `files` that exist: the same for a folder, a
+    /// manifest and the binary. A manifest's own digests serve; other files are read.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn digest(&self, files: &[String]) -> Result<String> {
+        let mut whole = Sha256::new();
+        for name in files.iter().filter(|name| self.has(name)) {
+            let digest = match self.digests.get(name) {
+                Some(known) => known.clone(),
+                None => self.source(name)?.digest().map_err(|e| self.io(name, e))?,
+            };
+            whole.update(format!("{name}={digest}\n"));
+        }
+        Ok(hex(&whole.finalize()))
     }
 
     fn source(&self, name: &str) -> Result<Source> {

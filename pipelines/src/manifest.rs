@@ -112,6 +112,10 @@ pub struct Manifest {
     /// their own folders, relative to the manifest. Equal files are loaded once either way.
     #[serde(default)]
     pub components: BTreeMap<String, String>,
+    /// The folder of the network that embeds its prompts for the cache, relative to the manifest: a CLIP
+    /// text folder or a sentence-transformers one. Absent: its own text tower.
+    #[serde(default)]
+    pub cache_embedder: Option<String>,
     /// The values it paints best with.
     pub defaults: Defaults,
     /// The sizes it can paint.

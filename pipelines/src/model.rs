@@ -1,7 +1,7 @@
 //! Finding and loading a model: a manifest's, or any folder in diffusers' layout.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use candle_core::Device;
@@ -22,6 +22,7 @@ pub struct Model {
     id: String,
     files: ModelFiles,
     manifest: Option<Manifest>,
+    cache_embedder: Option<PathBuf>,
 }
 
 impl Model {
@@ -35,18 +36,19 @@ impl Model {
         {
             let (manifest, files) = crate::embedded::storybook()?;
             if manifest.id == name {
-                return Ok(Self::with_manifest(manifest, files));
+                return Ok(Self::with_manifest(manifest, files, Path::new("")));
             }
         }
         let path = Path::new(name);
         if path.extension().is_some_and(|e| e == "toml") {
             let (manifest, files) = Manifest::open(path)?;
-            return Ok(Self::with_manifest(manifest, files));
+            return Ok(Self::with_manifest(manifest, files, path.parent().unwrap_or(Path::new(""))));
         }
         if path.join("model_index.json").is_file() {
             let full = path.canonicalize().map_err(|source| Error::Io { path: path.to_owned(), source })?;
             let id = full.file_name().map_or_else(|| name.to_owned(), |n| n.to_string_lossy().into_owned());
-            return Ok(Self { id, files: ModelFiles::folder(full, Default::default()), manifest: None });
+            let files = ModelFiles::folder(full, Default::default());
+            return Ok(Self { id, files, manifest: None, cache_embedder: None });
         }
         Err(Error::invalid(
             "model",
@@ -56,8 +58,9 @@ impl Model {
         ))
     }
 
-    fn with_manifest(manifest: Manifest, files: ModelFiles) -> Self {
-        Self { id: manifest.id.clone(), files, manifest: Some(manifest) }
+    fn with_manifest(manifest: Manifest, files: ModelFiles, here: &Path) -> Self {
+        let cache_embedder = manifest.cache_embedder.as_ref().map(|folder| here.join(folder));
+        Self { id: manifest.id.clone(), files, manifest: Some(manifest), cache_embedder }
     }
 
     /// What requests call it.
@@ -68,6 +71,12 @@ impl Model {
     /// Its files, for parts that are not the engine's (classifier, image tower).
     pub fn files(&self) -> &ModelFiles {
         &self.files
+    }
+
+    /// The folder of the network that embeds this model's prompts for the cache, where its manifest names
+    /// one; without, its own text tower does.
+    pub fn cache_embedder(&self) -> Option<&Path> {
+        self.cache_embedder.as_deref()
     }
 
     /// What it paints, in a line.
@@ -141,7 +150,8 @@ impl Loaded {
         let text = |suffix: &str| -> Result<_> {
             let (folder, tokenizer) = (format!("text_encoder{suffix}"), format!("tokenizer{suffix}"));
             let encoder = components.text_encoders.get_or_load(files.component_key(&folder), || {
-                let config = ClipTextConfig::from_json(&files.require(&format!("{folder}/config.json"))?)?;
+                let file = format!("{folder}/config.json");
+                let config = ClipTextConfig::from_json(&file, &files.require(&file)?)?;
                 ClipTextEncoder::new(config, files.weights(&folder, "model", device)?)
             })?;
             let tokenizer = ClipTokenizer::from_files(&|file| files.read(&format!("{tokenizer}/{file}")))?;

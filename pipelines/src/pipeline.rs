@@ -12,6 +12,7 @@ use crate::noise::{self, NoiseSource};
 use crate::picture::Picture;
 use crate::plan::{Step, StepPlan};
 use crate::schedule::{FINISHED, NoiseSchedule};
+use crate::text::ClipTokenizer;
 use crate::trajectory::{Conditioning, DenoisingState, Trajectory};
 use crate::unet::AddedConditioning;
 
@@ -76,12 +77,28 @@ impl Pipeline {
         self.loaded.prompts.encode(prompt, negative_prompt, size, &self.device)
     }
 
-    /// The pooled embedding of a prompt by the model's first text tower, (width,), not projected.
+    /// The embedding of a prompt by the model's last text tower, (width,): pooled, and projected where
+    /// that tower has a projection, as SDXL's second has.
     ///
     /// # Errors
     /// The tokenizer's or a tensor operation's.
-    pub fn pooled(&self, prompt: &str) -> Result<Tensor> {
-        self.loaded.prompts.pooled(prompt, &self.device)
+    pub fn embed(&self, prompt: &str) -> Result<Tensor> {
+        self.loaded.prompts.embed(prompt, &self.device)
+    }
+
+    /// One digest of the files that [`Pipeline::embed`] comes from, and of `more` of the model's files.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::digest`](crate::ModelFiles::digest).
+    pub fn embedding_digest(&self, more: &[String]) -> Result<String> {
+        let tower = self.loaded.prompts.embedding_tower();
+        let (encoder, tokenizer) = (format!("text_encoder{tower}"), format!("tokenizer{tower}"));
+        let files = self.model.files();
+        let mut names = files.weight_files(&encoder, "model")?;
+        names.push(format!("{encoder}/config.json"));
+        names.extend(ClipTokenizer::FILES.map(|file| format!("{tokenizer}/{file}")));
+        names.extend_from_slice(more);
+        files.digest(&names)
     }
 
     /// `start`: noise from a seed, and a full plan.

@@ -74,13 +74,22 @@ impl PromptEncoder {
         Ok(Conditioning { prompt, negative, time_ids })
     }
 
-    /// The first tower's pooled embedding, (width,).
-    pub(crate) fn pooled(&self, text: &str, device: &Device) -> Result<Tensor> {
-        let Some((tokenizer, encoder)) = self.towers.first() else {
+    /// The last tower's pooled embedding, (width,), projected where that tower has a projection.
+    pub(crate) fn embed(&self, text: &str, device: &Device) -> Result<Tensor> {
+        let Some((tokenizer, encoder)) = self.towers.last() else {
             return Err(Error::invalid("prompt", "this model has no text encoder"));
         };
         let ids = tokenizer.encode(text)?;
-        Ok(encoder.forward(&Tensor::new(ids.as_slice(), device)?.unsqueeze(0)?)?.pooled.squeeze(0)?)
+        let states = encoder.forward(&Tensor::new(ids.as_slice(), device)?.unsqueeze(0)?)?;
+        Ok(states.projected.unwrap_or(states.pooled).squeeze(0)?)
+    }
+
+    /// The suffix of that tower's folders: "" or "_2".
+    pub(crate) fn embedding_tower(&self) -> &'static str {
+        match self.family {
+            Family::StableDiffusion => "",
+            Family::StableDiffusionXl => "_2",
+        }
     }
 
     fn encode_one(&self, text: &str, device: &Device) -> Result<EncodedPrompt> {

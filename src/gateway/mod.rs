@@ -1,6 +1,7 @@
 //! What happens to a request before a worker sees it: validated, planned, queued.
 
 mod catalogue;
+pub mod embedder;
 mod request;
 
 use crate::config::Config;

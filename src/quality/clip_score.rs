@@ -93,7 +93,7 @@ impl ClipScorer {
     /// # Errors
     /// The tokenizer's or a tensor operation's.
     pub fn embed_text(&self, prompt: &str) -> Result<Tensor> {
-        unit(&self.text_projection.forward(&self.pipeline.pooled(prompt)?.unsqueeze(0)?)?)
+        unit(&self.text_projection.forward(&self.pipeline.embed(prompt)?.unsqueeze(0)?)?)
     }
 
     /// A picture's embedding, (projection,), of unit length.

@@ -11,10 +11,9 @@ use crate::error::{Error, Result};
 use crate::layers::{Heads, LayerNorm, Linear, Operators};
 use crate::unet::{parse, unsupported};
 
-const FILE: &str = "text_encoder/config.json";
-
 /// The feed-forward layers' activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Activation {
     QuickGelu,
     Gelu,
@@ -49,7 +48,7 @@ pub struct ClipTextConfig {
     pub max_position_embeddings: usize,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
-    hidden_act: String,
+    hidden_act: Activation,
     eos_token_id: u32,
 }
 
@@ -65,38 +64,29 @@ impl Default for ClipTextConfig {
             num_attention_heads: 8,
             max_position_embeddings: 77,
             layer_norm_eps: 1e-5,
-            hidden_act: "quick_gelu".into(),
+            hidden_act: Activation::QuickGelu,
             eos_token_id: 49407,
         }
     }
 }
 
 impl ClipTextConfig {
-    /// Reads transformers' `text_encoder/config.json`. Keys that do not touch inference are ignored: these files
-    /// carry everything that transformers' base class knows.
+    /// Reads transformers' `config.json` of a text tower; `file` is what errors call it. Keys that do not touch
+    /// inference are ignored: these files carry everything that transformers' base class knows.
     ///
     /// # Errors
     /// [`Error::Config`] naming the key.
-    pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let config: Self = parse(FILE, bytes, |map| match map.get("model_type") {
+    pub fn from_json(file: &str, bytes: &[u8]) -> Result<Self> {
+        let config: Self = parse(file, bytes, |map| match map.get("model_type") {
             None => Ok(()),
             Some(kind) if kind == "clip_text_model" => Ok(()),
-            Some(kind) => Err(unsupported(FILE, "model_type", kind)),
+            Some(kind) => Err(unsupported(file, "model_type", kind)),
         })?;
-        config.activation()?;
         let (width, heads) = (config.hidden_size, config.num_attention_heads);
         if heads == 0 || !width.is_multiple_of(heads) {
-            return Err(Error::config(FILE, format!("num_attention_heads: {heads} do not divide {width}")));
+            return Err(Error::config(file, format!("num_attention_heads: {heads} do not divide {width}")));
         }
         Ok(config)
-    }
-
-    fn activation(&self) -> Result<Activation> {
-        match self.hidden_act.as_str() {
-            "quick_gelu" => Ok(Activation::QuickGelu),
-            "gelu" => Ok(Activation::Gelu),
-            other => Err(unsupported(FILE, "hidden_act", &other.into())),
-        }
     }
 }
 
@@ -148,7 +138,7 @@ impl Layer {
             layer_norm2: norm("layer_norm2")?,
             fc1: Linear::new(vb.pp("mlp.fc1"), width, inner)?,
             fc2: Linear::new(vb.pp("mlp.fc2"), inner, width)?,
-            activation: config.activation()?,
+            activation: config.hidden_act,
         })
     }
 
@@ -266,8 +256,9 @@ mod tests {
         for (key, value) in
             [("hidden_act", "\"relu\""), ("model_type", "\"t5\""), ("num_attention_heads", "7")]
         {
-            let error = ClipTextConfig::from_json(format!(r#"{{"{key}": {value}}}"#).as_bytes()).unwrap_err();
-            assert!(error.to_string().contains(key), "{error}");
+            let json = format!(r#"{{"{key}": {value}}}"#);
+            let error = ClipTextConfig::from_json("x/config.json", json.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("x/config.json"), "{error}");
         }
     }
 }

@@ -28,6 +28,10 @@ pub struct ClipTokenizer {
 }
 
 impl ClipTokenizer {
+    /// The files that a tokenizer may be read from.
+    pub const FILES: [&str; 5] =
+        ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+
     /// Reads a tokenizer's folder through `files`: `tokenizer.json` or else `vocab.json` and `merges.txt`, and
     /// `tokenizer_config.json` and `special_tokens_map.json` where they exist.
     ///

@@ -87,7 +87,7 @@ pub fn load_text_encoder(shape: &str, component: &str) -> (ClipTextEncoder, Read
     let projects = String::from_utf8_lossy(&bytes).contains("CLIPTextModelWithProjection");
     let absent: &[&str] = if projects { &[] } else { &["text_model.", "text_projection."] };
     let (vb, reads) = weights(component, absent);
-    (ClipTextEncoder::new(ClipTextConfig::from_json(&bytes).unwrap(), vb).unwrap(), reads)
+    (ClipTextEncoder::new(ClipTextConfig::from_json(component, &bytes).unwrap(), vb).unwrap(), reads)
 }
 
 /// Width of the pooled embedding that a model of SDXL's kind takes.
