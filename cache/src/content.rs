@@ -14,7 +14,7 @@ const PARTING: u64 = 0;
 /// compared word by word without being kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Content {
-    /// One hash per content word; 0 where two phrases are parted.
+    /// One hash per content word; 0 where two phrases are parted, and in front of a list without an order.
     pub words: Vec<u64>,
 }
 

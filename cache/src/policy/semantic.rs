@@ -3,7 +3,6 @@
 use super::config::SemanticConfig;
 use super::{Decision, Neighbour, Query, ReusePolicy, pick};
 use crate::content::same_content;
-use crate::entry::EntryId;
 
 /// Similarities this close are one.
 const SAME_SIMILARITY: f32 = 1e-6;
@@ -20,8 +19,7 @@ impl Semantic {
     /// Why a neighbour's picture may not be returned whole; `None` if it may.
     fn refusal(&self, query: &Query<'_>, neighbour: &Neighbour) -> Option<String> {
         let similarity = neighbour.similarity;
-        // Not the same as `similarity < threshold`: NaN is refused.
-        if !(similarity >= self.0.threshold) {
+        if similarity.is_nan() || similarity < self.0.threshold {
             return Some(format!(
                 "similarity {similarity:.4} is below the threshold of {}",
                 self.0.threshold
@@ -56,6 +54,6 @@ impl ReusePolicy for Semantic {
         };
         let gate = if self.0.content_gate { " and the content words are the same" } else { "" };
         let why = format!("similarity {similarity:.4} reaches the threshold of {}{gate}", self.0.threshold);
-        Decision::Semantic { entry: EntryId::clone(&entry.id), similarity: *similarity, why }
+        Decision::Semantic { entry: entry.id.clone(), similarity: *similarity, why }
     }
 }
