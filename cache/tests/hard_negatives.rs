@@ -3,6 +3,8 @@
 //! The suite lies in `hard_negatives.jsonl`; `PENTIMENTO_RENEW=1 cargo test -p pentimento-cache` writes it anew from
 //! its generator.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
+
 mod common;
 #[path = "hard_negatives/generate.rs"]
 mod generate;

@@ -104,7 +104,8 @@ fn around(r: &mut Random) -> String {
 
 fn colours(r: &mut Random) -> [String; 2] {
     let ([a, b], [x, y]) = (r.two(COLOURS), r.two(THINGS));
-    let (o, around) = (opener(r), if r.next() % 2 == 0 { String::new() } else { format!(" {}", around(r)) });
+    let (o, around) =
+        (opener(r), if r.next().is_multiple_of(2) { String::new() } else { format!(" {}", around(r)) });
     [format!("{o}a {a} {x} and a {b} {y}{around}"), format!("{o}a {b} {x} and a {a} {y}{around}")]
 }
 
@@ -165,7 +166,7 @@ fn size(r: &mut Random) -> [String; 2] {
 
 fn doing(r: &mut Random) -> [String; 2] {
     let ([x, y], what, around) = (r.two(THINGS), r.of(DOINGS), around(r));
-    let what = if r.next() % 2 == 0 { what.to_string() } else { format!("is {what}") };
+    let what = if r.next().is_multiple_of(2) { what.to_string() } else { format!("is {what}") };
     [format!("a {x} {what} a {y} {around}"), format!("a {y} {what} a {x} {around}")]
 }
 
