@@ -68,7 +68,10 @@ fn whole_pictures(policy: &dyn ReusePolicy, pairs: &[Pair]) -> BTreeMap<String, 
             match decision {
                 Decision::Semantic { .. } | Decision::Exact { .. } => *hits += 1,
                 Decision::State { timestep, .. } => assert!(timestep > 0.0),
-                Decision::Miss { .. } => {}
+                // Else a policy that finds nothing at all would pass.
+                Decision::Miss { why } => {
+                    assert!(!matches!(policy.name(), "nirvana" | "calibrated"), "{why}")
+                }
             }
         }
     }

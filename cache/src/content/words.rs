@@ -78,8 +78,9 @@ fn split(prompt: &str) -> Option<Vec<String>> {
         match piece {
             "'" | "\"" | "`" | "‘" | "“" | "”" | "„" | "«" | "»" | "‹" | "›" => return None,
             word if WRITING.contains(&word) => return None,
-            "," | ";" | "." | ":" | "!" | "?" | "(" | ")" | "[" | "]" | "…" | "、" | "。" | "，" | "&"
-            | "and" => part(&mut words),
+            "," | ";" | "." | ":" | "!" | "?" | "(" | ")" | "…" | "、" | "。" | "，" | "&" | "and" => {
+                part(&mut words)
+            }
             space if space.trim().is_empty() => {
                 if space.contains(['\n', '\r']) {
                     part(&mut words)
@@ -277,6 +278,7 @@ mod tests {
         different(&["a moon", "no moon", "not a moon"]);
         different(&["a house 🎄", "a house 🔥", "a house"]);
         different(&["a house -tree", "a house tree"]);
+        different(&["a [red] house", "a (red) house", "a red house"]);
         different(&["a man-eating fish", "a man eating fish"]);
         different(&["only the house is red", "the only house is red"]);
         different(&["a man", "a man with a dog", "a man in a dog", "a man on a dog"]);
