@@ -2,7 +2,8 @@
 //!
 //! What stays, and why: prepositions, numbers, sides and negations are the picture's layout; "and" and
 //! commas part phrases ("chocolate and milk", "chocolate milk"); a plural s is a count; copulas bind ("the snow is
-//! white", "snow white") save where a participle or a place follows.
+//! white", "snow white") save where a place follows. Known limit: "the" and "a" are one at the start of a phrase, and
+//! so are small and capital letters, so names ("the White House", "a white house") are not told apart.
 
 use unicode_segmentation::UnicodeSegmentation;
 
@@ -109,7 +110,7 @@ fn spelled(word: &str) -> Vec<String> {
         "color" => one("colour"),
         "colored" => one("coloured"),
         "colorful" => one("colourful"),
-        "airplane" | "aeroplane" => one("plane"),
+        "aeroplane" => one("airplane"),
         "no" => one("without"),
         "there's" | "it's" | "that's" => vec![word.replace("'s", ""), "is".into()],
         _ => match (word.strip_suffix("n't"), word.parse::<usize>()) {
@@ -196,8 +197,8 @@ fn reduce(words: &[String]) -> Vec<String> {
             }
             "there" if last == PARTING && ["is", "are"].contains(&next) && after_next != PARTING => {}
             "is" | "are" if i > 0 && words[i - 1] == "there" && last == PARTING && next != PARTING => {}
-            "that" | "which" if ["is", "are"].contains(&next) && describes(after_next) => {}
-            "is" | "are" if describes(next) => {}
+            "that" | "which" if ["is", "are"].contains(&next) && PLACING.contains(&after_next) => {}
+            "is" | "are" if PLACING.contains(&next) => {}
             "without" if last == "with" => {
                 kept.pop();
                 kept.push("without".into());
@@ -206,11 +207,6 @@ fn reduce(words: &[String]) -> Vec<String> {
         }
     }
     kept
-}
-
-/// Whether a word goes on describing the noun before it with or without a copula between them.
-fn describes(word: &str) -> bool {
-    PLACING.contains(&word) || (word.len() > 4 && word.ends_with("ing"))
 }
 
 #[cfg(test)]
@@ -244,7 +240,6 @@ mod tests {
             "There is a red house",
             "there's a red house",
         ]);
-        same(&["a boat is sailing", "a boat sailing", "a boat that is sailing"]);
         same(&["a house on the left", "the house is on the left", "a house which is on a left"]);
     }
 
@@ -275,6 +270,8 @@ mod tests {
         different(&["in front of the car", "in the front of the car"]);
         different(&["a house on fire", "a house on the fire"]);
         different(&["a boat is a house", "a boat house"]);
+        different(&["a house is painting", "a house painting"]);
+        different(&["a tilted plane", "a tilted airplane"]);
         different(&["a moon", "no moon", "not a moon"]);
         different(&["a house 🎄", "a house 🔥", "a house"]);
         different(&["a house -tree", "a house tree"]);
