@@ -7,6 +7,10 @@ mod content;
 mod entry;
 mod policy;
 
-pub use content::Content;
+pub use content::{Content, Difference, same_content};
 pub use entry::{Compatibility, Entry, EntryId, Kept, Scope};
-pub use policy::{Decision, Neighbour, Query, ReusePolicy};
+pub use policy::{
+    Calibrated, CalibratedConfig, Calibration, CalibrationError, CalibrationFor, Decision, Measured,
+    Neighbour, Nirvana, NirvanaConfig, NoStates, PolicyConfig, PolicyError, Query, ReusePolicy, Semantic,
+    SemanticConfig, Threshold,
+};

@@ -1,10 +1,28 @@
 //! Reuse policies: from the nearest entries to what a request starts from. Pure functions of what they
 //! are handed, chance included.
 
+mod calibrated;
+mod calibration;
+mod config;
+mod exact;
+mod nirvana;
+mod nonnegative;
+mod semantic;
+
 use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
-use crate::entry::{Entry, EntryId};
+use crate::entry::{Entry, EntryId, Kept};
+
+pub use calibrated::Calibrated;
+pub use calibration::{Calibration, CalibrationError, CalibrationFor, Measured};
+pub use config::{CalibratedConfig, NirvanaConfig, PolicyConfig, PolicyError, SemanticConfig, Threshold};
+pub use exact::NoStates;
+pub use nirvana::Nirvana;
+pub use semantic::Semantic;
+
+/// Shares this close are one share: they come from step counts, through f32.
+const SAME_SHARE: f32 = 1e-4;
 
 /// A request, as far as reuse is concerned.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +48,7 @@ pub struct Neighbour {
     pub similarity: f32,
 }
 
-/// What a request starts from.
+/// What a request starts from, and why, for people.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Decision {
@@ -47,11 +65,15 @@ pub enum Decision {
         timestep: f64,
         /// Cosine of both prompts' embeddings.
         similarity: f32,
+        /// Why this one.
+        why: String,
     },
     /// The stored picture itself, painted from the same prompt, seed and parameters.
     Exact {
         /// Whose.
         entry: EntryId,
+        /// Why this one.
+        why: String,
     },
     /// The stored picture itself, of a prompt that means the same.
     Semantic {
@@ -59,7 +81,34 @@ pub enum Decision {
         entry: EntryId,
         /// Cosine of both prompts' embeddings.
         similarity: f32,
+        /// Why this one.
+        why: String,
     },
+}
+
+impl Decision {
+    /// Why it was decided so.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Miss { why }
+            | Self::State { why, .. }
+            | Self::Exact { why, .. }
+            | Self::Semantic { why, .. } => why,
+        }
+    }
+
+    fn miss(why: impl Into<String>) -> Self {
+        Self::Miss { why: why.into() }
+    }
+
+    fn state(neighbour: &Neighbour, state: &Kept, why: String) -> Self {
+        Self::State {
+            entry: neighbour.entry.id.clone(),
+            timestep: state.timestep,
+            similarity: neighbour.similarity,
+            why,
+        }
+    }
 }
 
 /// Decides what a request starts from.
@@ -67,9 +116,30 @@ pub trait ReusePolicy: Send + Sync {
     /// Its name in configuration and answers.
     fn name(&self) -> &'static str;
 
-    /// How many of the nearest entries it wants to see.
+    /// How many of the nearest entries it wants to see; 0 spares the search.
     fn neighbours(&self) -> usize;
+
+    /// Whether the same picture, asked for again with its seed, is answered from the store before this policy
+    /// is asked.
+    fn exact_hits(&self) -> bool {
+        true
+    }
 
     /// Decides. `neighbours` are compatible and visible to the request, nearest first.
     fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision;
+}
+
+/// An entry's states that save the request a step and leave it one to take.
+fn usable<'a>(query: &Query<'_>, entry: &'a Entry) -> impl Iterator<Item = &'a Kept> {
+    let (first, last) = match query.timesteps {
+        [first, .., last] => (*first, *last),
+        _ => (f64::NEG_INFINITY, f64::INFINITY),
+    };
+    entry.states.iter().filter(move |state| state.timestep >= last.max(0.0) && state.timestep < first)
+}
+
+/// One of several equally good candidates.
+fn pick<T>(mut candidates: Vec<T>, chance: u64) -> Option<T> {
+    let count = candidates.len() as u64;
+    (count > 0).then(|| candidates.swap_remove((chance % count) as usize))
 }

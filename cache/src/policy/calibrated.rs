@@ -1,0 +1,114 @@
+//! The policy that knows what a resume costs: the latest state whose loss is bounded by what the operator allows.
+
+use std::sync::Arc;
+
+use super::calibration::Calibration;
+use super::config::CalibratedConfig;
+use super::{Decision, Neighbour, Query, ReusePolicy, SAME_SHARE, pick, usable};
+use crate::content::Difference;
+use crate::entry::{Entry, Kept};
+
+/// From this similarity on, two prompts are the same prompt.
+const SAME_PROMPT: f32 = 0.9999;
+
+/// Considers every kept state of all near pictures.
+#[derive(Debug, Clone)]
+pub struct Calibrated {
+    config: CalibratedConfig,
+    calibrations: Vec<Arc<Calibration>>,
+}
+
+/// A state, and the loss that is expected of it at most.
+struct Candidate<'a> {
+    neighbour: &'a Neighbour,
+    state: &'a Kept,
+    loss: f32,
+}
+
+impl Calibrated {
+    pub(super) fn new(config: CalibratedConfig, calibrations: Vec<Arc<Calibration>>) -> Self {
+        Self { config, calibrations }
+    }
+
+    fn calibration(&self, entry: &Entry) -> Option<&Calibration> {
+        let fits = |table: &&Arc<Calibration>| {
+            let measured = &table.measured_for;
+            measured.embedder == entry.compatibility.embedder
+                && measured.latent_space == entry.compatibility.latent_space
+                && measured.model == entry.model
+        };
+        self.calibrations.iter().find(fits).map(Arc::as_ref)
+    }
+
+    /// All usable states of a neighbour that were measured.
+    fn candidates<'a>(&self, query: &Query<'_>, neighbour: &'a Neighbour) -> Vec<Candidate<'a>> {
+        let entry = &neighbour.entry;
+        let Some(table) = self.calibration(entry) else { return Vec::new() };
+        let difference = Difference::between(&entry.content, query.content);
+        let bounds = table.bounds(query.embedding, &entry.embedding, &difference);
+        // A share between two measured ones costs at most what the larger does.
+        let loss = |share: f32| bounds.iter().find(|(at, _)| share <= at + SAME_SHARE).map(|(_, loss)| *loss);
+        let most = self.most(query, neighbour);
+        usable(query, entry)
+            .filter(|state| state.share <= most + SAME_SHARE)
+            .filter_map(|state| Some(Candidate { neighbour, state, loss: loss(state.share)? }))
+            .collect()
+    }
+
+    /// The largest share that variety allows: whoever leaves the seed to us, or asks for a stored prompt
+    /// again, wants another picture than the stored one.
+    fn most(&self, query: &Query<'_>, neighbour: &Neighbour) -> f32 {
+        let wants_variety = query.exact.is_none() || neighbour.similarity >= SAME_PROMPT;
+        if wants_variety { self.config.variety } else { 1.0 }
+    }
+}
+
+impl ReusePolicy for Calibrated {
+    fn name(&self) -> &'static str {
+        "calibrated"
+    }
+
+    fn neighbours(&self) -> usize {
+        self.config.neighbours
+    }
+
+    fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision {
+        let most = self.config.max_quality_loss;
+        let candidates: Vec<_> = neighbours.iter().flat_map(|n| self.candidates(query, n)).collect();
+        let within = || candidates.iter().filter(|candidate| candidate.loss <= most);
+        let Some(share) = within().map(|candidate| candidate.state.share).max_by(f32::total_cmp) else {
+            return Decision::miss(self.why_none(neighbours, &candidates));
+        };
+        let ties: Vec<_> = within().filter(|candidate| candidate.state.share >= share - SAME_SHARE).collect();
+        let count = ties.len();
+        match pick(ties, query.chance) {
+            Some(Candidate { neighbour, state, loss }) => {
+                let why = format!(
+                    "a share of {} is expected to lose at most {loss:.4} of {most}; {count} of {} pictures allow it",
+                    state.share,
+                    neighbours.len()
+                );
+                Decision::state(neighbour, state, why)
+            }
+            None => Decision::miss(self.why_none(neighbours, &candidates)),
+        }
+    }
+}
+
+impl Calibrated {
+    fn why_none(&self, neighbours: &[Neighbour], candidates: &[Candidate<'_>]) -> String {
+        if neighbours.is_empty() {
+            return "the cache holds nothing near".into();
+        }
+        if neighbours.iter().all(|n| self.calibration(&n.entry).is_none()) {
+            return "no calibration table was measured for this embedder, latent space and model".into();
+        }
+        match candidates.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)) {
+            None => "no near picture keeps a state of a measured share that this plan can use".into(),
+            Some(Candidate { neighbour, state, loss }) => format!(
+                "the safest state, a share of {} of a picture of similarity {:.4}, may lose {loss:.4}; allowed is {}",
+                state.share, neighbour.similarity, self.config.max_quality_loss
+            ),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! What a resume costs in quality, learned from measured pairs of prompts: a predictor of the loss per share
+//! of the plan, and on top of it an upper confidence bound of the loss that held-out pairs really had.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{SAME_SHARE, nonnegative};
+use crate::content::Difference;
+
+/// Tables of another version are refused.
+const VERSION: u32 = 1;
+/// Fewest measured pairs per share; half of them fit the predictor, half the bounds.
+const LEAST_ROWS: usize = 100;
+/// Fewest held-out pairs that a bound rests on, and most bounds per share.
+const LEAST_PER_BIN: usize = 40;
+const MOST_BINS: usize = 12;
+/// One-sided 95 % of the normal distribution.
+const Z: f64 = 1.645;
+/// More changed words than this are as many.
+const MOST_WORDS: u32 = 8;
+/// Columns before the embeddings' own.
+const WORD_COLUMNS: usize = 5;
+
+/// What a table was measured for; it says nothing of anything else.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct CalibrationFor {
+    /// Digest of what made the embeddings.
+    pub embedder: String,
+    /// Whose latents the states are.
+    pub latent_space: String,
+    /// The model that painted.
+    pub model: String,
+}
+
+/// One measured resume: a prompt painted from another prompt's state.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// Embedding of the prompt painted, of length 1.
+    pub wanted: Vec<f32>,
+    /// Embedding of the prompt whose state was resumed, of length 1.
+    pub source: Vec<f32>,
+    /// From the source's words to the wanted ones.
+    pub difference: Difference,
+    /// Share of the plan that was skipped.
+    pub share: f32,
+    /// Quality lost against the picture painted from scratch; below 0 where it won.
+    pub loss: f32,
+}
+
+/// Why there is no table.
+#[derive(Debug, Error)]
+pub enum CalibrationError {
+    /// Too few measurements at a share.
+    #[error("{rows} measured pairs at a share of {share}: at least {LEAST_ROWS} are needed")]
+    TooFew {
+        /// The share.
+        share: f32,
+        /// How many there are.
+        rows: usize,
+    },
+    /// Nothing was measured.
+    #[error("nothing was measured")]
+    Nothing,
+    /// Numbers that cannot be measurements.
+    #[error("measured pair {row}: {what}")]
+    Unfit {
+        /// Its place in the list.
+        row: usize,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Not a table.
+    #[error("not a calibration table: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A table of another version.
+    #[error("calibration table of version {0}; this one reads version {VERSION}: run `pentimento calibrate`")]
+    Version(u32),
+    /// A table that contradicts itself.
+    #[error("calibration table: {0}")]
+    Damaged(&'static str),
+}
+
+/// Bounds of the quality loss by what changed between two prompts and by the share of the plan skipped.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    version: u32,
+    /// What it was measured for.
+    #[serde(rename = "for")]
+    pub measured_for: CalibrationFor,
+    dimensions: usize,
+    /// By rising share.
+    levels: Vec<Level>,
+}
+
+/// One share of the plan.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Level {
+    share: f32,
+    base: f64,
+    weights: Vec<f64>,
+    /// By rising prediction.
+    bins: Vec<Bin>,
+}
+
+/// Held-out pairs of a like predicted loss.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Bin {
+    /// Predictions up to this one.
+    up_to: f64,
+    rows: usize,
+    mean: f64,
+    /// Upper confidence bound of the mean.
+    bound: f64,
+}
+
+impl Calibration {
+    /// Learns a table. The same list gives the same table.
+    pub fn fit(measured_for: CalibrationFor, measured: &[Measured]) -> Result<Self, CalibrationError> {
+        let dimensions = measured.first().ok_or(CalibrationError::Nothing)?.wanted.len();
+        for (row, pair) in measured.iter().enumerate() {
+            pair.check(dimensions).map_err(|what| CalibrationError::Unfit { row, what })?;
+        }
+        let mut by_share: Vec<&Measured> = measured.iter().collect();
+        by_share.sort_by(|a, b| a.share.total_cmp(&b.share));
+        let levels = by_share
+            .chunk_by(|a, b| b.share - a.share <= SAME_SHARE)
+            .map(Level::fit)
+            .collect::<Result<_, _>>()?;
+        Ok(Self { version: VERSION, measured_for, dimensions, levels })
+    }
+
+    /// Reads a table, of this version only.
+    pub fn from_json(json: &str) -> Result<Self, CalibrationError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version } = serde_json::from_str(json)?;
+        if version != VERSION {
+            return Err(CalibrationError::Version(version));
+        }
+        let table: Self = serde_json::from_str(json)?;
+        table.check().map_err(CalibrationError::Damaged)?;
+        Ok(table)
+    }
+
+    /// The table as JSON.
+    pub fn to_json(&self) -> Result<String, CalibrationError> {
+        Ok(serde_json::to_string_pretty(self)?)
+    }
+
+    /// Shares that were measured, rising.
+    pub fn shares(&self) -> impl Iterator<Item = f32> + '_ {
+        self.levels.iter().map(|level| level.share)
+    }
+
+    /// For each measured share, rising, the loss that is expected at most of resuming `source` at it for
+    /// `wanted`; infinite beyond what was measured. Never falls with the share.
+    pub fn bounds(&self, wanted: &[f32], source: &[f32], difference: &Difference) -> Vec<(f32, f32)> {
+        if wanted.len() != self.dimensions || source.len() != self.dimensions {
+            return Vec::new();
+        }
+        let x = features(wanted, source, difference);
+        let mut largest = f64::NEG_INFINITY;
+        let bound = |level: &Level| {
+            largest = largest.max(level.bound(&x));
+            (level.share, largest as f32)
+        };
+        self.levels.iter().map(bound).collect()
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let rising = self.levels.windows(2).all(|w| w[0].share < w[1].share);
+        match self.levels.as_slice() {
+            [] => Err("no shares"),
+            _ if !rising => Err("shares do not rise"),
+            levels => levels.iter().try_for_each(|level| level.check(self.dimensions)),
+        }
+    }
+}
+
+impl Measured {
+    fn check(&self, dimensions: usize) -> Result<(), &'static str> {
+        let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+        if self.wanted.len() != dimensions || self.source.len() != dimensions {
+            return Err("its embeddings differ in length from the first pair's");
+        }
+        if !finite(&self.wanted) || !finite(&self.source) || !self.loss.is_finite() {
+            return Err("not a number");
+        }
+        (self.share > 0.0 && self.share < 1.0).then_some(()).ok_or("its share is not between 0 and 1")
+    }
+}
+
+impl Level {
+    fn fit(pairs: &[&Measured]) -> Result<Self, CalibrationError> {
+        // Of one share, up to rounding; the least careful of them is the largest.
+        let share = pairs.last().map_or(0.0, |pair| pair.share);
+        if pairs.len() < LEAST_ROWS {
+            return Err(CalibrationError::TooFew { share, rows: pairs.len() });
+        }
+        let row =
+            |pair: &Measured| (features(&pair.wanted, &pair.source, &pair.difference), f64::from(pair.loss));
+        // Bounds come from pairs that the predictor has not seen. The list's own order may follow the prompts,
+        // so the halves are drawn.
+        let (seen, held_out): (Vec<_>, Vec<_>) =
+            pairs.iter().enumerate().partition(|(i, _)| drawn(*i as u64));
+        let seen: Vec<_> = seen.into_iter().map(|(_, pair)| row(pair)).collect();
+        let columns: Vec<Vec<f64>> =
+            (0..seen[0].0.len()).map(|column| seen.iter().map(|(x, _)| x[column]).collect()).collect();
+        let losses: Vec<f64> = seen.iter().map(|(_, loss)| *loss).collect();
+        let nonnegative::Fit { base, weights } = nonnegative::fit(&columns, &losses);
+        let mut level = Self { share, base, weights, bins: Vec::new() };
+        let predicted = held_out.into_iter().map(|(_, pair)| {
+            let (x, loss) = row(pair);
+            (level.predict(&x), loss)
+        });
+        level.bins = bins(predicted.collect());
+        Ok(level)
+    }
+
+    fn predict(&self, x: &[f64]) -> f64 {
+        self.base + self.weights.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()
+    }
+
+    fn bound(&self, x: &[f64]) -> f64 {
+        let prediction = self.predict(x);
+        self.bins.iter().find(|bin| prediction <= bin.up_to).map_or(f64::INFINITY, |bin| bin.bound)
+    }
+
+    fn check(&self, dimensions: usize) -> Result<(), &'static str> {
+        let rising = self.bins.windows(2).all(|w| w[0].up_to <= w[1].up_to && w[0].bound <= w[1].bound);
+        let weights =
+            self.weights.len() == WORD_COLUMNS + dimensions && self.weights.iter().all(|w| *w >= 0.0);
+        match () {
+            () if !(self.share > 0.0 && self.share < 1.0) => Err("a share is not between 0 and 1"),
+            () if !weights => Err("weights are negative or of another number than the embedding has"),
+            () if self.bins.is_empty() || !rising => Err("bounds do not rise with the prediction"),
+            () => Ok(()),
+        }
+    }
+}
+
+/// What a predictor sees of a pair: the distance, the counts of changed words, and each component's squared
+/// difference, which says in which direction the prompt moved.
+///
+/// Where the words are the same only the distance counts, by a weight of its own: what moved then is the
+/// wording, not the picture.
+fn features(wanted: &[f32], source: &[f32], difference: &Difference) -> Vec<f64> {
+    let pairs = || wanted.iter().zip(source).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+    let distance = (1.0 - pairs().map(|(a, b)| a * b).sum::<f64>()).max(0.0);
+    let same = difference.is_none();
+    let words = [difference.removed, difference.added, difference.reordered];
+    let [removed, added, reordered] = words.map(|count| f64::from(count.min(MOST_WORDS)));
+    let mut x = Vec::with_capacity(WORD_COLUMNS + wanted.len());
+    x.extend(if same { [distance, 0.0] } else { [0.0, distance] });
+    x.extend([removed, added, reordered]);
+    x.extend(pairs().map(|(a, b)| if same { 0.0 } else { (a - b).powi(2) }));
+    x
+}
+
+/// A fixed fair coin per number (SplitMix64's last step).
+fn drawn(number: u64) -> bool {
+    let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) & 1 == 0
+}
+
+/// Equal parts of (prediction, loss) by rising prediction, each with a bound of its mean loss; bounds rise.
+fn bins(mut rows: Vec<(f64, f64)>) -> Vec<Bin> {
+    rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let count = (rows.len() / LEAST_PER_BIN).clamp(1, MOST_BINS);
+    let worst = rows.iter().map(|(_, loss)| *loss).fold(0.0, f64::max);
+    let mut least = f64::NEG_INFINITY;
+    let part = |i: usize| &rows[i * rows.len() / count..(i + 1) * rows.len() / count];
+    (0..count)
+        .map(|i| {
+            let (mean, bound) = bounded_mean(part(i), worst);
+            least = least.max(bound);
+            let up_to = part(i).last().map_or(f64::NEG_INFINITY, |(prediction, _)| *prediction);
+            Bin { up_to, rows: part(i).len(), mean, bound: least }
+        })
+        .collect()
+}
+
+/// Mean loss and its one-sided upper confidence bound. One more pair with the worst loss is counted in: few pairs
+/// without any loss do not prove that there is none.
+fn bounded_mean(rows: &[(f64, f64)], worst: f64) -> (f64, f64) {
+    let count = rows.len() as f64 + 1.0;
+    let losses = || rows.iter().map(|(_, loss)| *loss).chain([worst]);
+    let mean = losses().sum::<f64>() / count;
+    let variance = losses().map(|loss| (loss - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    (mean, mean + Z * (variance / count).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_loss_seen_is_still_bounded_by_the_worst() {
+        let few = bounded_mean(&[(0.0, 0.0); 40], 1.0).1;
+        let many = bounded_mean(&[(0.0, 0.0); 4000], 1.0).1;
+        assert!(few > 0.03 && many < 0.001, "{few} {many}");
+    }
+
+    #[test]
+    fn the_same_words_hide_the_direction() {
+        let same = features(&[1.0, 0.0], &[0.8, 0.6], &Difference::default());
+        assert_eq!(same[5..], [0.0, 0.0]);
+        let changed = features(&[1.0, 0.0], &[0.8, 0.6], &Difference { added: 20, ..Default::default() });
+        assert_eq!((changed[0], changed[3]), (0.0, 8.0));
+    }
+}

@@ -1,0 +1,195 @@
+//! The reuse policy as an operator writes it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{Calibrated, Calibration, Nirvana, NoStates, ReusePolicy, Semantic};
+
+/// Which policy, and its settings: `{"policy": "nirvana", "offset": 0.02}`. What is left out has its default.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "policy", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PolicyConfig {
+    /// Nothing is answered from the cache.
+    Off {},
+    /// Only the same prompt, seed and parameters.
+    Exact {},
+    /// The later a state, the more similar the prompts must be.
+    Nirvana(NirvanaConfig),
+    /// The stored picture itself where the prompts mean the same.
+    Semantic(SemanticConfig),
+    /// The latest state whose measured quality loss is within a bound.
+    Calibrated(CalibratedConfig),
+}
+
+/// From which similarity on a share of the plan may be skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Threshold {
+    /// Cosine, at least.
+    pub similarity: f32,
+    /// Share of the plan, at most: NIRVANA's K of N is K/N.
+    pub share: f32,
+}
+
+/// Settings of `nirvana`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NirvanaConfig {
+    /// Rising in both. The default is the published one, made for CLIP's text embeddings.
+    pub thresholds: Vec<Threshold>,
+    /// Added to every threshold: above 0 is more careful.
+    pub offset: f32,
+}
+
+impl Default for NirvanaConfig {
+    fn default() -> Self {
+        let published = [(0.65, 0.1), (0.75, 0.2), (0.85, 0.3), (0.90, 0.4), (0.95, 0.5)];
+        let thresholds = published.map(|(similarity, share)| Threshold { similarity, share }).to_vec();
+        Self { thresholds, offset: 0.0 }
+    }
+}
+
+/// Settings of `semantic`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SemanticConfig {
+    /// Cosine, at least.
+    pub threshold: f32,
+    /// Whether the content words must be the same, too. Without it "a red house and a blue tree" brings back
+    /// "a blue house and a red tree".
+    pub content_gate: bool,
+}
+
+impl Default for SemanticConfig {
+    fn default() -> Self {
+        Self { threshold: 0.95, content_gate: true }
+    }
+}
+
+/// Settings of `calibrated`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CalibratedConfig {
+    /// Largest quality loss that is expected of a hit, relative to the picture painted from scratch.
+    pub max_quality_loss: f32,
+    /// Largest share skipped for a request without a seed, and for a stored prompt asked for with another seed:
+    /// later states would paint the source's picture once more. 1 trades variety for speed.
+    pub variety: f32,
+    /// How many of the nearest pictures are considered.
+    pub neighbours: usize,
+}
+
+impl Default for CalibratedConfig {
+    fn default() -> Self {
+        Self { max_quality_loss: 0.03, variety: 0.4, neighbours: 8 }
+    }
+}
+
+/// Why a policy cannot be.
+#[derive(Debug, Error, PartialEq)]
+pub enum PolicyError {
+    /// A setting out of its bounds.
+    #[error("`{field}` must be {must}")]
+    OutOfBounds {
+        /// Its name in the configuration.
+        field: &'static str,
+        /// What it must be.
+        must: &'static str,
+    },
+    /// No table was measured.
+    #[error("`calibrated` needs a calibration table: run `pentimento calibrate`")]
+    NoCalibration,
+}
+
+fn check(holds: bool, field: &'static str, must: &'static str) -> Result<(), PolicyError> {
+    if holds { Ok(()) } else { Err(PolicyError::OutOfBounds { field, must }) }
+}
+
+impl PolicyConfig {
+    /// The policy. `calibrations` are all tables at hand; `calibrated` uses for each entry the one that was
+    /// measured for its embedder, latent space and model.
+    pub fn build(self, calibrations: &[Arc<Calibration>]) -> Result<Box<dyn ReusePolicy>, PolicyError> {
+        self.check()?;
+        Ok(match self {
+            Self::Off {} => Box::new(NoStates::Off),
+            Self::Exact {} => Box::new(NoStates::Exact),
+            Self::Nirvana(config) => Box::new(Nirvana::new(config)),
+            Self::Semantic(config) => Box::new(Semantic::new(config)),
+            Self::Calibrated(_) if calibrations.is_empty() => return Err(PolicyError::NoCalibration),
+            Self::Calibrated(config) => Box::new(Calibrated::new(config, calibrations.to_vec())),
+        })
+    }
+
+    fn check(&self) -> Result<(), PolicyError> {
+        let unit = 0.0..=1.0;
+        match self {
+            Self::Off {} | Self::Exact {} => Ok(()),
+            Self::Nirvana(config) => config.check(),
+            Self::Semantic(config) => check(unit.contains(&config.threshold), "threshold", "from 0 to 1"),
+            Self::Calibrated(config) => {
+                check(unit.contains(&config.max_quality_loss), "max_quality_loss", "from 0 to 1")?;
+                check(unit.contains(&config.variety), "variety", "from 0 to 1")?;
+                check((1..=64).contains(&config.neighbours), "neighbours", "from 1 to 64")
+            }
+        }
+    }
+}
+
+impl NirvanaConfig {
+    fn check(&self) -> Result<(), PolicyError> {
+        let all = |holds: fn(&Threshold) -> bool| self.thresholds.iter().all(holds);
+        let count = self.thresholds.len();
+        check((1..=64).contains(&count), "thresholds", "a list of 1 to 64")?;
+        check(all(|t| (-1.0..=1.0).contains(&t.similarity)), "thresholds.similarity", "from -1 to 1")?;
+        check(all(|t| t.share > 0.0 && t.share < 1.0), "thresholds.share", "above 0 and below 1")?;
+        let rising =
+            self.thresholds.windows(2).all(|w| w[0].similarity < w[1].similarity && w[0].share <= w[1].share);
+        check(rising, "thresholds", "rising in similarity and share")?;
+        check((-1.0..=1.0).contains(&self.offset), "offset", "from -1 to 1")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(json: &str, names: &str) {
+        let error = match serde_json::from_str::<PolicyConfig>(json) {
+            Err(error) => error.to_string(),
+            Ok(config) => {
+                config.build(&[]).err().map_or_else(|| "accepted".into(), |error| error.to_string())
+            }
+        };
+        assert!(error.contains(names), "{json}: {error}");
+    }
+
+    #[test]
+    fn a_name_is_enough() {
+        for name in ["off", "exact", "nirvana", "semantic"] {
+            let config: PolicyConfig = serde_json::from_str(&format!(r#"{{"policy":"{name}"}}"#)).unwrap();
+            assert_eq!(config.clone().build(&[]).unwrap().name(), name);
+            let again = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
+            assert_eq!(config, again);
+        }
+        refused(r#"{"policy":"calibrated"}"#, "pentimento calibrate");
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        refused(r#"{"policy":"off","threshold":0.5}"#, "threshold");
+        refused(r#"{"policy":"semantic","treshold":0.5}"#, "treshold");
+        refused(r#"{"policy":"semantic","threshold":1.5}"#, "`threshold`");
+        refused(r#"{"policy":"nirvana","offset":-3}"#, "`offset`");
+        refused(r#"{"policy":"nirvana","thresholds":[]}"#, "`thresholds`");
+        refused(r#"{"policy":"nirvana","thresholds":[{"similarity":0.9,"share":1}]}"#, "`thresholds.share`");
+        let falling = r#"[{"similarity":0.9,"share":0.4},{"similarity":0.8,"share":0.5}]"#;
+        refused(&format!(r#"{{"policy":"nirvana","thresholds":{falling}}}"#), "`thresholds`");
+        refused(r#"{"policy":"calibrated","max_quality_loss":-0.1}"#, "`max_quality_loss`");
+        refused(r#"{"policy":"calibrated","variety":2}"#, "`variety`");
+        refused(r#"{"policy":"calibrated","neighbours":0}"#, "`neighbours`");
+        refused(r#"{"policy":"telepathy"}"#, "telepathy");
+    }
+}

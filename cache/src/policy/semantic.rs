@@ -1,0 +1,59 @@
+//! GPTCache's policy with a gate: the stored picture itself where two prompts mean the same.
+
+use super::config::SemanticConfig;
+use super::{Decision, Neighbour, Query, ReusePolicy, pick};
+use crate::content::same_content;
+
+/// Similarities this close are one.
+const SAME_SIMILARITY: f32 = 1e-6;
+
+/// A similarity above the threshold, and the same content words, bring back the whole picture.
+#[derive(Debug, Clone)]
+pub struct Semantic(SemanticConfig);
+
+impl Semantic {
+    pub(super) fn new(config: SemanticConfig) -> Self {
+        Self(config)
+    }
+
+    /// Why a neighbour's picture may not be returned whole; `None` if it may.
+    fn refusal(&self, query: &Query<'_>, neighbour: &Neighbour) -> Option<String> {
+        let similarity = neighbour.similarity;
+        if similarity.is_nan() || similarity < self.0.threshold {
+            return Some(format!(
+                "similarity {similarity:.4} is below the threshold of {}",
+                self.0.threshold
+            ));
+        }
+        if self.0.content_gate && !same_content(query.content, &neighbour.entry.content) {
+            return Some(format!("similarity {similarity:.4} suffices, but the content words differ"));
+        }
+        let finished = neighbour.entry.states.iter().any(|state| state.timestep < 0.0);
+        (!finished).then(|| "the finished picture is no longer kept".into())
+    }
+}
+
+impl ReusePolicy for Semantic {
+    fn name(&self) -> &'static str {
+        "semantic"
+    }
+
+    fn neighbours(&self) -> usize {
+        8
+    }
+
+    fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision {
+        let Some(nearest) = neighbours.first() else {
+            return Decision::miss("the cache holds nothing near");
+        };
+        let passing: Vec<_> = neighbours.iter().filter(|n| self.refusal(query, n).is_none()).collect();
+        let best = passing.iter().map(|n| n.similarity).fold(f32::NEG_INFINITY, f32::max);
+        let ties = passing.into_iter().filter(|n| n.similarity >= best - SAME_SIMILARITY).collect();
+        let Some(Neighbour { entry, similarity }) = pick(ties, query.chance) else {
+            return Decision::miss(self.refusal(query, nearest).unwrap_or_default());
+        };
+        let gate = if self.0.content_gate { " and the content words are the same" } else { "" };
+        let why = format!("similarity {similarity:.4} reaches the threshold of {}{gate}", self.0.threshold);
+        Decision::Semantic { entry: entry.id.clone(), similarity: *similarity, why }
+    }
+}

@@ -1,0 +1,86 @@
+//! Entries and queries for tests of policies.
+
+#![allow(dead_code)] // each test file uses a part
+
+use pentimento_cache::{Compatibility, Content, Entry, EntryId, Kept, Neighbour, Query, Scope};
+
+pub const KEY: &[u8; 16] = b"a key for tests!";
+/// 50 steps of 1,000.
+pub const STEPS: usize = 50;
+
+pub fn timesteps() -> Vec<f64> {
+    (0..STEPS).map(|step| timestep(step as f32 / STEPS as f32)).collect()
+}
+
+/// Where a state lies that has this share of the plan behind it; -1 for the finished latent.
+pub fn timestep(share: f32) -> f64 {
+    (f64::from(1.0 - share) * 1000.0).round() - 1.0
+}
+
+/// A picture that keeps states at these shares, 1 being the finished latent.
+pub fn entry(number: u128, prompt: &str, embedding: Vec<f32>, shares: &[f32]) -> Entry {
+    let kept = |&share: &f32| Kept { timestep: timestep(share), share, bytes: 8192, uses: 0 };
+    Entry {
+        id: EntryId::new(number),
+        scope: Scope { tenant: "tenant".into(), namespace: "default".into() },
+        compatibility: Compatibility {
+            latent_space: "latents".into(),
+            noise_schedule: "schedule".into(),
+            width: 64,
+            height: 64,
+            embedder: "embedder".into(),
+            negative_prompt: "none".into(),
+        },
+        model: "model".into(),
+        guidance_scale: 4.0,
+        embedding,
+        prompt: Some(prompt.into()),
+        content: Content::of(prompt, KEY),
+        exact: format!("exact {number}"),
+        seed: 1,
+        states: shares.iter().map(kept).collect(),
+        created: 0,
+        last_used: 0,
+    }
+}
+
+pub fn neighbour(entry: Entry, similarity: f32) -> Neighbour {
+    Neighbour { entry, similarity }
+}
+
+/// A request with a seed that is not stored.
+pub fn query<'a>(embedding: &'a [f32], content: &'a Content, timesteps: &'a [f64], chance: u64) -> Query<'a> {
+    Query { embedding, content, exact: Some("another"), timesteps, chance }
+}
+
+/// A small generator of numbers (SplitMix64): the same numbers everywhere and for ever.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 to 1.
+    pub fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    pub fn of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
+        all[(self.next() % all.len() as u64) as usize]
+    }
+
+    /// Two different ones.
+    pub fn two<'a>(&mut self, all: &[&'a str]) -> [&'a str; 2] {
+        let first = self.of(all);
+        loop {
+            let second = self.of(all);
+            if second != first {
+                return [first, second];
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What holds for every policy, whatever it is asked.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use common::{KEY, Random, entry, neighbour, query, timestep, timesteps};
+use pentimento_cache::{
+    Calibration, CalibrationFor, Content, Decision, Difference, Measured, Neighbour, PolicyConfig,
+    ReusePolicy,
+};
+use proptest::prelude::*;
+
+const DIMENSIONS: usize = 8;
+const SHARES: [f32; 5] = [0.1, 0.3, 0.5, 0.7, 0.9];
+const PROMPTS: [&str; 4] = ["a red house", "a blue house", "a red house at night", "two boats on the sea"];
+
+fn unit(random: &mut Random) -> Vec<f32> {
+    unit_length((0..DIMENSIONS).map(|_| random.unit() - 0.5).collect())
+}
+
+fn unit_length(v: Vec<f32>) -> Vec<f32> {
+    let length = v.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-6);
+    v.into_iter().map(|x| x / length).collect()
+}
+
+/// A near one.
+fn moved(v: &[f32], random: &mut Random) -> Vec<f32> {
+    unit_length(v.iter().map(|x| x + 0.5 * (random.unit() - 0.5)).collect())
+}
+
+/// Only a change of the first component costs quality, and the more the later the state.
+fn true_loss(wanted: &[f32], source: &[f32], share: f32) -> f32 {
+    (8.0 * share * (wanted[0] - source[0]).powi(2)).min(1.0)
+}
+
+const CHANGED: Difference = Difference { removed: 1, added: 1, kept: 3, reordered: 0 };
+
+/// Losses are all or nothing, as an attribute that is taken up or not.
+fn measured(random: &mut Random, pairs: usize) -> Vec<Measured> {
+    let mut all = Vec::new();
+    for _ in 0..pairs {
+        let wanted = unit(random);
+        let source = moved(&wanted, random);
+        for share in SHARES {
+            let loss = f32::from(u8::from(random.unit() < true_loss(&wanted, &source, share)));
+            all.push(Measured {
+                wanted: wanted.clone(),
+                source: source.clone(),
+                difference: CHANGED,
+                share,
+                loss,
+            });
+        }
+    }
+    all
+}
+
+fn table(seed: u64, pairs: usize) -> Calibration {
+    let measured_for =
+        CalibrationFor { embedder: "embedder".into(), latent_space: "latents".into(), model: "model".into() };
+    Calibration::fit(measured_for, &measured(&mut Random(seed), pairs)).unwrap()
+}
+
+static TABLE: LazyLock<Arc<Calibration>> = LazyLock::new(|| Arc::new(table(1, 2000)));
+
+fn policy(json: &str) -> Box<dyn ReusePolicy> {
+    serde_json::from_str::<PolicyConfig>(json).unwrap().build(std::slice::from_ref(&TABLE)).unwrap()
+}
+
+/// A request and its neighbours, nearest first, each with some of the states.
+fn scene(seed: u64) -> (Vec<f32>, Vec<Neighbour>) {
+    let mut random = Random(seed);
+    let wanted = unit(&mut random);
+    let mut near: Vec<Neighbour> = (0..6)
+        .map(|number| {
+            let source = moved(&wanted, &mut random);
+            let similarity = wanted.iter().zip(&source).map(|(a, b)| a * b).sum();
+            let bits = random.next();
+            let kept: Vec<f32> = SHARES
+                .into_iter()
+                .chain([1.0])
+                .enumerate()
+                .filter(|(i, _)| bits >> i & 1 == 1)
+                .map(|(_, s)| s)
+                .collect();
+            neighbour(entry(number, random.of(&PROMPTS), source, &kept), similarity)
+        })
+        .collect();
+    near.sort_by(|a, b| b.similarity.total_cmp(&a.similarity));
+    (wanted, near)
+}
+
+/// The share that a decision skips; 0 for a miss.
+fn share(decision: &Decision) -> f32 {
+    match decision {
+        Decision::State { timestep: at, .. } => {
+            SHARES.into_iter().find(|&share| timestep(share) == *at).expect("a kept state")
+        }
+        _ => 0.0,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    #[test]
+    fn only_kept_states_are_chosen(seed: u64, chance: u64) {
+        let (wanted, near) = scene(seed);
+        let (plan, content) = (timesteps(), Content::of("a red house", KEY));
+        for json in [
+            r#"{"policy":"nirvana","offset":-0.5}"#,
+            r#"{"policy":"calibrated","max_quality_loss":0.5}"#,
+            r#"{"policy":"semantic","threshold":0.5}"#,
+        ] {
+            let decision = policy(json).decide(&query(&wanted, &content, &plan, chance), &near);
+            prop_assert!(!decision.why().is_empty());
+            let keeps = |id, at: f64| {
+                near.iter().any(|n| n.entry.id == id && n.entry.states.iter().any(|state| state.timestep == at))
+            };
+            match decision {
+                Decision::State { entry, timestep, .. } => prop_assert!(timestep >= 0.0 && keeps(entry, timestep)),
+                Decision::Semantic { entry, .. } => prop_assert!(keeps(entry, -1.0)),
+                Decision::Miss { .. } => {}
+                Decision::Exact { .. } => prop_assert!(false),
+            }
+        }
+    }
+
+    #[test]
+    fn nirvana_is_monotone_in_similarity(seed: u64, a in 0f32..1.0, b in 0f32..1.0, offset in -0.3f32..0.3) {
+        let (wanted, near) = scene(seed);
+        let (plan, content) = (timesteps(), Content::default());
+        let nirvana = policy(&format!(r#"{{"policy":"nirvana","offset":{offset}}}"#));
+        let at = |similarity| {
+            let one = neighbour(near[0].entry.clone(), similarity);
+            share(&nirvana.decide(&query(&wanted, &content, &plan, 0), &[one]))
+        };
+        prop_assert!(at(a.min(b)) <= at(a.max(b)));
+    }
+
+    #[test]
+    fn calibrated_is_monotone_in_the_loss_allowed(seed: u64, chance: u64, a in 0f32..1.0, b in 0f32..1.0) {
+        let (wanted, near) = scene(seed);
+        let (plan, content) = (timesteps(), Content::of("a red house", KEY));
+        let at = |loss: f32| {
+            let calibrated = policy(&format!(r#"{{"policy":"calibrated","max_quality_loss":{loss}}}"#));
+            share(&calibrated.decide(&query(&wanted, &content, &plan, chance), &near))
+        };
+        prop_assert!(at(a.min(b)) <= at(a.max(b)));
+    }
+
+    #[test]
+    fn chance_changes_the_source_and_nothing_else(seed: u64, a: u64, b: u64) {
+        let (wanted, near) = scene(seed);
+        let (plan, content) = (timesteps(), Content::of("a red house", KEY));
+        for json in [r#"{"policy":"calibrated","max_quality_loss":0.4}"#, r#"{"policy":"nirvana"}"#] {
+            let decide = |chance| share(&policy(json).decide(&query(&wanted, &content, &plan, chance), &near));
+            prop_assert_eq!(decide(a), decide(b));
+        }
+    }
+
+    #[test]
+    fn bounds_do_not_fall_with_the_share(seed: u64) {
+        let (wanted, near) = scene(seed);
+        for n in near {
+            let bounds = TABLE.bounds(&wanted, &n.entry.embedding, &CHANGED);
+            prop_assert_eq!(bounds.len(), SHARES.len());
+            prop_assert!(bounds.windows(2).all(|w| w[0].1 <= w[1].1));
+        }
+    }
+}
+
+/// Fresh pairs of one bound lose at most that bound on average, in 95 % of all cases. Each table's bounds were
+/// drawn anew, so that the count is over tables, too.
+#[test]
+fn bounds_cover_fresh_pairs() {
+    let (mut covered, mut all, mut slack) = (0, 0, 0.0);
+    for seed in 0..12 {
+        let table = table(100 + seed, 4000);
+        let mut random = Random(1000 + seed);
+        // Sum of true losses and count, per level and bound.
+        let mut groups = BTreeMap::<(usize, u32), (f32, f32)>::new();
+        for _ in 0..3000 {
+            let wanted = unit(&mut random);
+            let source = moved(&wanted, &mut random);
+            for (level, (share, bound)) in table.bounds(&wanted, &source, &CHANGED).into_iter().enumerate() {
+                let (sum, count) = groups.entry((level, bound.to_bits())).or_default();
+                *sum += true_loss(&wanted, &source, share);
+                *count += 1.0;
+            }
+        }
+        groups.retain(|(_, bound), (_, count)| *count >= 30.0 && f32::from_bits(*bound).is_finite());
+        for ((_, bound), (sum, count)) in groups {
+            slack += f32::from_bits(bound) - sum / count;
+            covered += usize::from(sum / count <= f32::from_bits(bound));
+            all += 1;
+        }
+    }
+    println!("{covered} of {all} bounds hold, by {:.4} on average", slack / all as f32);
+    assert!(all > 200 && covered as f64 >= 0.93 * all as f64, "{covered} of {all}");
+    // 160 pairs to a bound, and losses that are all or nothing: 1.645 · 0.5 / √160 is 0.065.
+    assert!(slack / (all as f32) < 0.1, "bounds that say nothing");
+}
+
+#[test]
+fn calibrated_is_bold_where_the_change_is_harmless() {
+    let (plan, content) = (timesteps(), Content::of("a blue house", KEY));
+    let wanted = unit_length(vec![0.2, 0.5, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1]);
+    let at = |component: usize| {
+        let mut source = wanted.clone();
+        source[component] += 0.25;
+        let stored = entry(1, "a red house", unit_length(source), &[0.1, 0.3, 0.5, 0.7, 0.9, 1.0]);
+        let calibrated = policy(r#"{"policy":"calibrated","max_quality_loss":0.1}"#);
+        share(&calibrated.decide(&query(&wanted, &content, &plan, 0), &[neighbour(stored, 0.97)]))
+    };
+    let (harmful, harmless) = (at(0), at(7));
+    assert!(harmless > harmful + 0.3, "{harmful} {harmless}");
+}
+
+#[test]
+fn variety_caps_requests_without_a_seed_and_repeats() {
+    let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
+    let calibrated = policy(r#"{"policy":"calibrated","max_quality_loss":1.0}"#);
+    let at = |exact, similarity| {
+        let near = moved(&wanted, &mut Random(4));
+        let stored = entry(1, "a blue house", near, &[0.1, 0.3, 0.5, 0.9, 1.0]);
+        let request = pentimento_cache::Query { exact, ..query(&wanted, &content, &plan, 0) };
+        share(&calibrated.decide(&request, &[neighbour(stored, similarity)]))
+    };
+    assert_eq!(at(Some("another"), 0.97), 0.9);
+    assert_eq!(at(None, 0.97), 0.3);
+    assert_eq!(at(Some("another"), 1.0), 0.3);
+}
+
+#[test]
+fn a_table_survives_json_and_serves_only_what_it_was_measured_for() {
+    let json = TABLE.to_json().unwrap();
+    assert_eq!(Calibration::from_json(&json).unwrap(), **TABLE);
+    assert!(Calibration::from_json(&json.replacen("\"version\": 1", "\"version\": 2", 1)).is_err());
+    assert!(Calibration::from_json("{}").is_err());
+    let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
+    let mut foreign = entry(1, "a red house", wanted.clone(), &SHARES);
+    foreign.compatibility.embedder = "another".into();
+    let calibrated = policy(r#"{"policy":"calibrated"}"#);
+    let decision = calibrated.decide(&query(&wanted, &content, &plan, 0), &[neighbour(foreign, 1.0)]);
+    assert!(matches!(&decision, Decision::Miss { why } if why.contains("no calibration table")));
+}
+
+#[test]
+fn a_state_must_fit_the_plan() {
+    let (wanted, content) = (unit(&mut Random(3)), Content::default());
+    let stored = neighbour(entry(1, "a red house", wanted.clone(), &[0.1, 0.3, 0.5]), 0.99);
+    let nirvana = policy(r#"{"policy":"nirvana"}"#);
+    let at = |plan: &[f64]| {
+        share(&nirvana.decide(&query(&wanted, &content, plan, 0), std::slice::from_ref(&stored)))
+    };
+    assert_eq!(at(&timesteps()), 0.5);
+    assert_eq!(at(&[999.0, 749.0, 599.0]), 0.3, "a step must be left");
+    assert_eq!(at(&[499.0, 249.0]), 0.0, "a step must be saved");
+    assert_eq!(at(&[]), 0.0);
+}
