@@ -4,7 +4,7 @@
 //! pair's source, resumes it at every K of 50 with the new prompt under every setting, and appends one line a
 //! picture to RESULTS; what is there already is not painted again. Without settings it prints the tables of what
 //! is there. A setting is a list such as `extrapolated=1,steps=8,guidance=1.5,falling`; its words are `plain`,
-//! `extrapolated=λ`, `contrastive=λ`, `amplified=λ`, `steps=m`, `guidance=factor`, `falling` (λ falls linearly to
+//! `extrapolated=λ`, `contrastive=λ`, `steps=m`, `guidance=factor`, `falling` (λ falls linearly to
 //! nothing), `renoise=levels` and `scratch` (no resume: the reference, from another seed).
 #![allow(clippy::unwrap_used)]
 
@@ -94,7 +94,6 @@ impl Setting {
                 "guidance" => setting.guidance = strength,
                 "extrapolated" => setting.steering = Steering::Extrapolated { strength },
                 "contrastive" => setting.steering = Steering::Contrastive { strength },
-                "amplified" => setting.steering = Steering::Amplified { strength },
                 other => panic!("{other}: no word of a setting"),
             }
         }
@@ -107,7 +106,6 @@ impl Setting {
         match self.steering {
             Steering::Extrapolated { strength } => Steering::Extrapolated { strength: strength * share },
             Steering::Contrastive { strength } => Steering::Contrastive { strength: strength * share },
-            Steering::Amplified { strength } => Steering::Amplified { strength: strength * share },
             Steering::Prompts => Steering::Prompts,
         }
     }

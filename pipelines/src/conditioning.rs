@@ -42,8 +42,6 @@ pub struct Source {
     difference: Tensor,
     /// The same of the pooled embeddings, (width,).
     pooled_difference: Option<Tensor>,
-    /// (tokens, 1): 1 where the prompt has another token than the source, else 0.
-    changed: Tensor,
 }
 
 impl Conditioning {
@@ -62,21 +60,14 @@ impl Conditioning {
             return Err(Error::invalid("source", "was encoded by another model than the prompt"));
         }
         let partners = align(&ours.ids, &source.ids);
-        let changed: Vec<f32> = (ours.ids.iter().zip(&partners))
-            .map(|(id, partner)| if *id == source.ids[*partner as usize] { 0.0 } else { 1.0 })
-            .collect();
         let device = ours.token_states.device();
         let aligned = source.token_states.index_select(&Tensor::new(partners, device)?, 0)?;
         let pooled = match (&ours.pooled, &source.pooled) {
             (Some(ours), Some(theirs)) => Some((ours - theirs)?),
             _ => None,
         };
-        let source = Source {
-            difference: (&ours.token_states - aligned)?,
-            pooled_difference: pooled,
-            changed: Tensor::new(changed, device)?.unsqueeze(1)?.to_dtype(ours.token_states.dtype())?,
-            prompt: source,
-        };
+        let source =
+            Source { difference: (&ours.token_states - aligned)?, pooled_difference: pooled, prompt: source };
         Ok(Self { source: Some(source), ..self })
     }
 
@@ -99,9 +90,6 @@ impl Conditioning {
             (Steering::Extrapolated { strength }, Some(source)) => {
                 (Cow::Owned(self.prompt.extrapolated(source, strength.into())?), None)
             }
-            (Steering::Amplified { strength }, Some(source)) => {
-                (Cow::Owned(self.prompt.amplified(source, strength.into())?), None)
-            }
         };
         Ok([negative, Some(prompt), source].into_iter().flatten())
     }
@@ -120,14 +108,6 @@ impl EncodedPrompt {
         };
         let token_states = (&self.token_states + (&source.difference * strength)?)?;
         Ok(Self { ids: self.ids.clone(), token_states, pooled })
-    }
-
-    /// This prompt, the states of its changed tokens `1 + strength` times as long: keys and values are
-    /// linear in them, so these tokens draw more attention and give more for it.
-    fn amplified(&self, source: &Source, strength: f64) -> Result<Self> {
-        let factor = source.changed.affine(strength, 1.0)?;
-        let token_states = self.token_states.broadcast_mul(&factor)?;
-        Ok(Self { ids: self.ids.clone(), token_states, pooled: self.pooled.clone() })
     }
 }
 

@@ -39,6 +39,6 @@ pub use model::{Components, Model};
 pub use noise::NoiseSource;
 pub use picture::Picture;
 pub use pipeline::Pipeline;
-pub use plan::{Denoiser, Guidance, MAX_STEPS, Steering, Step, StepPlan};
+pub use plan::{Denoiser, Guidance, MAX_STEPS, MAX_STRENGTH, ResumeSteering, Steering, Step, StepPlan};
 pub use schedule::{FINISHED, NoiseSchedule, Prediction, ScheduleConfig, Spacing};
 pub use trajectory::{BatchKey, DenoisingState, Trajectory};

@@ -148,11 +148,8 @@ fn forks_go_their_own_ways_from_a_shared_prefix() {
     assert!(distance(&trunk, &other) > 0.0);
 }
 
-const STEERINGS: [Steering; 3] = [
-    Steering::Extrapolated { strength: 1.0 },
-    Steering::Contrastive { strength: 1.0 },
-    Steering::Amplified { strength: 1.0 },
-];
+const STEERINGS: [Steering; 2] =
+    [Steering::Extrapolated { strength: 1.0 }, Steering::Contrastive { strength: 1.0 }];
 
 /// The first two of ten steps of a red house at night.
 fn early_state(p: &Pipeline) -> DenoisingState {
