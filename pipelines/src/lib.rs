@@ -7,6 +7,7 @@
 //! No async, no network, no cache: one trajectory's result depends on its own prompt, seed, plan and
 //! start, never on its batch company.
 
+mod conditioning;
 mod cpu;
 mod ddim;
 #[cfg(feature = "embedded-model")]
@@ -30,6 +31,7 @@ pub mod vae;
 mod weights;
 
 pub use candle_core::Device;
+pub use conditioning::{Conditioning, EncodedPrompt, Source};
 pub use error::{Error, Result};
 pub use files::{EmbeddedFiles, ModelFiles};
 pub use manifest::{Defaults, Manifest, Size, SizeRange};
@@ -37,6 +39,6 @@ pub use model::{Components, Model};
 pub use noise::NoiseSource;
 pub use picture::Picture;
 pub use pipeline::Pipeline;
-pub use plan::{Denoiser, Guidance, MAX_STEPS, Step, StepPlan};
+pub use plan::{Denoiser, Guidance, MAX_STEPS, MAX_STRENGTH, ResumeSteering, Steering, Step, StepPlan};
 pub use schedule::{FINISHED, NoiseSchedule, Prediction, ScheduleConfig, Spacing};
-pub use trajectory::{BatchKey, Conditioning, DenoisingState, EncodedPrompt, Trajectory};
+pub use trajectory::{BatchKey, DenoisingState, Trajectory};

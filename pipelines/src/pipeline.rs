@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use crate::conditioning::{Conditioning, EncodedPrompt};
 use crate::ddim;
 use crate::error::{Error, Result};
 use crate::manifest::{Defaults, Size, SizeRange};
 use crate::model::{Components, Loaded, Model};
 use crate::noise::{self, NoiseSource};
 use crate::picture::Picture;
-use crate::plan::{Step, StepPlan};
+use crate::plan::{Guidance, Steering, Step, StepPlan};
 use crate::schedule::{FINISHED, NoiseSchedule};
 use crate::text::ClipTokenizer;
-use crate::trajectory::{Conditioning, DenoisingState, Trajectory};
+use crate::trajectory::{DenoisingState, Trajectory};
 use crate::unet::AddedConditioning;
 
 /// A loaded model. Cheap to clone.
@@ -77,6 +78,14 @@ impl Pipeline {
         self.loaded.prompts.encode(prompt, negative_prompt, size, &self.device)
     }
 
+    /// Encodes one prompt alone: a [`Conditioning::with_source`]'s source.
+    ///
+    /// # Errors
+    /// The tokenizer's or a tensor operation's.
+    pub fn encode_prompt(&self, prompt: &str) -> Result<EncodedPrompt> {
+        self.loaded.prompts.encode_one(prompt, &self.device)
+    }
+
     /// The embedding of a prompt by the model's last text tower, (width,): pooled, and projected where
     /// that tower has a projection, as SDXL's second has.
     ///
@@ -104,7 +113,8 @@ impl Pipeline {
     /// `start`: noise from a seed, and a full plan.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `size` or `plan` (one without steps).
+    /// [`Error::Invalid`] naming `size`, `plan` (one without steps), or `source` where a step is steered by
+    /// one that the conditioning has not.
     pub fn start(
         &self,
         conditioning: Arc<Conditioning>,
@@ -120,7 +130,7 @@ impl Pipeline {
         let shape = self.latent_shape(size)?;
         let values = noise::initial(noise, seed, shape.iter().product());
         let latent = Tensor::from_vec(values, &shape[..], &self.device)?;
-        Ok(self.trajectory(latent, timestep, plan, conditioning, seed))
+        self.trajectory(latent, timestep, plan, conditioning, seed)
     }
 
     /// `resume`: goes on from a state, anybody's, with the steps of `plan` (the part of one's own plan
@@ -131,8 +141,8 @@ impl Pipeline {
     /// finishes the state as it is.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `state` or `size` where the latent is not this model's kind, or `plan`
-    /// where it has no step for a state that is not finished.
+    /// [`Error::Invalid`] naming `state` or `size` where the latent is not this model's kind, `plan` where
+    /// it has no step for a state that is not finished, or `source` as `start`.
     pub fn resume(
         &self,
         state: &DenoisingState,
@@ -153,7 +163,7 @@ impl Pipeline {
         } else if timestep != FINISHED {
             return Err(Error::invalid("plan", "has no step left for a state that is not finished"));
         }
-        Ok(self.trajectory(latent, timestep, plan, conditioning, seed))
+        self.trajectory(latent, timestep, plan, conditioning, seed)
     }
 
     fn trajectory(
@@ -163,8 +173,10 @@ impl Pipeline {
         plan: StepPlan,
         conditioning: Arc<Conditioning>,
         seed: u64,
-    ) -> Trajectory {
-        Trajectory { model: self.id.clone(), latent, predicted: None, timestep, plan, conditioning, seed }
+    ) -> Result<Trajectory> {
+        conditioning.check(&plan)?;
+        let model = self.id.clone();
+        Ok(Trajectory { model, latent, predicted: None, timestep, plan, conditioning, seed })
     }
 
     /// A plan's first timestep bounds the others.
@@ -216,11 +228,9 @@ impl Pipeline {
         let mut row = 0;
         let mut stepped = Vec::with_capacity(batch.len());
         for (trajectory, step) in batch.iter().zip(&steps) {
-            let prediction = match step.guidance.rows() {
-                2 => guide(&out.get(row)?, &out.get(row + 1)?, step.guidance.scale)?,
-                _ => out.get(row)?,
-            };
-            row += step.guidance.rows();
+            let rows = step.guidance.rows();
+            let prediction = guide(&out.narrow(0, row, rows)?, step.guidance)?;
+            row += rows;
             let way = (step.timestep, trajectory.timestep_after_next());
             let eta = trajectory.plan.eta();
             stepped.push(ddim::step(
@@ -238,31 +248,25 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The denoiser's output, (rows, C, H, W): for each trajectory the negative prompt's row, where
-    /// guidance needs it, then the prompt's.
+    /// The denoiser's output, (rows, C, H, W): for each trajectory its conditioning's rows.
     fn denoise(&self, batch: &[&mut Trajectory], steps: &[Step]) -> Result<Tensor> {
         let rows = steps.iter().map(|s| s.guidance.rows()).sum();
         let mut latents = Vec::with_capacity(rows);
         let mut timesteps = Vec::with_capacity(rows);
-        let mut token_states = Vec::with_capacity(rows);
-        let (mut pooled, mut time_ids) = (Vec::new(), Vec::new());
+        let mut prompts = Vec::with_capacity(rows);
+        let mut time_ids = Vec::new();
         for (trajectory, step) in batch.iter().zip(steps) {
             let conditioning = &trajectory.conditioning;
-            let prompts = match step.guidance.rows() {
-                2 => &[&conditioning.negative, &conditioning.prompt][..],
-                _ => &[&conditioning.prompt][..],
-            };
-            for prompt in prompts {
+            for prompt in conditioning.rows(step.guidance)? {
                 latents.push(&trajectory.latent);
                 timesteps.push(step.timestep as f32);
-                token_states.push(&prompt.token_states);
-                if let (Some(p), Some(ids)) = (&prompt.pooled, &conditioning.time_ids) {
-                    pooled.push(p);
-                    time_ids.push(ids);
-                }
+                prompts.push(prompt);
+                time_ids.extend(&conditioning.time_ids);
             }
         }
-        let added = if pooled.is_empty() {
+        let token_states: Vec<&Tensor> = prompts.iter().map(|p| &p.token_states).collect();
+        let pooled: Vec<&Tensor> = prompts.iter().filter_map(|p| p.pooled.as_ref()).collect();
+        let added = if pooled.is_empty() || time_ids.is_empty() {
             None
         } else {
             Some(AddedConditioning {
@@ -308,7 +312,17 @@ impl Pipeline {
     }
 }
 
-/// Classifier-free guidance (Ho and Salimans, 2022, eq. 6, in diffusers' scale).
-fn guide(negative: &Tensor, prompt: &Tensor, scale: f32) -> Result<Tensor> {
-    Ok((negative + ((prompt - negative)? * f64::from(scale))?)?)
+/// Classifier-free guidance (Ho and Salimans, 2022, eq. 6, in diffusers' scale) and, where the source has a
+/// row, the way from its prediction to the prompt's: the rows of one trajectory, (rows, C, H, W), to (C, H, W).
+fn guide(rows: &Tensor, guidance: Guidance) -> Result<Tensor> {
+    let prompt = rows.get(usize::from(guidance.has_negative()))?;
+    let guided = if guidance.has_negative() {
+        let negative = rows.get(0)?;
+        (&negative + ((&prompt - &negative)? * f64::from(guidance.scale))?)?
+    } else {
+        prompt.clone()
+    };
+    let Steering::Contrastive { strength } = guidance.steering else { return Ok(guided) };
+    let source = rows.get(guidance.rows() - 1)?;
+    Ok((guided + ((prompt - source)? * f64::from(strength))?)?)
 }

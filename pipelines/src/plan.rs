@@ -17,26 +17,86 @@ pub struct Denoiser(pub u8);
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Guidance {
     /// How far to go from the negative prompt's prediction towards (and past) the prompt's. At 1 and
-    /// below, the negative prompt has no part and the step costs one row instead of two.
+    /// below, the negative prompt has no part and the step costs a row less.
     pub scale: f32,
     /// What the prediction is steered by.
     #[serde(default)]
     pub steering: Steering,
 }
 
+/// The largest [`Steering`] strength of a plan; far below it pictures fall apart.
+pub const MAX_STRENGTH: f32 = 8.0;
+
 /// What a step's prediction is steered by.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+///
+/// The first steps after a resume may be steered away from the *source*, the prompt of the picture whose
+/// state was resumed ([`crate::Conditioning::with_source`]), so that what the prompts differ in is painted
+/// over. With λ the strength, e a prompt's token states and v the denoiser's prediction:
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Steering {
     /// Prompt against negative prompt, as the trajectory's conditioning has them.
     #[default]
     Prompts,
+    /// The prompt's row attends to e(prompt) + λ·(e(prompt) − e(source)). No more rows.
+    Extrapolated {
+        /// λ, 0 to [`MAX_STRENGTH`].
+        strength: f32,
+    },
+    /// λ·(v(prompt) − v(source)) is added to what guidance predicts. One more row, the source's.
+    Contrastive {
+        /// λ, 0 to [`MAX_STRENGTH`].
+        strength: f32,
+    },
+}
+
+impl Steering {
+    /// λ; 0 without a source.
+    fn strength(self) -> f32 {
+        match self {
+            Self::Prompts => 0.0,
+            Self::Extrapolated { strength } | Self::Contrastive { strength } => strength,
+        }
+    }
+}
+
+/// How the first steps after a resume are steered.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+pub struct ResumeSteering {
+    /// How many steps, as a share of the full plan's.
+    pub share: f32,
+    /// What they are steered by.
+    pub steering: Steering,
+    /// Their guidance scale over the plan's.
+    pub guidance_factor: f32,
+}
+
+impl ResumeSteering {
+    /// What docs/benchmarks/steering.md measured to serve best on the storybook model: 8 of 50 steps, at no
+    /// more rows than a plain resume.
+    pub const DEFAULT: Self =
+        Self { share: 0.16, steering: Steering::Extrapolated { strength: 1.0 }, guidance_factor: 1.5 };
+
+    /// What a state of another picture, at `timestep`, leaves to do of a full plan, steered.
+    ///
+    /// # Errors
+    /// As [`StepPlan::steered`].
+    pub fn plan(&self, full: &StepPlan, timestep: f64) -> Result<StepPlan> {
+        let steps = (self.share * full.steps.len() as f32).round() as usize;
+        full.after(timestep).steered(steps, self.steering, self.guidance_factor)
+    }
 }
 
 impl Guidance {
-    /// Rows of a batch that this guidance takes.
+    /// Whether the negative prompt has a part, and so a row.
+    pub fn has_negative(self) -> bool {
+        self.scale > 1.0
+    }
+
+    /// Rows of a batch that this guidance takes, 1 to 3.
     pub fn rows(self) -> usize {
-        if self.scale > 1.0 { 2 } else { 1 }
+        let source = matches!(self.steering, Steering::Contrastive { .. });
+        1 + usize::from(self.has_negative()) + usize::from(source)
     }
 }
 
@@ -106,6 +166,12 @@ impl StepPlan {
                     step.guidance.scale
                 ));
             }
+            let strength = step.guidance.steering.strength();
+            if !(0.0..=MAX_STRENGTH).contains(&strength) {
+                return invalid(format!(
+                    "steering strength must be between 0 and {MAX_STRENGTH}, not {strength}"
+                ));
+            }
             if step.denoiser.0 != 0 || step.token_merging != 0.0 || step.reuse_deep_features {
                 return invalid("variants, token merging and deep feature reuse are not built yet".into());
             }
@@ -139,6 +205,19 @@ impl StepPlan {
     /// [`Error::Invalid`] where `eta` is not between 0 and 1.
     pub fn with_eta(self, eta: f32) -> Result<Self> {
         Self::new(self.steps, eta)
+    }
+
+    /// The same plan, its first `steps` steps steered by `steering` and with their guidance scales
+    /// `guidance_factor` times as large: for what [`StepPlan::after`] leaves to do of a state of another
+    /// picture.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `plan` where a strength or a scale is out of its bounds.
+    pub fn steered(mut self, steps: usize, steering: Steering, guidance_factor: f32) -> Result<Self> {
+        for step in self.steps.iter_mut().take(steps) {
+            step.guidance = Guidance { scale: step.guidance.scale * guidance_factor, steering };
+        }
+        Self::new(self.steps, self.eta)
     }
 
     /// The steps, noisiest first.
@@ -219,6 +298,8 @@ mod tests {
             r#"{"steps":[{"timestep":1,"guidance":{"scale":2}},{"timestep":5,"guidance":{"scale":2}}]}"#,
             r#"{"steps":[{"timestep":-3,"guidance":{"scale":2}}]}"#,
             r#"{"steps":[{"timestep":3,"guidance":{"scale":2000}}]}"#,
+            r#"{"steps":[{"timestep":3,"guidance":{"scale":2,"steering":{"extrapolated":{"strength":9}}}}]}"#,
+            r#"{"steps":[{"timestep":3,"guidance":{"scale":2,"steering":{"contrastive":{"strength":-1}}}}]}"#,
             r#"{"steps":[{"timestep":3,"guidance":{"scale":2},"reuse_deep_features":true}]}"#,
             r#"{"steps":[{"timestep":3,"guidance":{"scale":2},"denoiser":5}]}"#,
             r#"{"steps":[],"eta":1.5}"#,
@@ -228,10 +309,52 @@ mod tests {
     }
 
     #[test]
-    fn guidance_of_one_or_less_costs_one_row() {
-        assert_eq!(
-            [0.0, 1.0, 1.01, 7.5].map(|scale| Guidance { scale, steering: Steering::Prompts }.rows()),
-            [1, 1, 2, 2]
-        );
+    fn rows_are_the_prompts_that_are_asked_for() {
+        let rows = |steering| [0.0, 1.0, 1.01, 7.5].map(|scale| Guidance { scale, steering }.rows());
+        assert_eq!(rows(Steering::Prompts), [1, 1, 2, 2]);
+        assert_eq!(rows(Steering::Extrapolated { strength: 1.0 }), [1, 1, 2, 2]);
+        assert_eq!(rows(Steering::Contrastive { strength: 1.0 }), [2, 2, 3, 3]);
+    }
+
+    #[test]
+    fn the_first_steps_are_steered_and_the_others_stay() {
+        let steering = Steering::Extrapolated { strength: 1.0 };
+        let steered = plan(6).steered(2, steering, 1.5).unwrap();
+        assert_eq!(steered.steps()[1].guidance, Guidance { scale: 4.5, steering });
+        assert_eq!(steered.steps()[2..], plan(6).steps()[2..]);
+        assert_eq!(plan(6).steered(9, steering, 1.0).unwrap().steps().len(), 6);
+        assert_eq!(plan(6).steered(2, Steering::Prompts, 1.0).unwrap(), plan(6));
+        for strength in [f32::NAN, f32::INFINITY, -0.1, 8.1] {
+            for steering in [Steering::Extrapolated { strength }, Steering::Contrastive { strength }] {
+                let error = plan(6).steered(2, steering, 1.0).unwrap_err().to_string();
+                assert!(error.starts_with("plan: steering strength"), "{error}");
+            }
+        }
+        for factor in [f32::NAN, -1.0, 1e9] {
+            assert!(plan(6).steered(2, steering, factor).is_err(), "{factor}");
+        }
+    }
+
+    #[test]
+    fn a_resume_is_steered_for_its_share_of_the_full_plan() {
+        let ResumeSteering { steering, .. } = ResumeSteering::DEFAULT;
+        let steered = |n: usize| {
+            let rest = ResumeSteering::DEFAULT.plan(&plan(n), 700.0).unwrap();
+            assert_eq!(rest.steps().len(), plan(n).after(700.0).steps().len());
+            rest.steps().iter().filter(|s| s.guidance.steering == steering).count()
+        };
+        assert_eq!([50, 20, 2].map(steered), [8, 3, 0]);
+    }
+
+    #[test]
+    fn plans_of_json_without_steering_still_read() {
+        let step = |guidance: &str| format!(r#"{{"steps":[{{"timestep":3,"guidance":{{{guidance}}}}}]}}"#);
+        let read = |guidance| serde_json::from_str::<StepPlan>(&step(guidance)).unwrap().steps()[0].guidance;
+        let plain = Guidance { scale: 2.0, steering: Steering::Prompts };
+        assert_eq!(read(r#""scale":2"#), plain);
+        assert_eq!(read(r#""scale":2,"steering":"prompts""#), plain);
+        assert_eq!(serde_json::to_string(&plain).unwrap(), r#"{"scale":2.0,"steering":"prompts"}"#);
+        let steering = Steering::Contrastive { strength: 0.5 };
+        assert_eq!(read(r#""scale":2,"steering":{"contrastive":{"strength":0.5}}"#).steering, steering);
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor};
 
+use crate::conditioning::{Conditioning, EncodedPrompt};
 use crate::error::{Error, Result};
 use crate::manifest::Size;
 use crate::text::{ClipTextEncoder, ClipTokenizer};
-use crate::trajectory::{Conditioning, EncodedPrompt};
 
 /// How a model turns text into conditioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,7 @@ impl PromptEncoder {
         let prompt = self.encode_one(prompt, device)?;
         let negative = match negative_prompt {
             None if self.family == Family::StableDiffusionXl && self.zeros_for_absent => EncodedPrompt {
+                ids: prompt.ids.clone(),
                 token_states: prompt.token_states.zeros_like()?,
                 pooled: prompt.pooled.as_ref().map(Tensor::zeros_like).transpose()?,
             },
@@ -71,7 +72,7 @@ impl PromptEncoder {
                 Some(Tensor::new(&[h, w, 0.0, 0.0, h, w], device)?)
             }
         };
-        Ok(Conditioning { prompt, negative, time_ids })
+        Ok(Conditioning { prompt, negative, time_ids, source: None })
     }
 
     /// The last tower's pooled embedding, (width,), projected where that tower has a projection.
@@ -92,9 +93,11 @@ impl PromptEncoder {
         }
     }
 
-    fn encode_one(&self, text: &str, device: &Device) -> Result<EncodedPrompt> {
+    /// One prompt, whatever it is for.
+    pub(crate) fn encode_one(&self, text: &str, device: &Device) -> Result<EncodedPrompt> {
         let mut token_states = Vec::with_capacity(self.towers.len());
         let mut pooled = None;
+        let mut first_ids = None;
         for (tokenizer, encoder) in &self.towers {
             let ids = tokenizer.encode(text)?;
             let states = encoder.forward(&Tensor::new(ids.as_slice(), device)?.unsqueeze(0)?)?;
@@ -105,8 +108,9 @@ impl PromptEncoder {
                     pooled = states.projected.map(|p| p.squeeze(0)).transpose()?;
                 }
             }
+            first_ids.get_or_insert(ids);
         }
         let token_states = Tensor::cat(&token_states, D::Minus1)?.squeeze(0)?;
-        Ok(EncodedPrompt { token_states, pooled })
+        Ok(EncodedPrompt { ids: first_ids.unwrap_or_default().into(), token_states, pooled })
     }
 }

@@ -8,29 +8,10 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::plan::{Denoiser, Step, StepPlan};
 use crate::schedule::FINISHED;
-
-/// What the text encoders made of one prompt.
-#[derive(Debug, Clone)]
-pub struct EncodedPrompt {
-    /// Token states, (tokens, width): what the denoiser attends to.
-    pub token_states: Tensor,
-    /// The pooled embedding, (width,), where the model's denoiser takes one (SDXL).
-    pub pooled: Option<Tensor>,
-}
-
-/// What steers a trajectory: prompt, negative prompt and the family's extras.
-#[derive(Debug, Clone)]
-pub struct Conditioning {
-    /// The prompt.
-    pub prompt: EncodedPrompt,
-    /// The negative prompt (often the empty one).
-    pub negative: EncodedPrompt,
-    /// SDXL's time ids, (6,): original size, crop, target size.
-    pub time_ids: Option<Tensor>,
-}
 
 /// A latent at one timestep: plain data that can be stored, sent and resumed from.
 ///
@@ -92,8 +73,10 @@ impl Trajectory {
     /// by `resume`, and so is an empty plan on the way.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `plan`.
+    /// [`Error::Invalid`] naming `plan`, or `source` where a step is steered by one that the conditioning
+    /// has not.
     pub fn replan(&mut self, mut plan: StepPlan) -> Result<()> {
+        self.conditioning.check(&plan)?;
         if let Some(first) = plan.steps().first() {
             if first.timestep > self.timestep {
                 return Err(Error::invalid(
@@ -114,8 +97,13 @@ impl Trajectory {
 
     /// `fork`: a second trajectory from here, with its own conditioning and its own seed for the noise
     /// still to come.
-    pub fn fork(&self, conditioning: Arc<Conditioning>, seed: u64) -> Self {
-        Self { conditioning, seed, ..self.clone() }
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `source` where a step still to be taken is steered by one that the
+    /// conditioning has not.
+    pub fn fork(&self, conditioning: Arc<Conditioning>, seed: u64) -> Result<Self> {
+        conditioning.check(&self.plan)?;
+        Ok(Self { conditioning, seed, ..self.clone() })
     }
 
     /// Where the trajectory is: the next step's timestep, [`FINISHED`] after the last.
@@ -151,7 +139,7 @@ impl Trajectory {
         Some(BatchKey { model: self.model.clone(), denoiser: step.denoiser, latent: [c, h, w], tokens })
     }
 
-    /// Rows of a batch that the next step takes: 2 with guidance, 1 without, 0 once finished.
+    /// Rows of a batch that the next step takes ([`crate::Guidance::rows`]), 0 once finished.
     pub fn rows(&self) -> usize {
         self.next_step().map_or(0, |s| s.guidance.rows())
     }

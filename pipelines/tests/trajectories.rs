@@ -91,11 +91,12 @@ fn conditioning(shape: &str, name: &str) -> Conditioning {
     let pooled =
         added_width(&unet).map(|width| normal_like(&format!("{shape}/{name}.pooled"), (2, width)).unwrap());
     let prompt = |row| EncodedPrompt {
+        ids: [0; 40].into(),
         token_states: states.get(row).unwrap(),
         pooled: pooled.as_ref().map(|p| p.get(row).unwrap()),
     };
     let time_ids = pooled.is_some().then(|| Tensor::new(&TIME_IDS[0], &Device::Cpu).unwrap());
-    Conditioning { prompt: prompt(1), negative: prompt(0), time_ids }
+    Conditioning { prompt: prompt(1), negative: prompt(0), time_ids, source: None }
 }
 
 fn trajectory_matches(shape: &'static str, name: &str, schedule: &Value) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pentimento_pipelines::{
     Components, Conditioning, DenoisingState, Device, FINISHED, Model, NoiseSource, Picture, Pipeline, Size,
-    StepPlan, Trajectory,
+    Steering, StepPlan, Trajectory,
 };
 
 const SIZE: Size = Size { width: 64, height: 64 };
@@ -141,11 +141,97 @@ fn forks_go_their_own_ways_from_a_shared_prefix() {
     let p = pipeline();
     let mut trunk = start(&p, "a lighthouse", 4, p.plan(6, 3.0).unwrap());
     run(&p, &mut trunk, 3);
-    let same = trunk.fork(trunk.conditioning().clone(), 4);
-    let other = trunk.fork(conditioning(&p, "a black lighthouse by day"), 4);
+    let same = trunk.fork(trunk.conditioning().clone(), 4).unwrap();
+    let other = trunk.fork(conditioning(&p, "a black lighthouse by day"), 4).unwrap();
     let (trunk, same, other) = (run_out(&p, trunk), run_out(&p, same), run_out(&p, other));
     assert_eq!(trunk, same);
     assert!(distance(&trunk, &other) > 0.0);
+}
+
+const STEERINGS: [Steering; 2] =
+    [Steering::Extrapolated { strength: 1.0 }, Steering::Contrastive { strength: 1.0 }];
+
+/// The first two of ten steps of a red house at night.
+fn early_state(p: &Pipeline) -> DenoisingState {
+    let mut donor = start(p, "a red house at night", 7, p.plan(10, 3.0).unwrap());
+    run(p, &mut donor, 2);
+    donor.snapshot().unwrap()
+}
+
+/// Goes on from a state of `source` with `prompt`, the first two steps steered.
+fn steered(
+    p: &Pipeline,
+    state: &DenoisingState,
+    [source, prompt]: [&str; 2],
+    steering: Steering,
+) -> Trajectory {
+    let conditioning = p.encode(prompt, None, SIZE).unwrap();
+    let conditioning = conditioning.with_source(p.encode_prompt(source).unwrap()).unwrap();
+    let plan = p.plan(10, 3.0).unwrap().after(state.timestep).steered(2, steering, 1.0).unwrap();
+    p.resume(state, Arc::new(conditioning), 1, plan).unwrap()
+}
+
+#[test]
+fn steering_leads_away_from_the_source() {
+    let p = pipeline();
+    let state = early_state(&p);
+    let prompts = ["a red house at night", "a blue house at night"];
+    let plain = run_out(&p, steered(&p, &state, prompts, Steering::Prompts));
+    for steering in STEERINGS {
+        let theirs = run_out(&p, steered(&p, &state, prompts, steering));
+        assert!(distance(&plain, &theirs) > 0.01, "{steering:?}");
+        assert_eq!(theirs, run_out(&p, steered(&p, &state, prompts, steering)), "{steering:?}");
+        let same = run_out(&p, steered(&p, &state, [prompts[1]; 2], steering));
+        assert_eq!(plain, same, "{steering:?} by a prompt that is no other");
+    }
+}
+
+#[test]
+fn a_steered_members_company_does_not_see_it() {
+    let p = pipeline();
+    let state = early_state(&p);
+    let prompts = ["a red house at night", "a blue boat at night"];
+    let fresh = || start(&p, "a castle", 9, p.plan(8, 3.0).unwrap());
+    let alone = run_out(&p, fresh());
+    for steering in STEERINGS {
+        let rows = if matches!(steering, Steering::Contrastive { .. }) { 3 } else { 2 };
+        let steered_alone = run_out(&p, steered(&p, &state, prompts, steering));
+        let (mut member, mut company) = (steered(&p, &state, prompts, steering), fresh());
+        assert_eq!(member.batch_key(), company.batch_key());
+        for step in 0..8 {
+            assert_eq!(member.rows(), if step < 2 { rows } else { 2 });
+            p.step(&mut [&mut member, &mut company]).unwrap();
+        }
+        for (alone, together) in [(&alone, &company), (&steered_alone, &member)] {
+            assert!(distance(alone, &together.snapshot().unwrap()) < 1e-4, "{steering:?}");
+        }
+    }
+}
+
+#[test]
+fn steering_without_a_source_is_refused() {
+    let p = pipeline();
+    let state = early_state(&p);
+    let c = conditioning(&p, "a blue house");
+    for steering in STEERINGS {
+        let plan = p.plan(10, 3.0).unwrap().after(state.timestep).steered(2, steering, 1.0).unwrap();
+        let refusals = [
+            p.resume(&state, c.clone(), 1, plan.clone()).err(),
+            p.start(c.clone(), 1, NoiseSource::default(), SIZE, plan.clone()).err(),
+            p.resume(&state, c.clone(), 1, p.plan(10, 3.0).unwrap().after(state.timestep))
+                .unwrap()
+                .replan(plan)
+                .err(),
+            steered(&p, &state, ["a red house", "a blue house"], steering).fork(c.clone(), 1).err(),
+        ];
+        for refusal in refusals {
+            assert!(refusal.unwrap().to_string().starts_with("source: "), "{steering:?}");
+        }
+    }
+    let mut foreign = p.encode_prompt("a red house").unwrap();
+    foreign.ids = [1, 2].into();
+    let error = p.encode("a blue house", None, SIZE).unwrap().with_source(foreign).unwrap_err().to_string();
+    assert!(error.starts_with("source: "), "{error}");
 }
 
 #[test]
