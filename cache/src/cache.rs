@@ -1,0 +1,577 @@
+//! The cache as the service uses it.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use parking_lot::RwLock;
+use serde::Serialize;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::content::Content;
+use crate::entry::{Compatibility, Entry, EntryId, Kept, Scope};
+use crate::eviction::{EvictionPolicy, Lcbfu};
+use crate::index::{EmbeddedIndex, Filter, IndexError, IndexOptions, PromptIndex, Sought, check_embedding};
+use crate::ledger::{Budget, Victim};
+use crate::policy::{Decision, Neighbour, Query, ReusePolicy};
+use crate::store::{State, StateError, StateStore};
+use crate::writer::{Picture, Reply, Work, Writer, now};
+
+/// Orders, other than pictures to insert, that may wait for the writer.
+const ORDERS: usize = 1024;
+/// How long a cache that is closed goes on writing what is queued.
+const GRACE: Duration = Duration::from_secs(5);
+/// States fetched ahead of their use at one time.
+const PREFETCHES: usize = 32;
+/// Most states that are kept of one picture.
+pub(crate) const MAX_STATES: usize = 64;
+
+/// What can go wrong in the cache. To a request all of it is a miss.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A state cannot be used, or the store failed.
+    #[error("state: {0}")]
+    State(#[from] StateError),
+    /// The cache cannot be opened where the configuration says.
+    #[error("{place}: {why}")]
+    Open {
+        /// The directory or URL.
+        place: String,
+        /// Why not.
+        why: String,
+    },
+    /// The queue of the writer is full, or the cache is closing.
+    #[error("the cache's writer is not keeping up")]
+    Full,
+    /// The writer is gone.
+    #[error("the cache is closed")]
+    Closed,
+    /// A picture to insert that cannot be.
+    #[error("picture: {0}")]
+    Picture(&'static str),
+}
+
+/// How a cache is opened.
+#[derive(Clone)]
+pub struct CacheConfig {
+    /// Directory of the index, and of the states unless `states` says otherwise. Created if missing.
+    pub dir: PathBuf,
+    /// URL of an object store for the states: `s3://bucket/prefix`, `gs://…`, `az://…` where the crate is
+    /// built with them. Credentials come from the environment, as the store's own tools read them.
+    pub states: Option<String>,
+    /// Bytes of states kept in memory.
+    pub memory_bytes: usize,
+    /// Bytes of states kept in the store.
+    pub max_bytes: u64,
+    /// Entries kept.
+    pub max_entries: usize,
+    /// How long after it was painted an entry is kept.
+    pub lifetime: Option<Duration>,
+    /// Pictures that may wait to be written; more are dropped.
+    pub queue: usize,
+    /// How long one operation of the store may take.
+    pub time_limit: Duration,
+    /// What goes first when the cache is full.
+    pub eviction: Arc<dyn EvictionPolicy>,
+    /// How the index works.
+    pub index: IndexOptions,
+}
+
+impl CacheConfig {
+    /// A cache in a directory: 256 MB in memory, 10 GB and 100,000 entries at most, kept for ever, LCBFU.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            states: None,
+            memory_bytes: 256 << 20,
+            max_bytes: 10 << 30,
+            max_entries: 100_000,
+            lifetime: None,
+            queue: 64,
+            time_limit: Duration::from_secs(10),
+            eviction: Arc::new(Lcbfu),
+            index: IndexOptions::default(),
+        }
+    }
+}
+
+/// A picture just painted from scratch with a full plan, to be kept.
+#[derive(Debug, Clone)]
+pub struct NewPicture {
+    /// Who may see it.
+    pub scope: Scope,
+    /// Whom its states can serve.
+    pub compatibility: Compatibility,
+    /// The model that painted it.
+    pub model: String,
+    /// Guidance scale it was painted with.
+    pub guidance_scale: f32,
+    /// The prompt's embedding, of length 1.
+    pub embedding: Vec<f32>,
+    /// The prompt, where the operator lets it be stored.
+    pub prompt: Option<String>,
+    /// Hash of the prompt.
+    pub prompt_hash: String,
+    /// The prompt's content words.
+    pub content: Content,
+    /// See [`Entry::exact`].
+    pub exact: String,
+    /// The seed it was painted from.
+    pub seed: u64,
+    /// Its states, each with the share of the plan that lay before it (see [`Kept::share`]).
+    pub states: Vec<(State, f32)>,
+}
+
+/// What a look-up found.
+#[derive(Debug, Clone)]
+pub struct LookUp {
+    /// What the request starts from.
+    pub decision: Decision,
+    /// What was near, nearest first; after an exact hit that entry alone.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// How the cache is doing. Counts begin at 0 when it is opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Entries held.
+    pub entries: u64,
+    /// Bytes of states in the store.
+    pub bytes: u64,
+    /// Bytes of states in memory.
+    pub memory_bytes: u64,
+    /// Pictures waiting to be written.
+    pub queued: u64,
+    /// Pictures not kept because too many waited.
+    pub insert_drops: u64,
+    /// States evicted, and entries that were too old.
+    pub evictions: u64,
+    /// Failures of index and store, damaged states among them.
+    pub failures: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub entries: Count,
+    pub bytes: Count,
+    pub insert_drops: Count,
+    pub evictions: Count,
+    pub failures: Count,
+}
+
+/// What the cache's users and its writer share.
+pub(crate) struct Shared {
+    pub index: Arc<dyn PromptIndex>,
+    pub store: StateStore,
+    pub eviction: RwLock<Arc<dyn EvictionPolicy>>,
+    pub budget: Budget,
+    pub lifetime: Option<Duration>,
+    pub counters: Counters,
+    /// Set when the cache is closed: what is not written by then is dropped.
+    deadline: OnceLock<Instant>,
+}
+
+impl Shared {
+    pub(crate) fn is_late(&self) -> bool {
+        self.deadline.get().is_some_and(|deadline| Instant::now() > *deadline)
+    }
+
+    fn is_expired(&self, entry: &Entry) -> bool {
+        self.lifetime.is_some_and(|lifetime| entry.created.saturating_add(lifetime.as_secs()) < now())
+    }
+}
+
+/// The cache of denoising states. Clones are the same cache. When the last one goes, it writes what is
+/// queued, for five seconds at most, and releases its directory.
+#[derive(Clone)]
+pub struct Cache(Arc<Open>);
+
+struct Open {
+    shared: Arc<Shared>,
+    /// `None` only while being dropped.
+    queue: Option<mpsc::Sender<Work>>,
+    places: Arc<Semaphore>,
+    queue_length: usize,
+    prefetches: Arc<Semaphore>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.deadline.get_or_init(|| Instant::now() + GRACE);
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Cache {
+    /// Opens the cache, or creates it. Reads the whole index: about a second for 100,000 entries.
+    ///
+    /// # Errors
+    /// The directory is in use by another process or cannot be used, the index is damaged or of another
+    /// version, the URL is not understood.
+    pub fn open(config: CacheConfig) -> Result<Self, CacheError> {
+        create_private(&config.dir)?;
+        let index = EmbeddedIndex::open(&config.dir.join("index.redb"), &config.index)?;
+        let (objects, prefix) = match &config.states {
+            Some(url) => remote_objects(url)?,
+            None => (local_objects(&config.dir.join("states"))?, object_store::path::Path::default()),
+        };
+        Self::with(config, Arc::new(index), objects, prefix)
+    }
+
+    /// A cache over an index and an object store of the caller's; `dir` and `states` are not looked at.
+    /// Nobody else may use `prefix` in the store.
+    ///
+    /// # Errors
+    /// The writer cannot be started.
+    pub fn with(
+        config: CacheConfig,
+        index: Arc<dyn PromptIndex>,
+        objects: Arc<dyn ObjectStore>,
+        prefix: object_store::path::Path,
+    ) -> Result<Self, CacheError> {
+        let shared = Arc::new(Shared {
+            index,
+            store: StateStore::new(objects, prefix, config.memory_bytes, config.time_limit),
+            eviction: RwLock::new(config.eviction),
+            budget: Budget { bytes: config.max_bytes, entries: config.max_entries },
+            lifetime: config.lifetime,
+            counters: Counters::default(),
+            deadline: OnceLock::new(),
+        });
+        let (queue, work) = mpsc::channel(config.queue + ORDERS);
+        let writer = start_writer(Writer::new(Arc::clone(&shared)), work).map_err(|why| {
+            CacheError::Open { place: config.dir.display().to_string(), why: why.to_string() }
+        })?;
+        Ok(Self(Arc::new(Open {
+            shared,
+            queue: Some(queue),
+            places: Arc::new(Semaphore::new(config.queue)),
+            queue_length: config.queue,
+            prefetches: Arc::new(Semaphore::new(PREFETCHES)),
+            writer: Some(writer),
+        })))
+    }
+
+    /// Looks for something that the request can start from: its exact picture first, where
+    /// [`Query::exact`] asks for one, then what `policy` makes of the nearest entries painted with a guidance
+    /// scale in the range.
+    ///
+    /// # Errors
+    /// The index failed, which is counted, or the embedding is impossible.
+    pub async fn look_up(
+        &self,
+        scope: &Scope,
+        compatibility: &Compatibility,
+        query: &Query<'_>,
+        policy: &dyn ReusePolicy,
+        guidance_scale: RangeInclusive<f32>,
+    ) -> Result<LookUp, CacheError> {
+        if let Some(entry) = self.exact_hit(scope, compatibility, query).await? {
+            let decision = Decision::Exact { entry: entry.id.clone() };
+            return Ok(LookUp { decision, neighbours: vec![Neighbour { entry, similarity: 1.0 }] });
+        }
+        let sought = Sought { scope, compatibility, guidance_scale };
+        let n = policy.neighbours();
+        let mut neighbours = match n {
+            0 => Vec::new(),
+            n => self.counted(self.shared().index.search(&sought, query.embedding, n).await)?,
+        };
+        neighbours.retain(|near| !self.shared().is_expired(&near.entry));
+        Ok(LookUp { decision: policy.decide(query, &neighbours), neighbours })
+    }
+
+    async fn exact_hit(
+        &self,
+        scope: &Scope,
+        compatibility: &Compatibility,
+        query: &Query<'_>,
+    ) -> Result<Option<Entry>, CacheError> {
+        let Some(exact) = query.exact else { return Ok(None) };
+        let found = self.counted(self.shared().index.exact(scope, exact).await)?;
+        Ok(found.filter(|entry| {
+            let finished = entry.states.iter().any(Kept::is_finished);
+            finished && entry.compatibility == *compatibility && !self.shared().is_expired(entry)
+        }))
+    }
+
+    /// The state of an entry at a timestep. Must be called within a tokio runtime with timers.
+    ///
+    /// # Errors
+    /// There is none, it is damaged or foreign (it is then forgotten), or the store fails or is too slow.
+    /// All but the first are counted.
+    pub async fn state(&self, id: &EntryId, timestep: f64) -> Result<Arc<State>, CacheError> {
+        if let Some(state) = self.cached_state(id, timestep) {
+            return Ok(state);
+        }
+        let index = &self.shared().index;
+        let entry = self.counted(index.get(id).await)?.filter(|entry| entry.kept(timestep).is_some());
+        let entry = entry.ok_or(StateError::Missing)?;
+        let state = match self.shared().store.read(&entry, timestep).await {
+            Ok(state) => state,
+            Err(error) => {
+                self.shared().counters.failures.add(1);
+                if !matches!(error, StateError::Timeout | StateError::Store(_)) {
+                    tracing::warn!(%error, entry = id.as_str(), timestep, "a stored state cannot be used");
+                    self.order(Work::Drop(Victim { entry: id.clone(), timestep }));
+                }
+                return Err(error.into());
+            }
+        };
+        // It may have been purged while it was read: then memory must not keep it.
+        if self.counted(index.get(id).await)?.is_none() {
+            self.shared().store.forget(&entry);
+            return Err(StateError::Missing.into());
+        }
+        Ok(state)
+    }
+
+    /// The state if it is in memory; waits for nothing.
+    pub fn cached_state(&self, id: &EntryId, timestep: f64) -> Option<Arc<State>> {
+        self.shared().store.cached(id, timestep)
+    }
+
+    /// Begins to load a state into memory, ahead of its use. Does nothing outside a tokio runtime, or where
+    /// many are being loaded already.
+    pub fn prefetch(&self, id: &EntryId, timestep: f64) {
+        let runtime = tokio::runtime::Handle::try_current();
+        let permit = Arc::clone(&self.0.prefetches).try_acquire_owned();
+        if let (Ok(runtime), Ok(permit), None) = (runtime, permit, self.cached_state(id, timestep)) {
+            let (cache, id) = (self.clone(), id.clone());
+            runtime.spawn(async move {
+                let _ = cache.state(&id, timestep).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// Counts that a state was resumed: eviction goes by it. Waits for nothing.
+    pub fn used(&self, id: &EntryId, timestep: f64) {
+        self.order(Work::Touch(id.clone(), timestep));
+    }
+
+    /// Has a picture kept, in place of an older entry of the same picture. Waits for nothing: `false` where
+    /// it is not kept, because too many wait already (counted) or because it cannot be (counted as a failure).
+    pub fn insert(&self, picture: NewPicture) -> bool {
+        let picture = match picture.into_picture() {
+            Ok(picture) => picture,
+            Err(error) => {
+                tracing::warn!(%error, "a picture is not kept");
+                self.shared().counters.failures.add(1);
+                return false;
+            }
+        };
+        let permit = Arc::clone(&self.0.places).try_acquire_owned().ok();
+        let closed = self.shared().deadline.get().is_some();
+        let queued = permit.is_some() && !closed && self.order(Work::Insert(Box::new(picture), permit, None));
+        if !queued {
+            self.shared().counters.insert_drops.add(1);
+        }
+        queued
+    }
+
+    /// Removes the entries that `filter` means, with their states, and returns how many these were. Pictures
+    /// that were queued before are removed, too.
+    ///
+    /// # Errors
+    /// Index or store fails; what was removed until then stays removed.
+    pub async fn purge(&self, filter: Filter) -> Result<usize, CacheError> {
+        self.ask(|reply| Work::Purge(filter, reply)).await
+    }
+
+    /// Removes an entry with its states. Whether there was one.
+    ///
+    /// # Errors
+    /// Index or store fails.
+    pub async fn remove(&self, id: &EntryId) -> Result<bool, CacheError> {
+        self.ask(|reply| Work::Remove(id.clone(), reply)).await
+    }
+
+    /// Up to `limit` entries that `filter` means, in the order of their names, from the one after `after`.
+    ///
+    /// # Errors
+    /// The index fails.
+    pub async fn entries(
+        &self,
+        filter: &Filter,
+        after: Option<&EntryId>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, CacheError> {
+        self.counted(self.shared().index.scan(filter, after, limit).await)
+    }
+
+    /// The entry of a name.
+    ///
+    /// # Errors
+    /// The index fails.
+    pub async fn entry(&self, id: &EntryId) -> Result<Option<Entry>, CacheError> {
+        self.counted(self.shared().index.get(id).await)
+    }
+
+    /// Evicts by another policy from now on.
+    pub fn set_eviction(&self, policy: Arc<dyn EvictionPolicy>) {
+        *self.shared().eviction.write() = policy;
+    }
+
+    /// How the cache is doing.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.shared().counters;
+        Stats {
+            entries: counters.entries.get(),
+            bytes: counters.bytes.get(),
+            memory_bytes: self.shared().store.memory_bytes() as u64,
+            queued: (self.0.queue_length - self.0.places.available_permits()) as u64,
+            insert_drops: counters.insert_drops.get(),
+            evictions: counters.evictions.get(),
+            failures: counters.failures.get(),
+        }
+    }
+
+    /// Waits until all that was asked for so far is done and durable.
+    ///
+    /// # Errors
+    /// Index or store fails.
+    pub async fn flush(&self) -> Result<(), CacheError> {
+        self.ask(Work::Flush).await
+    }
+
+    /// Takes no more pictures, writes what is queued, for five seconds at most, and makes it durable. The
+    /// directory is released when the last clone goes.
+    ///
+    /// # Errors
+    /// Index or store fails.
+    pub async fn close(&self) -> Result<(), CacheError> {
+        self.shared().deadline.get_or_init(|| Instant::now() + GRACE);
+        self.flush().await
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
+    /// Whether the writer has taken an order that nobody waits for.
+    fn order(&self, work: Work) -> bool {
+        self.0.queue.as_ref().is_some_and(|queue| queue.try_send(work).is_ok())
+    }
+
+    /// Waits in the queue, and for the answer.
+    pub(crate) async fn ask<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T, CacheError> {
+        let (reply, answer) = oneshot::channel();
+        let queue = self.0.queue.as_ref().ok_or(CacheError::Closed)?;
+        queue.send(work(reply)).await.map_err(|_| CacheError::Closed)?;
+        answer.await.map_err(|_| CacheError::Closed)?
+    }
+
+    fn counted<T>(&self, done: Result<T, IndexError>) -> Result<T, CacheError> {
+        if done.is_err() {
+            self.shared().counters.failures.add(1);
+        }
+        Ok(done?)
+    }
+}
+
+impl NewPicture {
+    /// With a name, and its states in order.
+    fn into_picture(mut self) -> Result<Picture, CacheError> {
+        check_embedding(&self.embedding)?;
+        if self.states.is_empty() || self.states.len() > MAX_STATES {
+            return Err(CacheError::Picture("has no states, or too many"));
+        }
+        self.states.sort_by(|(a, _), (b, _)| b.timestep.total_cmp(&a.timestep));
+        if self.states.windows(2).any(|pair| pair[0].0.timestep == pair[1].0.timestep) {
+            return Err(CacheError::Picture("has two states of one timestep"));
+        }
+        let kept = |(state, share): &(State, f32)| Kept {
+            timestep: state.timestep,
+            share: *share,
+            bytes: 0,
+            uses: 0,
+        };
+        let created = now();
+        let entry = Entry {
+            id: new_id()?,
+            states: self.states.iter().map(kept).collect(),
+            scope: self.scope,
+            compatibility: self.compatibility,
+            model: self.model,
+            guidance_scale: self.guidance_scale,
+            embedding: self.embedding,
+            prompt: self.prompt,
+            prompt_hash: self.prompt_hash,
+            content: self.content,
+            exact: self.exact,
+            seed: self.seed,
+            created,
+            last_used: created,
+        };
+        Ok(Picture { entry, states: self.states.into_iter().map(|(state, _)| state).collect() })
+    }
+}
+
+/// A name that nobody has and nobody can guess.
+pub(crate) fn new_id() -> Result<EntryId, CacheError> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|_| CacheError::Picture("no random numbers to be had"))?;
+    Ok(EntryId::new(u128::from_le_bytes(random)))
+}
+
+fn start_writer(writer: Writer, work: mpsc::Receiver<Work>) -> std::io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    std::thread::Builder::new().name("cache-writer".into()).spawn(move || {
+        runtime.block_on(writer.run(work));
+        // A hanging file system must not keep the process from ending.
+        runtime.shutdown_background();
+    })
+}
+
+/// Prompts may lie in it: for its owner's eyes only.
+fn create_private(dir: &Path) -> Result<(), CacheError> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir).map_err(|why| cannot_open(dir.display(), why))
+}
+
+fn local_objects(dir: &Path) -> Result<Arc<dyn ObjectStore>, CacheError> {
+    create_private(dir)?;
+    let objects = LocalFileSystem::new_with_prefix(dir).map_err(|why| cannot_open(dir.display(), why))?;
+    Ok(Arc::new(objects.with_automatic_cleanup(true)))
+}
+
+fn remote_objects(url: &str) -> Result<(Arc<dyn ObjectStore>, object_store::path::Path), CacheError> {
+    let parsed = url::Url::parse(url).map_err(|why| cannot_open(url, why))?;
+    let (objects, prefix) =
+        object_store::parse_url_opts(&parsed, std::env::vars()).map_err(|why| cannot_open(url, why))?;
+    Ok((objects.into(), prefix))
+}
+
+fn cannot_open(place: impl std::fmt::Display, why: impl std::fmt::Display) -> CacheError {
+    CacheError::Open { place: place.to_string(), why: why.to_string() }
+}
