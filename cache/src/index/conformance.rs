@@ -9,20 +9,21 @@ use crate::entry::{Compatibility, Entry, EntryId, FINISHED, Kept, Scope};
 
 const ANY_GUIDANCE: RangeInclusive<f32> = 0.0..=f32::MAX;
 
-/// Runs the whole suite. `make` returns a new, empty index every time.
+/// Runs the whole suite. `make` returns a new, empty index every time, and what must live as long as it:
+/// a directory, a server.
 ///
 /// # Panics
 /// Where the index does not do what it must.
-pub async fn everything<I: PromptIndex>(make: impl AsyncFn() -> I) {
-    an_entry_is_found_until_it_is_removed(&make().await).await;
-    the_nearest_come_first(&make().await).await;
-    only_compatible_entries_are_found(&make().await).await;
-    no_scope_sees_another(&make().await).await;
-    a_picture_is_held_once(&make().await).await;
-    uses_are_counted(&make().await).await;
-    a_scan_sees_every_entry_once(&make().await).await;
-    impossible_embeddings_are_refused(&make().await).await;
-    an_entry_may_change(&make().await).await;
+pub async fn everything<I: PromptIndex, Place>(make: impl AsyncFn() -> (I, Place)) {
+    an_entry_is_found_until_it_is_removed(&make().await.0).await;
+    the_nearest_come_first(&make().await.0).await;
+    only_compatible_entries_are_found(&make().await.0).await;
+    no_scope_sees_another(&make().await.0).await;
+    a_picture_is_held_once(&make().await.0).await;
+    uses_are_counted(&make().await.0).await;
+    a_scan_sees_every_entry_once(&make().await.0).await;
+    impossible_embeddings_are_refused(&make().await.0).await;
+    an_entry_may_change(&make().await.0).await;
 }
 
 /// A plain entry: named `n`, of the picture `n`, with an intermediate state and the finished latent.

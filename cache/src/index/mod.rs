@@ -5,6 +5,8 @@ pub mod conformance;
 mod embedded;
 mod graph;
 mod shelf;
+#[cfg(test)]
+mod tests;
 mod vectors;
 
 use std::ops::RangeInclusive;

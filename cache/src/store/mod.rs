@@ -2,6 +2,8 @@
 
 pub mod format;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
