@@ -144,3 +144,124 @@ impl Ledger {
         account.states.iter().find(|kept| kept.timestep == victim.timestep).map(|kept| kept.bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::eviction::eviction_policy;
+    use crate::index::conformance;
+
+    fn entry(n: u128, created: u64, last_used: u64, states: &[(f32, u64, u64)]) -> Entry {
+        let mut entry = conformance::entry(n, &conformance::scope("", ""), conformance::at_angle(0.0));
+        (entry.created, entry.last_used) = (created, last_used);
+        let kept = |(i, &(share, bytes, uses)): (usize, &(f32, u64, u64))| Kept {
+            timestep: 1000.0 - i as f64,
+            share,
+            bytes,
+            uses,
+        };
+        entry.states = states.iter().enumerate().map(kept).collect();
+        entry
+    }
+
+    fn first_out(policy: &str, entries: &[Entry]) -> (EntryId, f64) {
+        let mut ledger = Ledger::default();
+        entries.iter().for_each(|entry| ledger.put(entry));
+        let budget = Budget { bytes: ledger.bytes() - 1, entries: 100 };
+        let victims = ledger.victims(eviction_policy(policy).unwrap().as_ref(), budget);
+        (victims[0].entry.clone(), victims[0].timestep)
+    }
+
+    #[test]
+    fn each_policy_has_its_own_first_victim() {
+        let entries = [
+            entry(1, 10, 90, &[(0.1, 10, 9), (0.5, 10, 4)]),
+            entry(2, 30, 60, &[(0.1, 10, 12), (0.5, 10, 5)]),
+            entry(3, 20, 80, &[(0.6, 10, 3)]),
+        ];
+        assert_eq!(first_out("lcbfu", &entries), (EntryId::new(1), 1000.0));
+        assert_eq!(first_out("lru", &entries), (EntryId::new(2), 1000.0));
+        assert_eq!(first_out("lfu", &entries), (EntryId::new(3), 1000.0));
+        assert_eq!(first_out("fifo", &entries), (EntryId::new(1), 1000.0));
+        assert!(eviction_policy("random").is_none());
+    }
+
+    #[test]
+    fn of_equal_worth_the_oldest_goes() {
+        let entries = [entry(1, 20, 20, &[(0.1, 10, 0)]), entry(2, 10, 10, &[(0.9, 10, 0)])];
+        assert_eq!(first_out("lcbfu", &entries).0, EntryId::new(2));
+    }
+
+    proptest! {
+        /// Whatever was kept and used: after the victims are gone the budget holds; nothing goes that need
+        /// not, but for the margin; and nothing stays that is worth less than a state that went for bytes.
+        #[test]
+        fn victims_are_enough_and_of_least_worth(
+            accounts in prop::collection::vec(
+                (0u64..50, 0u64..50, prop::collection::vec((0.0f32..1.0, 1u64..100, 0u64..9), 1..5)),
+                0..30,
+            ),
+            bytes in 0u64..3000,
+            entries in 0usize..30,
+            policy in prop::sample::select(vec!["lcbfu", "lru", "lfu", "fifo"]),
+        ) {
+            let policy = eviction_policy(policy).unwrap();
+            let mut ledger = Ledger::default();
+            for (n, (created, used, states)) in accounts.iter().enumerate() {
+                ledger.put(&entry(n as u128, *created, *used, states));
+            }
+            let victims = ledger.victims(policy.as_ref(), Budget { bytes, entries });
+            let fits = ledger.bytes() <= bytes && ledger.entries() <= entries;
+            prop_assert_eq!(victims.is_empty(), fits);
+
+            let worth = |id: &EntryId, kept: &Kept| policy.worth(&ledger.accounts[id].usage(kept));
+            let went = |id: &EntryId, kept: &Kept| {
+                victims.iter().any(|victim| victim.entry == *id && victim.timestep == kept.timestep)
+            };
+            let (mut left_bytes, mut left_entries) = (0, 0);
+            let (mut least_kept, mut most_gone) = (f64::INFINITY, f64::NEG_INFINITY);
+            for (id, account) in &ledger.accounts {
+                let stays: Vec<&Kept> = account.states.iter().filter(|kept| !went(id, kept)).collect();
+                left_bytes += stays.iter().map(|kept| kept.bytes).sum::<u64>();
+                left_entries += usize::from(!stays.is_empty());
+                for kept in &account.states {
+                    let worth = worth(id, kept);
+                    if went(id, kept) {
+                        most_gone = most_gone.max(worth);
+                    } else {
+                        least_kept = least_kept.min(worth);
+                    }
+                }
+            }
+            prop_assert!(left_bytes <= bytes && left_entries <= entries);
+            if ledger.entries() <= entries {
+                prop_assert!(most_gone <= least_kept);
+                let last = victims.last().and_then(|victim| ledger.size(victim)).unwrap_or(0);
+                prop_assert!(victims.is_empty() || left_bytes + last > bytes - bytes / 64);
+            }
+        }
+
+        #[test]
+        fn totals_follow_every_change(changes in prop::collection::vec((0u128..6, 0u64..3, 1u64..50), 0..60)) {
+            let mut ledger = Ledger::default();
+            let mut model = HashMap::new();
+            for (n, change, bytes) in changes {
+                match change {
+                    0 => {
+                        ledger.remove(&EntryId::new(n));
+                        model.remove(&n);
+                    }
+                    1 => ledger.touch(&EntryId::new(n), 1000.0, bytes),
+                    _ => {
+                        ledger.put(&entry(n, 0, 0, &[(0.1, bytes, 0), (0.2, bytes, 0)]));
+                        model.insert(n, 2 * bytes);
+                    }
+                }
+            }
+            prop_assert_eq!(ledger.entries(), model.len());
+            prop_assert_eq!(ledger.bytes(), model.values().sum::<u64>());
+        }
+    }
+}
