@@ -239,6 +239,7 @@ impl Writer {
     }
 
     fn answer<T>(&self, reply: Option<Reply<T>>, done: Result<T, CacheError>) {
+        self.publish();
         match &done {
             Err(CacheError::Full) => self.shared.counters.insert_drops.add(1),
             Err(error) => self.failed(error),
