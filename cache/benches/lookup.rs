@@ -3,6 +3,7 @@
 //!
 //! The vectors are clustered, as prompts are: a few words apart from their neighbours. Each is a centre, drawn
 //! from a space of few dimensions and carried into many by a random map, plus noise.
+#![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
 

@@ -9,12 +9,14 @@ use std::io::{Read, Write};
 use serde::Serialize;
 use tar::{Archive, EntryType, Header};
 
-use crate::cache::{Cache, CacheError, MAX_STATES, new_id};
+use crate::cache::Cache;
+use crate::config::CacheError;
 use crate::entry::{Entry, EntryId};
 use crate::index::{Filter, IndexError, check_embedding};
+use crate::picture::{MAX_STATES, Picture, new_id};
 use crate::store::format;
 use crate::store::{State, StateError};
-use crate::writer::{Picture, Work};
+use crate::writer::Work;
 
 /// Longest entry that is read, in bytes.
 const MAX_ENTRY: u64 = 4 << 20;

@@ -1,26 +1,24 @@
 //! The cache as the service uses it.
 
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use parking_lot::RwLock;
-use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::content::Content;
+use crate::config::{CacheConfig, CacheError, create_private, local_objects, remote_objects};
 use crate::entry::{Compatibility, Entry, EntryId, Kept, Scope};
-use crate::eviction::{EvictionPolicy, Lcbfu};
-use crate::index::{EmbeddedIndex, Filter, IndexError, IndexOptions, PromptIndex, Sought, check_embedding};
+use crate::eviction::EvictionPolicy;
+use crate::index::{EmbeddedIndex, Filter, IndexError, PromptIndex, Sought};
 use crate::ledger::{Budget, Victim};
+use crate::picture::NewPicture;
 use crate::policy::{Decision, Neighbour, Query, ReusePolicy};
+use crate::stats::{Counters, Stats};
 use crate::store::{State, StateError, StateStore};
-use crate::writer::{Picture, Reply, Work, Writer, now};
+use crate::writer::{Reply, Work, Writer, now};
 
 /// Orders, other than pictures to insert, that may wait for the writer.
 const ORDERS: usize = 1024;
@@ -28,108 +26,6 @@ const ORDERS: usize = 1024;
 const GRACE: Duration = Duration::from_secs(5);
 /// States fetched ahead of their use at one time.
 const PREFETCHES: usize = 32;
-/// Most states that are kept of one picture.
-pub(crate) const MAX_STATES: usize = 64;
-
-/// What can go wrong in the cache. To a request all of it is a miss.
-#[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    /// The index failed.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-    /// A state cannot be used, or the store failed.
-    #[error("state: {0}")]
-    State(#[from] StateError),
-    /// The cache cannot be opened where the configuration says.
-    #[error("{place}: {why}")]
-    Open {
-        /// The directory or URL.
-        place: String,
-        /// Why not.
-        why: String,
-    },
-    /// The queue of the writer is full, or the cache is closing.
-    #[error("the cache's writer is not keeping up")]
-    Full,
-    /// The writer is gone.
-    #[error("the cache is closed")]
-    Closed,
-    /// A picture to insert that cannot be.
-    #[error("picture: {0}")]
-    Picture(&'static str),
-}
-
-/// How a cache is opened.
-#[derive(Clone)]
-pub struct CacheConfig {
-    /// Directory of the index, and of the states unless `states` says otherwise. Created if missing.
-    pub dir: PathBuf,
-    /// URL of an object store for the states: `s3://bucket/prefix`, `gs://…`, `az://…` where the crate is
-    /// built with them. Credentials come from the environment, as the store's own tools read them.
-    pub states: Option<String>,
-    /// Bytes of states kept in memory.
-    pub memory_bytes: usize,
-    /// Bytes of states kept in the store.
-    pub max_bytes: u64,
-    /// Entries kept.
-    pub max_entries: usize,
-    /// How long after it was painted an entry is kept.
-    pub lifetime: Option<Duration>,
-    /// Pictures that may wait to be written; more are dropped.
-    pub queue: usize,
-    /// How long one operation of the store may take.
-    pub time_limit: Duration,
-    /// What goes first when the cache is full.
-    pub eviction: Arc<dyn EvictionPolicy>,
-    /// How the index works.
-    pub index: IndexOptions,
-}
-
-impl CacheConfig {
-    /// A cache in a directory: 256 MB in memory, 10 GB and 100,000 entries at most, kept for ever, LCBFU.
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self {
-            dir: dir.into(),
-            states: None,
-            memory_bytes: 256 << 20,
-            max_bytes: 10 << 30,
-            max_entries: 100_000,
-            lifetime: None,
-            queue: 64,
-            time_limit: Duration::from_secs(10),
-            eviction: Arc::new(Lcbfu),
-            index: IndexOptions::default(),
-        }
-    }
-}
-
-/// A picture just painted from scratch with a full plan, to be kept.
-#[derive(Debug, Clone)]
-pub struct NewPicture {
-    /// Who may see it.
-    pub scope: Scope,
-    /// Whom its states can serve.
-    pub compatibility: Compatibility,
-    /// The model that painted it.
-    pub model: String,
-    /// Guidance scale it was painted with.
-    pub guidance_scale: f32,
-    /// The prompt's embedding, of length 1.
-    pub embedding: Vec<f32>,
-    /// The prompt, where the operator lets it be stored.
-    pub prompt: Option<String>,
-    /// Hash of the prompt.
-    pub prompt_hash: String,
-    /// The prompt's content words.
-    pub content: Content,
-    /// See [`Entry::exact`].
-    pub exact: String,
-    /// The seed it was painted from.
-    pub seed: u64,
-    /// Its states, each with the share of the plan that lay before it (see [`Kept::share`]).
-    pub states: Vec<(State, f32)>,
-}
-
 /// What a look-up found.
 #[derive(Debug, Clone)]
 pub struct LookUp {
@@ -137,49 +33,6 @@ pub struct LookUp {
     pub decision: Decision,
     /// What was near, nearest first; after an exact hit that entry alone.
     pub neighbours: Vec<Neighbour>,
-}
-
-/// How the cache is doing. Counts begin at 0 when it is opened.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Stats {
-    /// Entries held.
-    pub entries: u64,
-    /// Bytes of states in the store.
-    pub bytes: u64,
-    /// Bytes of states in memory.
-    pub memory_bytes: u64,
-    /// Pictures waiting to be written.
-    pub queued: u64,
-    /// Pictures not kept because too many waited.
-    pub insert_drops: u64,
-    /// States evicted, and entries that were too old.
-    pub evictions: u64,
-    /// Failures of index and store, damaged states among them.
-    pub failures: u64,
-}
-
-#[derive(Default)]
-pub(crate) struct Count(AtomicU64);
-
-impl Count {
-    pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-    pub(crate) fn set(&self, n: u64) {
-        self.0.store(n, Ordering::Relaxed);
-    }
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-#[derive(Default)]
-pub(crate) struct Counters {
-    pub entries: Count,
-    pub bytes: Count,
-    pub insert_drops: Count,
-    pub evictions: Count,
-    pub failures: Count,
 }
 
 /// What the cache's users and its writer share.
@@ -496,51 +349,6 @@ impl Cache {
     }
 }
 
-impl NewPicture {
-    /// With a name, and its states in order.
-    fn into_picture(mut self) -> Result<Picture, CacheError> {
-        check_embedding(&self.embedding)?;
-        if self.states.is_empty() || self.states.len() > MAX_STATES {
-            return Err(CacheError::Picture("has no states, or too many"));
-        }
-        self.states.sort_by(|(a, _), (b, _)| b.timestep.total_cmp(&a.timestep));
-        if self.states.windows(2).any(|pair| pair[0].0.timestep == pair[1].0.timestep) {
-            return Err(CacheError::Picture("has two states of one timestep"));
-        }
-        let kept = |(state, share): &(State, f32)| Kept {
-            timestep: state.timestep,
-            share: *share,
-            bytes: 0,
-            uses: 0,
-        };
-        let created = now();
-        let entry = Entry {
-            id: new_id()?,
-            states: self.states.iter().map(kept).collect(),
-            scope: self.scope,
-            compatibility: self.compatibility,
-            model: self.model,
-            guidance_scale: self.guidance_scale,
-            embedding: self.embedding,
-            prompt: self.prompt,
-            prompt_hash: self.prompt_hash,
-            content: self.content,
-            exact: self.exact,
-            seed: self.seed,
-            created,
-            last_used: created,
-        };
-        Ok(Picture { entry, states: self.states.into_iter().map(|(state, _)| state).collect() })
-    }
-}
-
-/// A name that nobody has and nobody can guess.
-pub(crate) fn new_id() -> Result<EntryId, CacheError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|_| CacheError::Picture("no random numbers to be had"))?;
-    Ok(EntryId::new(u128::from_le_bytes(random)))
-}
-
 fn start_writer(writer: Writer, work: mpsc::Receiver<Work>) -> std::io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("cache-writer".into()).spawn(move || {
@@ -548,30 +356,4 @@ fn start_writer(writer: Writer, work: mpsc::Receiver<Work>) -> std::io::Result<J
         // A hanging file system must not keep the process from ending.
         runtime.shutdown_background();
     })
-}
-
-/// Prompts may lie in it: for its owner's eyes only.
-fn create_private(dir: &Path) -> Result<(), CacheError> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir).map_err(|why| cannot_open(dir.display(), why))
-}
-
-fn local_objects(dir: &Path) -> Result<Arc<dyn ObjectStore>, CacheError> {
-    create_private(dir)?;
-    let objects = LocalFileSystem::new_with_prefix(dir).map_err(|why| cannot_open(dir.display(), why))?;
-    Ok(Arc::new(objects.with_automatic_cleanup(true)))
-}
-
-fn remote_objects(url: &str) -> Result<(Arc<dyn ObjectStore>, object_store::path::Path), CacheError> {
-    let parsed = url::Url::parse(url).map_err(|why| cannot_open(url, why))?;
-    let (objects, prefix) =
-        object_store::parse_url_opts(&parsed, std::env::vars()).map_err(|why| cannot_open(url, why))?;
-    Ok((objects.into(), prefix))
-}
-
-fn cannot_open(place: impl std::fmt::Display, why: impl std::fmt::Display) -> CacheError {
-    CacheError::Open { place: place.to_string(), why: why.to_string() }
 }

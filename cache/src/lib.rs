@@ -11,20 +11,26 @@
 
 mod archive;
 mod cache;
+mod config;
 mod content;
 mod entry;
 mod eviction;
 pub mod index;
 mod ledger;
+mod picture;
 mod policy;
+mod stats;
 pub mod store;
 mod writer;
 
 pub use archive::{ArchiveError, Moved};
-pub use cache::{Cache, CacheConfig, CacheError, LookUp, NewPicture, Stats};
+pub use cache::{Cache, LookUp};
+pub use config::{CacheConfig, CacheError};
 pub use content::Content;
 pub use entry::{Compatibility, Entry, EntryId, FINISHED, Kept, Scope};
 pub use eviction::{EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Usage, eviction_policy};
 pub use index::{Filter, IndexError, PromptIndex};
+pub use picture::NewPicture;
 pub use policy::{Decision, Neighbour, Query, ReusePolicy};
+pub use stats::Stats;
 pub use store::{State, StateError, StateStore};

@@ -6,13 +6,17 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
-use crate::cache::{CacheError, Shared};
+use crate::cache::Shared;
+use crate::config::CacheError;
 use crate::entry::{Entry, EntryId, Kept};
 use crate::index::Filter;
 use crate::ledger::{Ledger, Victim};
-use crate::store::{State, StateError};
+use crate::picture::Picture;
+use crate::store::StateError;
 
 /// Changes become durable this long after they are made, at most.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
@@ -20,12 +24,6 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// Entries read from the index at once.
 const PAGE: usize = 256;
-
-/// A picture on its way into the cache: its entry without sizes, and its states in the same order.
-pub(crate) struct Picture {
-    pub entry: Entry,
-    pub states: Vec<State>,
-}
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, CacheError>>;
 
@@ -56,11 +54,15 @@ impl Writer {
 
     /// Works until nobody is left to ask for anything.
     pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+        // Beside the work: a slow store must not keep what is inserted from becoming durable.
+        let flusher = tokio::spawn(keep_flushing(Arc::clone(&self.shared)));
         if let Err(error) = self.take_stock().await {
             self.failed(&error);
         }
         let mut flush = tokio::time::interval(FLUSH_EVERY);
         let mut expire = tokio::time::interval(EXPIRE_EVERY);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        expire.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = flush.tick() => self.flush_or_count().await,
@@ -72,6 +74,7 @@ impl Writer {
             }
         }
         self.flush_or_count().await;
+        flusher.abort();
     }
 
     /// Reads what the index holds, and removes states that no entry names.
@@ -95,8 +98,8 @@ impl Writer {
                 let done =
                     if self.shared.is_late() { Err(CacheError::Full) } else { self.insert(*picture).await };
                 drop(permit);
-                self.answer(reply, done);
                 self.evict().await;
+                self.answer(reply, done);
             }
             Work::Touch(id, timestep) => {
                 let touched = self.shared.index.touch(&id, timestep, now()).await;
@@ -130,11 +133,12 @@ impl Writer {
 
     async fn insert(&mut self, picture: Picture) -> Result<(), CacheError> {
         let Picture { mut entry, states } = picture;
-        for at in 0..states.len() {
-            match self.shared.store.write(&entry, &states[at]).await {
+        let writes = states.iter().map(|state| self.shared.store.write(&entry, state));
+        for (at, written) in join_all(writes).await.into_iter().enumerate() {
+            match written {
                 Ok(bytes) => entry.states[at].bytes = bytes,
                 Err(error) => {
-                    self.doom(&entry.id, &entry.states[..at]);
+                    self.doom(&entry.id, &entry.states);
                     return Err(error.into());
                 }
             }
@@ -259,6 +263,16 @@ impl Writer {
     fn publish(&self) {
         self.shared.counters.bytes.set(self.ledger.bytes());
         self.shared.counters.entries.set(self.ledger.entries() as u64);
+    }
+}
+
+/// Makes changes of the index durable in time. Failures show in the writer's own flush.
+async fn keep_flushing(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(FLUSH_EVERY).await;
+        if let Err(error) = shared.index.flush().await {
+            tracing::debug!(%error, "the index could not be flushed");
+        }
     }
 }
 

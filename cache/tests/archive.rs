@@ -1,4 +1,5 @@
 //! A cache moves in one archive, and a hostile archive does no harm.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

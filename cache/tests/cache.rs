@@ -1,5 +1,7 @@
 //! The cache as the service uses it.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;
@@ -210,7 +212,8 @@ async fn a_store_that_hangs_drops_pictures_and_delays_nobody() {
     let kept = (0..10).filter(|n| cache.insert(picture(&format!("prompt {n}"), 0.0))).count();
     assert!((2..=4).contains(&kept), "{kept}");
     assert_eq!(cache.stats().insert_drops, 10 - kept as u64);
-    cache.flush().await.unwrap();
+    // Fails where states that were given up could not be removed: they are tried again, and swept later.
+    let _ = cache.flush().await;
     assert!(cache.stats().failures as usize >= kept, "each ran into the time limit");
     assert_eq!(cache.stats().entries, 0);
 }

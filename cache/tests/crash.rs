@@ -1,5 +1,6 @@
 //! A process that is killed leaves a cache that opens, holds no wrong state, and lacks at most what was
 //! inserted in its last second. A directory belongs to one process at a time.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! What every [`PromptIndex`] must do. Each function takes a maker of empty indexes;
 //! [`everything`] runs them all.
+#![allow(clippy::unwrap_used)] // A failed test panics.
 
 use std::ops::RangeInclusive;
 

@@ -6,9 +6,6 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
@@ -16,7 +13,8 @@ use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
-use super::shelf::{Shelf, tend};
+use super::gardener::{Gardener, SharedShelf};
+use super::shelf::Shelf;
 use super::{Filter, IndexError, MAX_NEIGHBOURS, PromptIndex, Sought, check_embedding};
 use crate::entry::{Compatibility, Entry, EntryId, Scope};
 use crate::policy::Neighbour;
@@ -32,7 +30,8 @@ const PICTURES: TableDefinition<&[u8], &str> = TableDefinition::new("pictures");
 /// How the embedded index works.
 #[derive(Debug, Clone)]
 pub struct IndexOptions {
-    /// Entries of one scope and compatibility from which on a graph is searched instead of a scan.
+    /// Entries of one scope and compatibility from which on a graph is searched instead of a scan. The
+    /// default is about twice where the graph begins to win: a scan is exact and takes half the memory.
     pub graph_from: usize,
     /// Bytes of the database that are kept in memory.
     pub database_cache: usize,
@@ -40,11 +39,9 @@ pub struct IndexOptions {
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { graph_from: 4096, database_cache: 64 << 20 }
+        Self { graph_from: 2048, database_cache: 64 << 20 }
     }
 }
-
-type SharedShelf = Arc<RwLock<Shelf>>;
 
 /// The default [`PromptIndex`]: a database file, and in memory one shelf of embeddings for every scope and
 /// compatibility.
@@ -355,60 +352,4 @@ fn decode(id: &str, bytes: &[u8]) -> Result<Entry, IndexError> {
 
 fn storage(error: impl std::fmt::Display) -> IndexError {
     IndexError::Storage(error.to_string())
-}
-
-/// The thread that builds and renews graphs, so that nobody else waits for it.
-struct Gardener {
-    visits: Option<mpsc::Sender<SharedShelf>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Gardener {
-    fn start() -> std::io::Result<Self> {
-        let (visits, calls) = mpsc::channel::<SharedShelf>();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let work = move || {
-            for shelf in calls {
-                while let Some(chore) = next_chore(&shelf) {
-                    if stopped.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    tend(&shelf, chore, &stopped);
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("cache-graphs".into()).spawn(work)?;
-        Ok(Self { visits: Some(visits), stop, thread: Some(thread) })
-    }
-
-    /// Has the shelf looked after, where it needs it and is not waiting already.
-    fn visit(&self, shelf: SharedShelf) {
-        let wanted = shelf.write().call_gardener();
-        if let (true, Some(visits)) = (wanted, &self.visits) {
-            // Fails only where the thread is gone; a scan then goes on serving.
-            let _ = visits.send(shelf);
-        }
-    }
-}
-
-/// What the shelf needs; where nothing, the next call is free again.
-fn next_chore(shelf: &RwLock<Shelf>) -> Option<super::shelf::Chore> {
-    let mut shelf = shelf.write();
-    let chore = shelf.chore();
-    if chore.is_none() {
-        shelf.gardener_left();
-    }
-    chore
-}
-
-impl Drop for Gardener {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.visits = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

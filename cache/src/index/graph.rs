@@ -9,7 +9,7 @@ const LINKS: usize = 16;
 /// Candidates that are weighed when a row is linked in.
 const BUILD_BREADTH: usize = 200;
 /// Least candidates that a search keeps.
-const SEARCH_BREADTH: usize = 32;
+const SEARCH_BREADTH: usize = 24;
 const LAYERS: usize = 16;
 
 /// One minus the cosine, of vectors of length 1. Not below zero, which the graph asserts.

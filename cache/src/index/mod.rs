@@ -3,6 +3,7 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod embedded;
+mod gardener;
 mod graph;
 mod shelf;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Pictures, a plain policy and a troubled store for the tests.
 #![allow(dead_code)]
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path as FilePath, PathBuf};
 
