@@ -350,7 +350,7 @@ impl Cache {
 }
 
 fn start_writer(writer: Writer, work: mpsc::Receiver<Work>) -> std::io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("cache-writer".into()).spawn(move || {
         runtime.block_on(writer.run(work));
         // A hanging file system must not keep the process from ending.
