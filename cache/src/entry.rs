@@ -62,6 +62,9 @@ impl From<EntryId> for String {
     }
 }
 
+/// The timestep under which a finished latent is kept.
+pub const FINISHED: f64 = -1.0;
+
 /// A state that is kept of a picture.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Kept {
@@ -73,6 +76,13 @@ pub struct Kept {
     pub bytes: u64,
     /// How often it was resumed.
     pub uses: u64,
+}
+
+impl Kept {
+    /// Whether this is the finished latent.
+    pub fn is_finished(&self) -> bool {
+        self.timestep == FINISHED
+    }
 }
 
 /// A picture that the cache holds states of.
@@ -92,6 +102,8 @@ pub struct Entry {
     pub embedding: Vec<f32>,
     /// The prompt, where the operator lets it be stored.
     pub prompt: Option<String>,
+    /// Hash of the prompt, by which its entries are found again where the prompt itself is not stored.
+    pub prompt_hash: String,
     /// The prompt's content words, as keyed hashes.
     pub content: Content,
     /// Names model, prompt, negative prompt, seed, size and plan at once: equal for equal pictures only.
@@ -104,4 +116,11 @@ pub struct Entry {
     pub created: u64,
     /// When it was last reused, in seconds since 1970.
     pub last_used: u64,
+}
+
+impl Entry {
+    /// What is kept at a timestep.
+    pub fn kept(&self, timestep: f64) -> Option<&Kept> {
+        self.states.iter().find(|kept| kept.timestep == timestep)
+    }
 }

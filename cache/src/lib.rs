@@ -2,15 +2,39 @@
 //!
 //! This crate holds the embedding index, the state store, the reuse policies and the eviction policies. It
 //! knows nothing of HTTP and nothing of the engine: a state is a latent with a timestep, a prompt is a vector.
+//!
+//! [`Cache`] is the way in. It looks pictures up in a [`PromptIndex`], reads their states from a
+//! [`StateStore`], and hands new pictures to a writer in the background, so that no request waits for it.
+//!
+//! Architecture invariants: nothing here panics on what lies on a disk or comes from a network; an entry is
+//! never found outside its scope; states are written before the entry that names them and removed after it.
 
+mod archive;
+mod cache;
+mod config;
 mod content;
 mod entry;
+mod eviction;
+pub mod index;
+mod ledger;
+mod picture;
 mod policy;
+mod stats;
+pub mod store;
+mod writer;
 
+pub use archive::{ArchiveError, Moved};
+pub use cache::{Cache, LookUp};
+pub use config::{CacheConfig, CacheError};
 pub use content::{Content, Difference, same_content};
-pub use entry::{Compatibility, Entry, EntryId, Kept, Scope};
+pub use entry::{Compatibility, Entry, EntryId, FINISHED, Kept, Scope};
+pub use eviction::{EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Usage, eviction_policy};
+pub use index::{Filter, IndexError, PromptIndex};
+pub use picture::NewPicture;
 pub use policy::{
     Calibrated, CalibratedConfig, Calibration, CalibrationError, CalibrationFor, Decision, Measured,
     Neighbour, Nirvana, NirvanaConfig, NoStates, PolicyConfig, PolicyError, Query, ReusePolicy, Semantic,
     SemanticConfig, Threshold,
 };
+pub use stats::Stats;
+pub use store::{State, StateError, StateStore};

@@ -5,18 +5,18 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
 
-mod common;
 #[path = "hard_negatives/generate.rs"]
 mod generate;
+mod policy_support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{KEY, Random, entry, neighbour, query, timesteps};
 use generate::{Expected, Pair};
 use pentimento_cache::{
     Calibration, CalibrationFor, Content, Decision, Difference, Measured, PolicyConfig, ReusePolicy,
 };
+use policy_support::{KEY, Random, entry, neighbour, query, timesteps};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hard_negatives.jsonl");
 

@@ -2,16 +2,16 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
 
-mod common;
+mod policy_support;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use common::{KEY, Random, entry, neighbour, query, timestep, timesteps};
 use pentimento_cache::{
     Calibration, CalibrationFor, Content, Decision, Difference, Measured, Neighbour, PolicyConfig,
     ReusePolicy,
 };
+use policy_support::{KEY, Random, entry, neighbour, query, timestep, timesteps};
 use proptest::prelude::*;
 
 const DIMENSIONS: usize = 8;

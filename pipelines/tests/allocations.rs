@@ -61,7 +61,12 @@ fn steps_live_on_the_memory_of_those_before() {
         pipeline.step(&mut [&mut trajectory]).unwrap();
         let faults = page_faults().zip(before.2).map_or(0, |(now, then)| now - then);
         let needed = MOST_LIVE_BYTES.load(Relaxed) - before.1;
-        (BLOCKS.load(Relaxed) - before.0, LIVE_BYTES.load(Relaxed) as isize - before.1 as isize, faults, needed)
+        (
+            BLOCKS.load(Relaxed) - before.0,
+            LIVE_BYTES.load(Relaxed) as isize - before.1 as isize,
+            faults,
+            needed,
+        )
     };
     (0..10).for_each(|_| _ = step());
     let steps: Vec<_> = (0..20).map(|_| step()).collect();

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::common::Random;
+use crate::policy_support::Random;
 
 /// What a policy may do with a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]

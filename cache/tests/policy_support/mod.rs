@@ -35,6 +35,7 @@ pub fn entry(number: u128, prompt: &str, embedding: Vec<f32>, shares: &[f32]) ->
         guidance_scale: 4.0,
         embedding,
         prompt: Some(prompt.into()),
+        prompt_hash: format!("hash of {prompt}"),
         content: Content::of(prompt, KEY),
         exact: format!("exact {number}"),
         seed: 1,

@@ -1,0 +1,152 @@
+//! How long a look-up takes, by graph and by exact scan in the same run, and how often the graph finds the
+//! nearest entry: `cargo bench -p pentimento-cache --bench lookup -- 1000 10000 100000`.
+//!
+//! The vectors are clustered, as prompts are: a few words apart from their neighbours. Each is a centre, drawn
+//! from a space of few dimensions and carried into many by a random map, plus noise.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use pentimento_cache::index::{EmbeddedIndex, IndexOptions, Sought};
+use pentimento_cache::{Compatibility, Content, Entry, EntryId, Kept, PromptIndex, Scope};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+const DIMENSIONS: usize = 512;
+/// Dimensions that the centres differ in.
+const INNER: usize = 48;
+const PER_CLUSTER: usize = 20;
+const QUERIES: usize = 500;
+
+fn main() {
+    let asked: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let sizes = if asked.is_empty() { vec![1_000, 2_000, 4_000, 10_000, 100_000] } else { asked };
+    println!(
+        "{DIMENSIONS} dimensions, {QUERIES} queries; whole look-ups, the nearest entry with all it says"
+    );
+    println!("entries   graph built   graph p50   p99        scan p50   scan / graph   recall@1");
+    for size in sizes {
+        let mut source = Source::new(size);
+        let entries: Vec<Vec<f32>> = (0..size).map(|_| source.vector(0.25)).collect();
+        let queries: Vec<Vec<f32>> = (0..QUERIES).map(|_| source.vector(0.25)).collect();
+        let (graph, graph_found, built) = measure(&entries, &queries, 1);
+        let (scan, scan_found, _) = measure(&entries, &queries, usize::MAX);
+        let right = graph_found.iter().zip(&scan_found).filter(|(a, b)| a == b).count();
+        println!(
+            "{size:>7}   {:>9.1} s   {:>6.0} us   {:>6.0} us   {:>6.0} us   {:>12.1}   {:.3}",
+            built.as_secs_f64(),
+            micros(&graph, 0.5),
+            micros(&graph, 0.99),
+            micros(&scan, 0.5),
+            micros(&scan, 0.5) / micros(&graph, 0.5),
+            right as f64 / QUERIES as f64
+        );
+    }
+}
+
+/// Times of all queries in order of length, what they found, and how long the graph took to build.
+fn measure(
+    entries: &[Vec<f32>],
+    queries: &[Vec<f32>],
+    graph_from: usize,
+) -> (Vec<Duration>, Vec<Option<EntryId>>, Duration) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("index.redb");
+    let scope = Scope { tenant: "tenant".into(), namespace: String::new() };
+    let compatibility = compatibility();
+    {
+        let scan = IndexOptions { graph_from: usize::MAX, ..IndexOptions::default() };
+        let index = EmbeddedIndex::open(&path, &scan).unwrap();
+        for (n, embedding) in entries.iter().enumerate() {
+            let entry = entry(n as u128, &scope, &compatibility, embedding.clone());
+            runtime.block_on(index.upsert(entry)).unwrap();
+        }
+        runtime.block_on(index.flush()).unwrap();
+    }
+    let index = EmbeddedIndex::open(&path, &IndexOptions { graph_from, ..IndexOptions::default() }).unwrap();
+    let begun = Instant::now();
+    while graph_from <= entries.len() && !index.has_graph(&scope, &compatibility) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let built = begun.elapsed();
+    let sought = Sought { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0 };
+    let look_up = |query: &Vec<f32>| {
+        let begun = Instant::now();
+        let near = runtime.block_on(index.search(&sought, query, 1)).unwrap();
+        (begun.elapsed(), near.into_iter().next().map(|near| near.entry.id))
+    };
+    queries.iter().take(50).for_each(|query| drop(look_up(query)));
+    let (mut times, found): (Vec<_>, Vec<_>) = queries.iter().map(look_up).unzip();
+    times.sort();
+    (times, found, built)
+}
+
+fn micros(times: &[Duration], share: f64) -> f64 {
+    times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6
+}
+
+/// Where vectors come from: the same ones every time.
+struct Source {
+    random: ChaCha8Rng,
+    map: Vec<Vec<f32>>,
+    centres: Vec<Vec<f32>>,
+}
+
+impl Source {
+    fn new(size: usize) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let mut normals = |n: usize| (0..n).map(|_| normal(&mut random)).collect::<Vec<f32>>();
+        let map: Vec<Vec<f32>> = (0..DIMENSIONS).map(|_| normals(INNER)).collect();
+        let centres = (0..size.div_ceil(PER_CLUSTER)).map(|_| normals(INNER)).collect();
+        Self { random, map, centres }
+    }
+
+    /// A vector of length 1 near one of the centres.
+    fn vector(&mut self, noise: f32) -> Vec<f32> {
+        let centre = &self.centres[self.random.next_u64() as usize % self.centres.len()];
+        let inner: Vec<f32> = centre.iter().map(|x| x + noise * normal(&mut self.random)).collect();
+        let product = |row: &Vec<f32>| row.iter().zip(&inner).map(|(x, y)| x * y).sum::<f32>();
+        let scale = noise * (INNER as f32).sqrt() / 2.0;
+        let mut vector: Vec<f32> =
+            self.map.iter().map(|row| product(row) + scale * normal(&mut self.random)).collect();
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        vector.iter_mut().for_each(|x| *x /= length);
+        vector
+    }
+}
+
+/// Roughly normal: the sum of uniform numbers.
+fn normal(random: &mut ChaCha8Rng) -> f32 {
+    (0..6).map(|_| random.next_u32() as f32 / u32::MAX as f32 - 0.5).sum::<f32>() * 1.414
+}
+
+fn compatibility() -> Compatibility {
+    Compatibility {
+        latent_space: "space".into(),
+        noise_schedule: "schedule".into(),
+        width: 512,
+        height: 512,
+        embedder: "random".into(),
+        negative_prompt: String::new(),
+    }
+}
+
+fn entry(n: u128, scope: &Scope, compatibility: &Compatibility, embedding: Vec<f32>) -> Entry {
+    Entry {
+        id: EntryId::new(n),
+        scope: scope.clone(),
+        compatibility: compatibility.clone(),
+        model: "none".into(),
+        guidance_scale: 4.0,
+        embedding,
+        prompt: None,
+        prompt_hash: n.to_string(),
+        content: Content::default(),
+        exact: n.to_string(),
+        seed: 0,
+        states: vec![Kept { timestep: 801.0, share: 0.2, bytes: 8192, uses: 0 }],
+        created: 0,
+        last_used: 0,
+    }
+}

@@ -1,0 +1,362 @@
+//! The cache as the service uses it.
+
+use std::ops::RangeInclusive;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use object_store::ObjectStore;
+use parking_lot::RwLock;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::config::{CacheConfig, CacheError, create_private, local_objects, remote_objects};
+use crate::entry::{Compatibility, Entry, EntryId, Kept, Scope};
+use crate::eviction::EvictionPolicy;
+use crate::index::{EmbeddedIndex, Filter, IndexError, PromptIndex, Sought};
+use crate::ledger::{Budget, Victim};
+use crate::picture::NewPicture;
+use crate::policy::{Decision, Neighbour, Query, ReusePolicy};
+use crate::stats::{Counters, Stats};
+use crate::store::{State, StateError, StateStore};
+use crate::writer::{Reply, Work, Writer, now};
+
+/// Orders, other than pictures to insert, that may wait for the writer.
+const ORDERS: usize = 1024;
+/// How long a cache that is closed goes on writing what is queued.
+const GRACE: Duration = Duration::from_secs(5);
+/// States fetched ahead of their use at one time.
+const PREFETCHES: usize = 32;
+/// What a look-up found.
+#[derive(Debug, Clone)]
+pub struct LookUp {
+    /// What the request starts from.
+    pub decision: Decision,
+    /// What was near, nearest first; after an exact hit that entry alone.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// What the cache's users and its writer share.
+pub(crate) struct Shared {
+    pub index: Arc<dyn PromptIndex>,
+    pub store: StateStore,
+    pub eviction: RwLock<Arc<dyn EvictionPolicy>>,
+    pub budget: Budget,
+    pub lifetime: Option<Duration>,
+    pub counters: Counters,
+    /// Set when the cache is closed: what is not written by then is dropped.
+    deadline: OnceLock<Instant>,
+}
+
+impl Shared {
+    pub(crate) fn is_late(&self) -> bool {
+        self.deadline.get().is_some_and(|deadline| Instant::now() > *deadline)
+    }
+
+    fn is_expired(&self, entry: &Entry) -> bool {
+        self.lifetime.is_some_and(|lifetime| entry.created.saturating_add(lifetime.as_secs()) < now())
+    }
+}
+
+/// The cache of denoising states. Clones are the same cache. When the last one goes, it writes what is
+/// queued, for five seconds at most, and releases its directory.
+#[derive(Clone)]
+pub struct Cache(Arc<Open>);
+
+struct Open {
+    shared: Arc<Shared>,
+    /// `None` only while being dropped.
+    queue: Option<mpsc::Sender<Work>>,
+    places: Arc<Semaphore>,
+    queue_length: usize,
+    prefetches: Arc<Semaphore>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.deadline.get_or_init(|| Instant::now() + GRACE);
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Cache {
+    /// Opens the cache, or creates it. Reads the whole index: about a second for 100,000 entries.
+    ///
+    /// # Errors
+    /// The directory is in use by another process or cannot be used, the index is damaged or of another
+    /// version, the URL is not understood.
+    pub fn open(config: CacheConfig) -> Result<Self, CacheError> {
+        create_private(&config.dir)?;
+        let index = EmbeddedIndex::open(&config.dir.join("index.redb"), &config.index)?;
+        let (objects, prefix) = match &config.states {
+            Some(url) => remote_objects(url)?,
+            None => (local_objects(&config.dir.join("states"))?, object_store::path::Path::default()),
+        };
+        Self::with(config, Arc::new(index), objects, prefix)
+    }
+
+    /// A cache over an index and an object store of the caller's; `dir` and `states` are not looked at.
+    /// Nobody else may use `prefix` in the store.
+    ///
+    /// # Errors
+    /// The writer cannot be started.
+    pub fn with(
+        config: CacheConfig,
+        index: Arc<dyn PromptIndex>,
+        objects: Arc<dyn ObjectStore>,
+        prefix: object_store::path::Path,
+    ) -> Result<Self, CacheError> {
+        let shared = Arc::new(Shared {
+            index,
+            store: StateStore::new(objects, prefix, config.memory_bytes, config.time_limit),
+            eviction: RwLock::new(config.eviction),
+            budget: Budget { bytes: config.max_bytes, entries: config.max_entries },
+            lifetime: config.lifetime,
+            counters: Counters::default(),
+            deadline: OnceLock::new(),
+        });
+        let (queue, work) = mpsc::channel(config.queue + ORDERS);
+        let writer = start_writer(Writer::new(Arc::clone(&shared)), work).map_err(|why| {
+            CacheError::Open { place: config.dir.display().to_string(), why: why.to_string() }
+        })?;
+        Ok(Self(Arc::new(Open {
+            shared,
+            queue: Some(queue),
+            places: Arc::new(Semaphore::new(config.queue)),
+            queue_length: config.queue,
+            prefetches: Arc::new(Semaphore::new(PREFETCHES)),
+            writer: Some(writer),
+        })))
+    }
+
+    /// Looks for something that the request can start from: its exact picture first, where
+    /// [`Query::exact`] asks for one, then what `policy` makes of the nearest entries painted with a guidance
+    /// scale in the range.
+    ///
+    /// # Errors
+    /// The index failed, which is counted, or the embedding is impossible.
+    pub async fn look_up(
+        &self,
+        scope: &Scope,
+        compatibility: &Compatibility,
+        query: &Query<'_>,
+        policy: &dyn ReusePolicy,
+        guidance_scale: RangeInclusive<f32>,
+    ) -> Result<LookUp, CacheError> {
+        if policy.exact_hits()
+            && let Some(entry) = self.exact_hit(scope, compatibility, query).await?
+        {
+            let why = "the same prompt, seed and parameters were painted before".to_owned();
+            let decision = Decision::Exact { entry: entry.id.clone(), why };
+            return Ok(LookUp { decision, neighbours: vec![Neighbour { entry, similarity: 1.0 }] });
+        }
+        let sought = Sought { scope, compatibility, guidance_scale };
+        let n = policy.neighbours();
+        let mut neighbours = match n {
+            0 => Vec::new(),
+            n => self.counted(self.shared().index.search(&sought, query.embedding, n).await)?,
+        };
+        neighbours.retain(|near| !self.shared().is_expired(&near.entry));
+        Ok(LookUp { decision: policy.decide(query, &neighbours), neighbours })
+    }
+
+    async fn exact_hit(
+        &self,
+        scope: &Scope,
+        compatibility: &Compatibility,
+        query: &Query<'_>,
+    ) -> Result<Option<Entry>, CacheError> {
+        let Some(exact) = query.exact else { return Ok(None) };
+        let found = self.counted(self.shared().index.exact(scope, exact).await)?;
+        Ok(found.filter(|entry| {
+            let finished = entry.states.iter().any(Kept::is_finished);
+            finished && entry.compatibility == *compatibility && !self.shared().is_expired(entry)
+        }))
+    }
+
+    /// The state of an entry at a timestep. Must be called within a tokio runtime with timers.
+    ///
+    /// # Errors
+    /// There is none, it is damaged or foreign (it is then forgotten), or the store fails or is too slow.
+    /// All but the first are counted.
+    pub async fn state(&self, id: &EntryId, timestep: f64) -> Result<Arc<State>, CacheError> {
+        if let Some(state) = self.cached_state(id, timestep) {
+            return Ok(state);
+        }
+        let index = &self.shared().index;
+        let entry = self.counted(index.get(id).await)?.filter(|entry| entry.kept(timestep).is_some());
+        let entry = entry.ok_or(StateError::Missing)?;
+        let state = match self.shared().store.read(&entry, timestep).await {
+            Ok(state) => state,
+            Err(error) => {
+                self.shared().counters.failures.add(1);
+                if !matches!(error, StateError::Timeout | StateError::Store(_)) {
+                    tracing::warn!(%error, entry = id.as_str(), timestep, "a stored state cannot be used");
+                    self.order(Work::Drop(Victim { entry: id.clone(), timestep }));
+                }
+                return Err(error.into());
+            }
+        };
+        // It may have been purged while it was read: then memory must not keep it.
+        if self.counted(index.get(id).await)?.is_none() {
+            self.shared().store.forget(&entry);
+            return Err(StateError::Missing.into());
+        }
+        Ok(state)
+    }
+
+    /// The state if it is in memory; waits for nothing.
+    pub fn cached_state(&self, id: &EntryId, timestep: f64) -> Option<Arc<State>> {
+        self.shared().store.cached(id, timestep)
+    }
+
+    /// Begins to load a state into memory, ahead of its use. Does nothing outside a tokio runtime, or where
+    /// many are being loaded already.
+    pub fn prefetch(&self, id: &EntryId, timestep: f64) {
+        let runtime = tokio::runtime::Handle::try_current();
+        let permit = Arc::clone(&self.0.prefetches).try_acquire_owned();
+        if let (Ok(runtime), Ok(permit), None) = (runtime, permit, self.cached_state(id, timestep)) {
+            let (cache, id) = (self.clone(), id.clone());
+            runtime.spawn(async move {
+                let _ = cache.state(&id, timestep).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// Counts that a state was resumed: eviction goes by it. Waits for nothing.
+    pub fn used(&self, id: &EntryId, timestep: f64) {
+        self.order(Work::Touch(id.clone(), timestep));
+    }
+
+    /// Has a picture kept, in place of an older entry of the same picture. Waits for nothing: `false` where
+    /// it is not kept, because too many wait already (counted) or because it cannot be (counted as a failure).
+    pub fn insert(&self, picture: NewPicture) -> bool {
+        let picture = match picture.into_picture() {
+            Ok(picture) => picture,
+            Err(error) => {
+                tracing::warn!(%error, "a picture is not kept");
+                self.shared().counters.failures.add(1);
+                return false;
+            }
+        };
+        let permit = Arc::clone(&self.0.places).try_acquire_owned().ok();
+        let closed = self.shared().deadline.get().is_some();
+        let queued = permit.is_some() && !closed && self.order(Work::Insert(Box::new(picture), permit, None));
+        if !queued {
+            self.shared().counters.insert_drops.add(1);
+        }
+        queued
+    }
+
+    /// Removes the entries that `filter` means, with their states, and returns how many these were. Pictures
+    /// that were queued before are removed, too.
+    ///
+    /// # Errors
+    /// Index or store fails; what was removed until then stays removed.
+    pub async fn purge(&self, filter: Filter) -> Result<usize, CacheError> {
+        self.ask(|reply| Work::Purge(filter, reply)).await
+    }
+
+    /// Removes an entry with its states. Whether there was one.
+    ///
+    /// # Errors
+    /// Index or store fails.
+    pub async fn remove(&self, id: &EntryId) -> Result<bool, CacheError> {
+        self.ask(|reply| Work::Remove(id.clone(), reply)).await
+    }
+
+    /// Up to `limit` entries that `filter` means, in the order of their names, from the one after `after`.
+    ///
+    /// # Errors
+    /// The index fails.
+    pub async fn entries(
+        &self,
+        filter: &Filter,
+        after: Option<&EntryId>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, CacheError> {
+        self.counted(self.shared().index.scan(filter, after, limit).await)
+    }
+
+    /// The entry of a name.
+    ///
+    /// # Errors
+    /// The index fails.
+    pub async fn entry(&self, id: &EntryId) -> Result<Option<Entry>, CacheError> {
+        self.counted(self.shared().index.get(id).await)
+    }
+
+    /// Evicts by another policy from now on.
+    pub fn set_eviction(&self, policy: Arc<dyn EvictionPolicy>) {
+        *self.shared().eviction.write() = policy;
+    }
+
+    /// How the cache is doing.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.shared().counters;
+        Stats {
+            entries: counters.entries.get(),
+            bytes: counters.bytes.get(),
+            memory_bytes: self.shared().store.memory_bytes() as u64,
+            queued: (self.0.queue_length - self.0.places.available_permits()) as u64,
+            insert_drops: counters.insert_drops.get(),
+            evictions: counters.evictions.get(),
+            failures: counters.failures.get(),
+        }
+    }
+
+    /// Waits until all that was asked for so far is done and durable.
+    ///
+    /// # Errors
+    /// Index or store fails.
+    pub async fn flush(&self) -> Result<(), CacheError> {
+        self.ask(Work::Flush).await
+    }
+
+    /// Takes no more pictures, writes what is queued, for five seconds at most, and makes it durable. The
+    /// directory is released when the last clone goes.
+    ///
+    /// # Errors
+    /// Index or store fails.
+    pub async fn close(&self) -> Result<(), CacheError> {
+        self.shared().deadline.get_or_init(|| Instant::now() + GRACE);
+        self.flush().await
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
+    /// Whether the writer has taken an order that nobody waits for.
+    fn order(&self, work: Work) -> bool {
+        self.0.queue.as_ref().is_some_and(|queue| queue.try_send(work).is_ok())
+    }
+
+    /// Waits in the queue, and for the answer.
+    pub(crate) async fn ask<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T, CacheError> {
+        let (reply, answer) = oneshot::channel();
+        let queue = self.0.queue.as_ref().ok_or(CacheError::Closed)?;
+        queue.send(work(reply)).await.map_err(|_| CacheError::Closed)?;
+        answer.await.map_err(|_| CacheError::Closed)?
+    }
+
+    fn counted<T>(&self, done: Result<T, IndexError>) -> Result<T, CacheError> {
+        if done.is_err() {
+            self.shared().counters.failures.add(1);
+        }
+        Ok(done?)
+    }
+}
+
+fn start_writer(writer: Writer, work: mpsc::Receiver<Work>) -> std::io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("cache-writer".into()).spawn(move || {
+        runtime.block_on(writer.run(work));
+        // A hanging file system must not keep the process from ending.
+        runtime.shutdown_background();
+    })
+}

@@ -1,0 +1,234 @@
+//! The embeddings of one scope and compatibility: rows in one piece of memory, and a graph over them once
+//! they are many. Rows are only ever appended; a removed one stays behind, dead, until the shelf is rebuilt.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+
+use super::graph::Graph;
+use super::vectors::{Best, Hit, dot};
+use crate::entry::EntryId;
+
+/// Rows behind the graph's end that are scanned beside it before they are linked in.
+const TAIL: usize = 256;
+/// A shelf is rebuilt when more than one of this many rows is dead.
+const DEAD_SHARE: usize = 4;
+/// Dead rows that are never worth a rebuild.
+const DEAD_LEAST: usize = 64;
+
+/// What must be done to a shelf besides serving it.
+pub(crate) enum Chore {
+    /// Link the tail into the graph.
+    Absorb,
+    /// Copy the living rows to a new shelf, with a graph where they are many.
+    Rebuild,
+}
+
+pub(crate) struct Shelf {
+    dimensions: usize,
+    rows: Vec<f32>,
+    guidance_scales: Vec<f32>,
+    /// `None`: dead.
+    ids: Vec<Option<EntryId>>,
+    slots: HashMap<EntryId, usize>,
+    /// Holds the first `linked` rows.
+    graph: Option<Arc<Graph>>,
+    linked: usize,
+    /// Rows from which on a graph is faster than a scan.
+    graph_from: usize,
+    /// Whether somebody looks after the shelf, or is about to.
+    tended: bool,
+}
+
+impl Shelf {
+    pub(crate) fn new(dimensions: usize, graph_from: usize) -> Self {
+        Self {
+            dimensions,
+            rows: Vec::new(),
+            guidance_scales: Vec::new(),
+            ids: Vec::new(),
+            slots: HashMap::new(),
+            graph: None,
+            linked: 0,
+            graph_from,
+            tended: false,
+        }
+    }
+
+    /// Whether the shelf needs looking after and nobody is on the way; now somebody is.
+    pub(crate) fn call_gardener(&mut self) -> bool {
+        let needed = !self.tended && self.chore().is_some();
+        self.tended |= needed;
+        needed
+    }
+
+    pub(crate) fn gardener_left(&mut self) {
+        self.tended = false;
+    }
+
+    pub(crate) fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(crate) fn has_graph(&self) -> bool {
+        self.graph.is_some()
+    }
+
+    fn row(&self, slot: usize) -> &[f32] {
+        &self.rows[slot * self.dimensions..(slot + 1) * self.dimensions]
+    }
+
+    /// Adds a row of the shelf's own length, in place of the entry's older one.
+    pub(crate) fn put(&mut self, id: &EntryId, embedding: &[f32], guidance_scale: f32) {
+        if let Some(&slot) = self.slots.get(id) {
+            if self.row(slot) == embedding && self.guidance_scales[slot] == guidance_scale {
+                return;
+            }
+            self.ids[slot] = None;
+        }
+        self.slots.insert(id.clone(), self.ids.len());
+        self.ids.push(Some(id.clone()));
+        self.guidance_scales.push(guidance_scale);
+        self.rows.extend_from_slice(embedding);
+    }
+
+    pub(crate) fn remove(&mut self, id: &EntryId) {
+        if let Some(slot) = self.slots.remove(id) {
+            self.ids[slot] = None;
+        }
+    }
+
+    /// The `n` nearest living rows with a guidance scale in the range, best first.
+    pub(crate) fn nearest(
+        &self,
+        query: &[f32],
+        guidance_scale: &RangeInclusive<f32>,
+        n: usize,
+    ) -> Vec<(EntryId, f32)> {
+        let mut best = Best::new(n);
+        if let Some(graph) = &self.graph {
+            let fits = |hit: &Hit| hit.slot < self.linked && self.fits(hit.slot, guidance_scale);
+            graph.near(query, n).filter(fits).for_each(|hit| best.offer(hit));
+            self.offer_rows(&mut best, self.linked..self.ids.len(), query, guidance_scale);
+        }
+        // Where the graph's candidates were dead or of another guidance scale, only a scan is sure.
+        if best.len() < n.min(self.slots.len()) {
+            best = Best::new(n);
+            self.offer_rows(&mut best, 0..self.ids.len(), query, guidance_scale);
+        }
+        let named = |hit: Hit| Some((self.ids[hit.slot].clone()?, hit.similarity.clamp(-1.0, 1.0)));
+        best.into_hits().into_iter().filter_map(named).collect()
+    }
+
+    fn fits(&self, slot: usize, guidance_scale: &RangeInclusive<f32>) -> bool {
+        self.ids[slot].is_some() && guidance_scale.contains(&self.guidance_scales[slot])
+    }
+
+    fn offer_rows(
+        &self,
+        best: &mut Best,
+        slots: std::ops::Range<usize>,
+        query: &[f32],
+        guidance_scale: &RangeInclusive<f32>,
+    ) {
+        for slot in slots.filter(|&slot| self.fits(slot, guidance_scale)) {
+            best.offer(Hit { slot, similarity: dot(self.row(slot), query) });
+        }
+    }
+
+    /// What the shelf needs next.
+    pub(crate) fn chore(&self) -> Option<Chore> {
+        let (live, dead) = (self.slots.len(), self.ids.len() - self.slots.len());
+        if dead > DEAD_LEAST && dead * DEAD_SHARE > self.ids.len() {
+            return Some(Chore::Rebuild);
+        }
+        match &self.graph {
+            None if live >= self.graph_from => Some(Chore::Rebuild),
+            Some(_) if self.ids.len() - self.linked > TAIL => Some(Chore::Absorb),
+            _ => None,
+        }
+    }
+
+    /// The living rows alone, on a new shelf.
+    fn compacted(&self) -> Self {
+        let mut fresh = Self::new(self.dimensions, self.graph_from);
+        fresh.copy_rows(self, 0);
+        fresh
+    }
+
+    fn copy_rows(&mut self, from: &Self, start: usize) {
+        for slot in start..from.ids.len() {
+            if let Some(id) = &from.ids[slot] {
+                self.put(id, from.row(slot), from.guidance_scales[slot]);
+            }
+        }
+    }
+
+    /// Brings a shelf that was compacted when `old` had `copied` rows up to date with it.
+    fn catch_up(&mut self, old: &Self, copied: usize) {
+        let gone: Vec<EntryId> =
+            self.slots.keys().filter(|id| !old.slots.contains_key(*id)).cloned().collect();
+        gone.iter().for_each(|id| self.remove(id));
+        self.copy_rows(old, copied);
+    }
+}
+
+/// Does what a shelf needs, without keeping its readers or its writer waiting for long; `stop` ends it early.
+pub(crate) fn tend(shelf: &RwLock<Shelf>, chore: Chore, stop: &AtomicBool) {
+    match chore {
+        Chore::Absorb => absorb(shelf, stop),
+        Chore::Rebuild => rebuild(shelf, stop),
+    }
+}
+
+fn absorb(shelf: &RwLock<Shelf>, stop: &AtomicBool) {
+    let (graph, start, tail) = {
+        let shelf = shelf.read();
+        let Some(graph) = shelf.graph.clone() else { return };
+        (graph, shelf.linked, shelf.rows[shelf.linked * shelf.dimensions..].to_vec())
+    };
+    let dimensions = shelf.read().dimensions;
+    if link_all(&graph, start, &tail, dimensions, stop) {
+        shelf.write().linked = start + tail.len() / dimensions;
+    }
+}
+
+fn rebuild(shelf: &RwLock<Shelf>, stop: &AtomicBool) {
+    let (mut fresh, copied) = {
+        let shelf = shelf.read();
+        (shelf.compacted(), shelf.ids.len())
+    };
+    if fresh.ids.len() >= fresh.graph_from {
+        let graph = Graph::new(fresh.ids.len());
+        if !link_all(&graph, 0, &fresh.rows, fresh.dimensions, stop) {
+            return;
+        }
+        fresh.graph = Some(Arc::new(graph));
+        fresh.linked = fresh.ids.len();
+    }
+    let mut old = shelf.write();
+    fresh.catch_up(&old, copied);
+    fresh.tended = old.tended;
+    let outlived = std::mem::replace(&mut *old, fresh);
+    drop(old);
+    // A large graph takes a while to free: not under the lock.
+    drop(outlived);
+}
+
+/// Whether all rows were linked in.
+fn link_all(graph: &Graph, start: usize, rows: &[f32], dimensions: usize, stop: &AtomicBool) -> bool {
+    for (i, row) in rows.chunks_exact(dimensions).enumerate() {
+        if stop.load(Ordering::Relaxed) {
+            return false;
+        }
+        graph.link(start + i, row);
+    }
+    true
+}

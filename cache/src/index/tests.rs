@@ -1,0 +1,189 @@
+//! The embedded index: the shared suite, its files, and its graphs.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::conformance::{self, at_angle, compatibility, entry, scope};
+use super::*;
+
+fn open(dir: &Path, graph_from: usize) -> Result<EmbeddedIndex, IndexError> {
+    let options = IndexOptions { graph_from, ..IndexOptions::default() };
+    EmbeddedIndex::open(&dir.join("index.redb"), &options)
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+}
+
+#[test]
+fn it_passes_the_suite_by_scan_and_by_graph() {
+    for graph_from in [usize::MAX, 8] {
+        block_on(conformance::everything(async || {
+            let dir = TempDir::new().unwrap();
+            (open(dir.path(), graph_from).unwrap(), dir)
+        }));
+    }
+}
+
+#[test]
+fn entries_outlive_the_process_that_flushed_them() {
+    let dir = TempDir::new().unwrap();
+    let here = scope("tenant", "");
+    let index = open(dir.path(), 8).unwrap();
+    for n in 0..20 {
+        block_on(index.upsert(entry(n, &here, at_angle(n as f32)))).unwrap();
+    }
+    block_on(index.remove(&EntryId::new(3))).unwrap();
+    block_on(index.flush()).unwrap();
+    drop(index);
+    let index = open(dir.path(), 8).unwrap();
+    let compatibility = compatibility("embedder");
+    let sought = Sought { scope: &here, compatibility: &compatibility, guidance_scale: 0.0..=9.0 };
+    let near = block_on(index.search(&sought, &at_angle(3.0), 30)).unwrap();
+    assert_eq!(near.len(), 19);
+    assert!(near.iter().all(|near| near.entry.id != EntryId::new(3)));
+}
+
+#[test]
+fn a_second_opener_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let _first = open(dir.path(), 8).unwrap();
+    assert!(matches!(open(dir.path(), 8), Err(IndexError::InUse { .. })));
+}
+
+#[test]
+fn another_version_and_no_index_at_all_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    let database = redb::Database::create(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let meta = redb::TableDefinition::<&str, u32>::new("meta");
+    transaction.open_table(meta).unwrap().insert("format", 99).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    assert!(matches!(open(dir.path(), 8), Err(IndexError::Version { found: 99, .. })));
+
+    std::fs::write(&path, b"something else altogether, of some length".repeat(200)).unwrap();
+    assert!(matches!(open(dir.path(), 8), Err(IndexError::Open { .. })));
+}
+
+#[test]
+fn an_altered_file_is_an_error_or_an_empty_find_but_never_a_panic() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    let here = scope("tenant", "");
+    let index = open(dir.path(), 8).unwrap();
+    for n in 0..50 {
+        block_on(index.upsert(entry(n, &here, at_angle(n as f32)))).unwrap();
+    }
+    block_on(index.flush()).unwrap();
+    drop(index);
+    let sound = std::fs::read(&path).unwrap();
+    for at in (0..sound.len().min(200_000)).step_by(4999) {
+        let mut altered = sound.clone();
+        altered[at] ^= 0x55;
+        std::fs::write(&path, &altered).unwrap();
+        if let Ok(index) = open(dir.path(), 8) {
+            let _ = block_on(index.scan(&Filter::default(), None, 100));
+        }
+    }
+    for length in [0, 1, 100, 4096, sound.len() / 2] {
+        std::fs::write(&path, &sound[..length]).unwrap();
+        let _ = open(dir.path(), 8).map(|index| block_on(index.scan(&Filter::default(), None, 100)));
+    }
+}
+
+/// Directions all around, the same every time.
+fn scattered(n: usize, dimensions: usize) -> Vec<Vec<f32>> {
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+    let mut direction = || {
+        let row: Vec<f32> =
+            (0..dimensions).map(|_| random.next_u32() as f32 / u32::MAX as f32 - 0.5).collect();
+        let length = vectors::dot(&row, &row).sqrt();
+        row.into_iter().map(|x| x / length).collect()
+    };
+    (0..n).map(|_| direction()).collect()
+}
+
+/// A shelf under constant change is searched while graphs come and go; a graph that finds nothing alive must
+/// not hide what is there.
+#[test]
+fn graphs_come_and_are_renewed_while_entries_come_and_go() {
+    let dir = TempDir::new().unwrap();
+    let here = scope("tenant", "");
+    let compatibility = compatibility("embedder");
+    let sought = Sought { scope: &here, compatibility: &compatibility, guidance_scale: 0.0..=9.0 };
+    let index = open(dir.path(), 200).unwrap();
+    let rows = scattered(1200, 16);
+    let nearest = |row: &[f32]| {
+        let near = block_on(index.search(&sought, row, 1)).unwrap();
+        near.into_iter().next().map(|near| near.entry.id)
+    };
+    let wait_for_graph = || {
+        for _ in 0..2000 {
+            if index.has_graph(&here, &compatibility) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        panic!("no graph");
+    };
+    for (n, row) in rows.iter().enumerate() {
+        block_on(index.upsert(entry(n as u128, &here, row.clone()))).unwrap();
+    }
+    wait_for_graph();
+    let right = |range: std::ops::Range<usize>| {
+        range.filter(|&n| nearest(&rows[n]) == Some(EntryId::new(n as u128))).count()
+    };
+    assert!(right(0..1200) >= 1180, "an entry is its own nearest, as a rule");
+    for n in 0..900 {
+        block_on(index.remove(&EntryId::new(n))).unwrap();
+        assert_ne!(nearest(&rows[n as usize]), Some(EntryId::new(n)), "a removed entry is not found");
+    }
+    assert!(right(900..1200) >= 290);
+    for n in 900..1200 {
+        block_on(index.remove(&EntryId::new(n))).unwrap();
+    }
+    assert_eq!(nearest(&rows[0]), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever is added to and removed from whichever scope, by scan or by graph: a search finds entries of
+    /// its own scope and compatibility, all of them where it asks for so many.
+    #[test]
+    fn no_search_leaves_its_scope(
+        changes in prop::collection::vec((0u128..30, 0usize..4, 0usize..2, 0u16..360, prop::bool::weighted(0.8)), 1..80),
+        graph_from in prop::sample::select(vec![4usize, usize::MAX]),
+    ) {
+        let scopes = [scope("a", "b"), scope("a", ""), scope("", "a"), scope("ab", "")];
+        let compatibilities = [compatibility("one"), compatibility("two")];
+        let dir = TempDir::new().unwrap();
+        let index = open(dir.path(), graph_from).unwrap();
+        let mut model = std::collections::HashMap::new();
+        for (n, of, to, angle, add) in changes {
+            if add {
+                let mut new = entry(n, &scopes[of], at_angle(f32::from(angle)));
+                new.compatibility = compatibilities[to].clone();
+                model.insert(n, (of, to));
+                block_on(index.upsert(new)).unwrap();
+            } else {
+                prop_assert_eq!(block_on(index.remove(&EntryId::new(n))).unwrap().is_some(), model.remove(&n).is_some());
+            }
+        }
+        for (of, scope) in scopes.iter().enumerate() {
+            for (to, compatibility) in compatibilities.iter().enumerate() {
+                let sought = Sought { scope, compatibility, guidance_scale: 0.0..=9.0 };
+                let near = block_on(index.search(&sought, &at_angle(45.0), 100)).unwrap();
+                prop_assert!(near.iter().all(|near| near.entry.scope == *scope));
+                prop_assert!(near.iter().all(|near| near.entry.compatibility == *compatibility));
+                prop_assert!(near.windows(2).all(|pair| pair[0].similarity >= pair[1].similarity));
+                prop_assert_eq!(near.len(), model.values().filter(|place| **place == (of, to)).count());
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The store: states as files in a directory or an object store, and the ones used last in memory.
+
+pub mod format;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use object_store::path::Path;
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
+
+pub use format::{State, StateError};
+use memory::Memory;
+
+use crate::entry::{Entry, EntryId};
+
+/// Where states lie. Every operation ends within the time limit, whatever the store does.
+pub struct StateStore {
+    objects: Arc<dyn ObjectStore>,
+    prefix: Path,
+    time_limit: Duration,
+    memory: Memory,
+}
+
+impl StateStore {
+    /// States under `prefix` in `objects`, of which up to `memory_bytes` are kept in memory.
+    pub fn new(
+        objects: Arc<dyn ObjectStore>,
+        prefix: Path,
+        memory_bytes: usize,
+        time_limit: Duration,
+    ) -> Self {
+        Self { objects, prefix, time_limit, memory: Memory::new(memory_bytes) }
+    }
+
+    fn directory(&self, id: &EntryId) -> Path {
+        self.prefix.clone().join(&id.as_str()[..2]).join(id.as_str())
+    }
+
+    fn path(&self, id: &EntryId, timestep: f64) -> Path {
+        self.directory(id).join(format!("{timestep}.safetensors"))
+    }
+
+    /// Writes a state, all of it or nothing, and returns its size in bytes.
+    ///
+    /// # Errors
+    /// The state is none, or the store fails.
+    pub async fn write(&self, entry: &Entry, state: &State) -> Result<u64, StateError> {
+        let bytes = format::encode(entry, state)?;
+        let length = bytes.len() as u64;
+        let path = self.path(&entry.id, state.timestep);
+        self.within(self.objects.put(&path, bytes.into())).await?;
+        Ok(length)
+    }
+
+    /// The state of an entry at a timestep, from memory or else from the store.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub async fn read(&self, entry: &Entry, timestep: f64) -> Result<Arc<State>, StateError> {
+        if let Some(state) = self.cached(&entry.id, timestep) {
+            return Ok(state);
+        }
+        let state = Arc::new(self.read_past_memory(entry, timestep).await?);
+        self.memory.put(&entry.id, Arc::clone(&state));
+        Ok(state)
+    }
+
+    /// The state as the store has it; memory does not keep it, nor forget others for it.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub async fn read_past_memory(&self, entry: &Entry, timestep: f64) -> Result<State, StateError> {
+        let bytes = self.read_bytes(&entry.id, timestep).await?;
+        format::decode(&bytes, entry, timestep)
+    }
+
+    async fn read_bytes(&self, id: &EntryId, timestep: f64) -> Result<Bytes, StateError> {
+        let path = self.path(id, timestep);
+        let load = async {
+            let found = self.objects.get_opts(&path, GetOptions::default()).await?;
+            if found.meta.size > format::MAX_BYTES {
+                return Ok(None);
+            }
+            found.bytes().await.map(Some)
+        };
+        self.within(load).await?.ok_or(StateError::Foreign("larger than any state"))
+    }
+
+    /// The state if it is in memory; waits for nothing.
+    pub fn cached(&self, id: &EntryId, timestep: f64) -> Option<Arc<State>> {
+        self.memory.get(id, timestep)
+    }
+
+    /// Forgets what memory holds of an entry's states.
+    pub fn forget(&self, entry: &Entry) {
+        self.memory.remove_all(entry);
+    }
+
+    /// Forgets what memory holds of a state.
+    pub fn forget_state(&self, id: &EntryId, timestep: f64) {
+        self.memory.remove(id, timestep);
+    }
+
+    /// Removes a state; that it is gone already is fine.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn remove(&self, id: &EntryId, timestep: f64) -> Result<(), StateError> {
+        self.memory.remove(id, timestep);
+        match self.within(self.objects.delete(&self.path(id, timestep))).await {
+            Err(StateError::Missing) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Removes every state that is not wanted, and returns how many these were. Nobody may write meanwhile.
+    /// Files that are no states stay.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn sweep(&self, wanted: impl Fn(&EntryId, f64) -> bool) -> Result<usize, StateError> {
+        let mut files = self.objects.list(Some(&self.prefix));
+        let mut swept = 0;
+        while let Some(file) = self.within(files.try_next()).await? {
+            let state = self.parse(&file.location);
+            if let Some((id, timestep)) = state.filter(|(id, timestep)| !wanted(id, *timestep)) {
+                self.remove(&id, timestep).await?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Whose state a file is, by its name.
+    fn parse(&self, path: &Path) -> Option<(EntryId, f64)> {
+        let name = path.filename()?.strip_suffix(".safetensors")?;
+        let timestep: f64 = name.parse().ok()?;
+        let parts: Vec<_> = path.parts().collect();
+        let id = parts.get(parts.len().checked_sub(2)?)?.as_ref().to_owned();
+        let id = EntryId::try_from(id).ok()?;
+        (self.path(&id, timestep) == *path).then_some((id, timestep))
+    }
+
+    /// Bytes of states in memory.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
+    async fn within<T>(
+        &self,
+        work: impl Future<Output = Result<T, object_store::Error>>,
+    ) -> Result<T, StateError> {
+        match tokio::time::timeout(self.time_limit, work).await {
+            Err(_) => Err(StateError::Timeout),
+            Ok(Err(object_store::Error::NotFound { .. })) => Err(StateError::Missing),
+            Ok(Err(error)) => Err(StateError::Store(error.to_string())),
+            Ok(Ok(done)) => Ok(done),
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The one thread that changes the cache. Requests hand it work through a bounded queue and go on.
+//!
+//! The order of its writes is what keeps a killed process's cache whole: states before the entry that names
+//! them; and when an entry goes, the index first, made durable, and its states after.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use crate::cache::Shared;
+use crate::config::CacheError;
+use crate::entry::{Entry, EntryId, Kept};
+use crate::index::Filter;
+use crate::ledger::{Ledger, Victim};
+use crate::picture::Picture;
+use crate::store::StateError;
+
+/// Changes become durable this long after they are made, at most.
+const FLUSH_EVERY: Duration = Duration::from_millis(500);
+/// How often entries are looked through for those that are too old.
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+/// Entries read from the index at once.
+const PAGE: usize = 256;
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, CacheError>>;
+
+/// What the writer is asked to do.
+pub(crate) enum Work {
+    /// Its place in the queue is free again when the permit drops.
+    Insert(Box<Picture>, Option<OwnedSemaphorePermit>, Option<Reply<()>>),
+    Touch(EntryId, f64),
+    /// A state turned out to be unusable.
+    Drop(Victim),
+    Remove(EntryId, Reply<bool>),
+    Purge(Filter, Reply<usize>),
+    /// Make all that was asked for before durable.
+    Flush(Reply<()>),
+}
+
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    ledger: Ledger,
+    /// States whose entries are gone from the index, but not durably yet.
+    doomed: Vec<Victim>,
+}
+
+impl Writer {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, ledger: Ledger::default(), doomed: Vec::new() }
+    }
+
+    /// Works until nobody is left to ask for anything.
+    pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+        // Beside the work: a slow store must not keep what is inserted from becoming durable.
+        let flusher = tokio::spawn(keep_flushing(Arc::clone(&self.shared)));
+        if let Err(error) = self.take_stock().await {
+            self.failed(&error);
+        }
+        let mut flush = tokio::time::interval(FLUSH_EVERY);
+        let mut expire = tokio::time::interval(EXPIRE_EVERY);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        expire.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = flush.tick() => self.flush_or_count().await,
+                _ = expire.tick() => self.expire().await,
+                work = queue.recv() => match work {
+                    Some(work) => self.work(work).await,
+                    None => break,
+                },
+            }
+        }
+        self.flush_or_count().await;
+        flusher.abort();
+    }
+
+    /// Reads what the index holds, and removes states that no entry names.
+    async fn take_stock(&mut self) -> Result<(), CacheError> {
+        let mut after = None;
+        loop {
+            let page = self.shared.index.scan(&Filter::default(), after.as_ref(), PAGE).await?;
+            page.iter().for_each(|entry| self.ledger.put(entry));
+            let Some(last) = page.last() else { break };
+            after = Some(last.id.clone());
+        }
+        self.publish();
+        self.shared.store.sweep(|id, timestep| self.ledger.holds(id, timestep)).await?;
+        self.evict().await;
+        Ok(())
+    }
+
+    async fn work(&mut self, work: Work) {
+        match work {
+            Work::Insert(picture, permit, reply) => {
+                let done =
+                    if self.shared.is_late() { Err(CacheError::Full) } else { self.insert(*picture).await };
+                drop(permit);
+                self.evict().await;
+                self.answer(reply, done);
+            }
+            Work::Touch(id, timestep) => {
+                let touched = self.shared.index.touch(&id, timestep, now()).await;
+                match touched {
+                    Ok(_) => self.ledger.touch(&id, timestep, now()),
+                    Err(error) => self.failed(&error.into()),
+                }
+            }
+            Work::Drop(victim) => {
+                let done = self.drop_state(&victim).await;
+                self.answer(None, done);
+            }
+            Work::Remove(id, reply) => {
+                let done = self.remove(&id).await;
+                self.flush_or_count().await;
+                self.answer(Some(reply), done);
+            }
+            Work::Purge(filter, reply) => {
+                let done = self.purge(&filter).await;
+                self.flush_or_count().await;
+                self.answer(Some(reply), done);
+            }
+            Work::Flush(reply) => {
+                self.evict().await;
+                let done = self.flush().await;
+                self.answer(Some(reply), done);
+            }
+        }
+        self.publish();
+    }
+
+    async fn insert(&mut self, picture: Picture) -> Result<(), CacheError> {
+        let Picture { mut entry, states } = picture;
+        let writes = states.iter().map(|state| self.shared.store.write(&entry, state));
+        for (at, written) in join_all(writes).await.into_iter().enumerate() {
+            match written {
+                Ok(bytes) => entry.states[at].bytes = bytes,
+                Err(error) => {
+                    self.doom(&entry.id, &entry.states);
+                    return Err(error.into());
+                }
+            }
+        }
+        match self.shared.index.upsert(entry.clone()).await {
+            Ok(displaced) => {
+                displaced.iter().for_each(|older| self.gone(older));
+                self.ledger.put(&entry);
+                Ok(())
+            }
+            Err(error) => {
+                self.doom(&entry.id, &entry.states);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn remove(&mut self, id: &EntryId) -> Result<bool, CacheError> {
+        let removed = self.shared.index.remove(id).await?;
+        removed.iter().for_each(|entry| self.gone(entry));
+        Ok(removed.is_some())
+    }
+
+    async fn purge(&mut self, filter: &Filter) -> Result<usize, CacheError> {
+        let mut removed = 0;
+        loop {
+            let page = self.shared.index.scan(filter, None, PAGE).await?;
+            if page.is_empty() {
+                return Ok(removed);
+            }
+            for entry in page {
+                removed += usize::from(self.remove(&entry.id).await?);
+            }
+        }
+    }
+
+    /// Takes one state from its entry, and the entry too where it was the last.
+    async fn drop_state(&mut self, victim: &Victim) -> Result<(), CacheError> {
+        let Some(mut entry) = self.shared.index.get(&victim.entry).await? else { return Ok(()) };
+        let before = entry.states.len();
+        entry.states.retain(|kept| kept.timestep != victim.timestep);
+        if entry.states.is_empty() {
+            self.remove(&victim.entry).await?;
+        } else if entry.states.len() < before {
+            self.shared.index.upsert(entry.clone()).await?;
+            self.ledger.put(&entry);
+            self.shared.store.forget_state(&victim.entry, victim.timestep);
+            self.doomed.push(victim.clone());
+        }
+        Ok(())
+    }
+
+    async fn evict(&mut self) {
+        let policy = Arc::clone(&self.shared.eviction.read());
+        for victim in self.ledger.victims(policy.as_ref(), self.shared.budget) {
+            match self.drop_state(&victim).await {
+                Ok(()) => self.shared.counters.evictions.add(1),
+                Err(error) => return self.failed(&error),
+            }
+        }
+    }
+
+    async fn expire(&mut self) {
+        let Some(lifetime) = self.shared.lifetime else { return };
+        for id in self.ledger.older_than(now().saturating_sub(lifetime.as_secs())) {
+            match self.remove(&id).await {
+                Ok(_) => self.shared.counters.evictions.add(1),
+                Err(error) => return self.failed(&error),
+            }
+        }
+        self.publish();
+    }
+
+    /// The index has forgotten an entry: everything else must, too.
+    fn gone(&mut self, entry: &Entry) {
+        self.ledger.remove(&entry.id);
+        self.shared.store.forget(entry);
+        self.doom(&entry.id, &entry.states);
+    }
+
+    fn doom(&mut self, id: &EntryId, states: &[Kept]) {
+        let victim = |kept: &Kept| Victim { entry: id.clone(), timestep: kept.timestep };
+        self.doomed.extend(states.iter().map(victim));
+    }
+
+    async fn flush(&mut self) -> Result<(), CacheError> {
+        self.shared.index.flush().await?;
+        while let Some(victim) = self.doomed.pop() {
+            match self.shared.store.remove(&victim.entry, victim.timestep).await {
+                Ok(()) | Err(StateError::Missing) => {}
+                // The file is swept when the cache is next opened; the others wait for the store.
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush_or_count(&mut self) {
+        if let Err(error) = self.flush().await {
+            self.failed(&error);
+        }
+    }
+
+    fn answer<T>(&self, reply: Option<Reply<T>>, done: Result<T, CacheError>) {
+        self.publish();
+        match &done {
+            Err(CacheError::Full) => self.shared.counters.insert_drops.add(1),
+            Err(error) => self.failed(error),
+            Ok(_) => {}
+        }
+        if let Some(reply) = reply {
+            // Whoever asked may have gone.
+            let _ = reply.send(done);
+        }
+    }
+
+    fn failed(&self, error: &CacheError) {
+        self.shared.counters.failures.add(1);
+        tracing::warn!(%error, "the cache could not do its work");
+    }
+
+    fn publish(&self) {
+        self.shared.counters.bytes.set(self.ledger.bytes());
+        self.shared.counters.entries.set(self.ledger.entries() as u64);
+    }
+}
+
+/// Makes changes of the index durable in time. Failures show in the writer's own flush.
+async fn keep_flushing(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(FLUSH_EVERY).await;
+        if let Err(error) = shared.index.flush().await {
+            tracing::debug!(%error, "the index could not be flushed");
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,174 @@
+//! A cache moves in one archive, and a hostile archive does no harm.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::Write;
+
+use pentimento_cache::*;
+use support::*;
+use tar::{Builder, EntryType, Header};
+
+const BOUND: u64 = 10 << 20;
+
+fn open(dir: &tempfile::TempDir) -> Cache {
+    Cache::open(CacheConfig::new(dir.path())).unwrap()
+}
+
+async fn exported(pictures: usize) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(&dir);
+    for n in 0..pictures {
+        assert!(cache.insert(picture(&format!("prompt {n}"), n as f32)));
+    }
+    cache.flush().await.unwrap();
+    let mut archive = Vec::new();
+    let moved = cache.export(&Filter::default(), &mut archive).await.unwrap();
+    assert_eq!((moved.entries, moved.states, moved.unreadable), (pictures, 2 * pictures, 0));
+    archive
+}
+
+#[tokio::test]
+async fn a_cache_moves_and_moves_again() {
+    let archive = exported(20).await;
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(&dir);
+    for _ in 0..2 {
+        let moved = cache.import(archive.as_slice(), BOUND).await.unwrap();
+        assert_eq!((moved.entries, moved.states), (20, 40));
+        cache.flush().await.unwrap();
+        assert_eq!((cache.stats().entries, files(dir.path())), (20, 40));
+    }
+    let found = look_up(&cache, &scope("tenant"), 5.0, Some("prompt 5 7")).await;
+    let Decision::Exact { entry, .. } = found.decision else { panic!("{found:?}") };
+    assert_eq!(*cache.state(&entry, FINISHED).await.unwrap(), state(FINISHED));
+    assert_eq!(*cache.state(&entry, 801.0).await.unwrap(), state(801.0));
+    let one = Filter { prompt_hash: Some("hash of prompt 3".into()), ..Filter::default() };
+    assert_eq!(cache.export(&one, std::io::sink()).await.unwrap().entries, 1);
+}
+
+/// An archive as bytes: the plain files of `sound`, each as `change` has it.
+fn altered(sound: &[u8], mut change: impl FnMut(usize, &mut Header, &mut Vec<u8>)) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    for (n, file) in tar::Archive::new(sound).entries().unwrap().enumerate() {
+        let mut file = file.unwrap();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
+        let mut header = file.header().clone();
+        change(n, &mut header, &mut bytes);
+        header.set_cksum();
+        builder.append(&header, bytes.as_slice()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+/// Puts a name into a header that the library would refuse to write.
+fn rename(header: &mut Header, name: &str) {
+    let field = &mut header.as_old_mut().name;
+    field.fill(0);
+    field[..name.len()].copy_from_slice(name.as_bytes());
+}
+
+/// What importing an archive fails with; what it has imported by then must be whole.
+async fn refused(archive: &[u8]) -> String {
+    let outside = tempfile::tempdir().unwrap();
+    let dir = tempfile::TempDir::new_in(outside.path()).unwrap();
+    let cache = open(&dir);
+    let error = cache.import(archive, BOUND).await.unwrap_err().to_string();
+    cache.flush().await.unwrap();
+    let entries = cache.entries(&Filter::default(), None, 100).await.unwrap();
+    for entry in &entries {
+        for kept in &entry.states {
+            cache.state(&entry.id, kept.timestep).await.unwrap();
+        }
+    }
+    assert_eq!(files(dir.path()), 2 * entries.len());
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1, "nothing beside the cache");
+    error
+}
+
+#[tokio::test]
+async fn names_that_lead_elsewhere_are_refused() {
+    let sound = exported(2).await;
+    for name in ["../../escape.safetensors", "/etc/passwd", "entry.json", "..", "a/../b/entry.json", ""] {
+        for at in 0..6 {
+            let archive = altered(&sound, |n, header, _| {
+                if n == at {
+                    rename(header, name);
+                }
+            });
+            assert!(refused(&archive).await.starts_with("archive"), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn links_and_other_kinds_are_refused() {
+    let sound = exported(1).await;
+    use EntryType::*;
+    for kind in
+        [Symlink, Link, Directory, Fifo, Char, GNULongName, GNULongLink, GNUSparse, XHeader, XGlobalHeader]
+    {
+        for at in 0..3 {
+            let archive = altered(&sound, |n, header, _| {
+                if n == at {
+                    header.set_entry_type(kind);
+                }
+            });
+            assert!(refused(&archive).await.contains("not a plain file"), "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn damage_and_truncation_are_refused() {
+    let sound = exported(2).await;
+    for at in [1, 2, 4, 5] {
+        let flipped = altered(&sound, |n, _, bytes| {
+            if n == at {
+                *bytes.last_mut().unwrap() ^= 1;
+            }
+        });
+        assert!(refused(&flipped).await.contains("checksum"));
+    }
+    for length in [100, 600, 1500, sound.len() / 2, sound.len() / 2 + 700] {
+        refused(&sound[..length]).await;
+    }
+    let swapped = altered(&sound, |n, header, _| {
+        if n == 1 {
+            header.set_entry_type(EntryType::Regular);
+            rename(header, "00000000000000000000000000000000/801.safetensors");
+        }
+    });
+    assert!(refused(&swapped).await.contains("not the state that should follow"));
+    let nonsense = altered(&sound, |n, header, bytes| {
+        if n == 0 {
+            *bytes = b"{\"id\":".to_vec();
+            header.set_size(bytes.len() as u64);
+        }
+    });
+    refused(&nonsense).await;
+    refused(&[7; 4096]).await;
+}
+
+#[tokio::test]
+async fn bombs_are_refused_before_they_are_read() {
+    let sound = exported(1).await;
+    // A file that claims more than there may be, and a stream of zeros behind it.
+    for (at, size) in [(0, 5 << 20), (0, 1 << 40), (1, 1 << 40), (1, u64::MAX / 2)] {
+        let mut archive = altered(&sound, |n, header, _| {
+            if n == at {
+                header.set_size(size);
+            }
+        });
+        archive.write_all(&[0; 100_000]).unwrap();
+        let error = refused(&archive).await;
+        assert!(error.contains("too large") || error.contains("larger than"), "{error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(&dir);
+    let fits = cache.import(sound.as_slice(), sound.len() as u64).await;
+    assert!(fits.is_ok(), "what ends at the bound");
+    let error = cache.import(sound.as_slice(), 1000).await.unwrap_err();
+    assert!(matches!(error, ArchiveError::TooLarge(1000)), "{error}");
+}

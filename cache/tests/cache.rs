@@ -1,0 +1,262 @@
+//! The cache as the service uses it.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use pentimento_cache::index::{EmbeddedIndex, IndexOptions};
+use pentimento_cache::*;
+use support::*;
+
+#[tokio::test]
+async fn a_picture_is_found_again_by_likeness_and_exactly() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    assert!(cache.insert(picture("a red house", 0.0)));
+    assert!(cache.insert(picture("a blue tree", 80.0)));
+    cache.flush().await.unwrap();
+
+    let found = look_up(&cache, &scope("tenant"), 5.0, None).await;
+    let Decision::State { entry, timestep, similarity, .. } = found.decision else { panic!("{found:?}") };
+    assert!(similarity > 0.99 && timestep == 801.0);
+    assert_eq!(found.neighbours.len(), 2);
+    assert_eq!(found.neighbours[0].entry.prompt.as_deref(), Some("a red house"));
+    assert_eq!(*cache.state(&entry, 801.0).await.unwrap(), state(801.0));
+    assert!(cache.cached_state(&entry, 801.0).is_some());
+
+    let exact = look_up(&cache, &scope("tenant"), 0.0, Some("a red house 7")).await;
+    let Decision::Exact { entry, .. } = exact.decision else { panic!("{exact:?}") };
+    assert_eq!(*cache.state(&entry, FINISHED).await.unwrap(), state(FINISHED));
+    for missing in [Some("a red house 8"), None] {
+        let found = look_up(&cache, &scope("tenant"), 0.0, missing).await;
+        assert!(matches!(found.decision, Decision::State { .. }));
+    }
+    let other = look_up(&cache, &scope("stranger"), 0.0, Some("a red house 7")).await;
+    assert!(matches!(other.decision, Decision::Miss { .. }) && other.neighbours.is_empty());
+
+    cache.used(&entry, 801.0);
+    cache.flush().await.unwrap();
+    assert_eq!(cache.entry(&entry).await.unwrap().unwrap().kept(801.0).unwrap().uses, 1);
+    let stats = cache.stats();
+    assert_eq!((stats.entries, stats.failures, stats.insert_drops, stats.queued), (2, 0, 0, 0));
+    assert!(stats.bytes > 0 && stats.memory_bytes > 0);
+}
+
+#[tokio::test]
+async fn what_is_cached_outlives_the_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    assert!(matches!(
+        Cache::open(CacheConfig::new(dir.path())),
+        Err(CacheError::Index(IndexError::InUse { .. }))
+    ));
+    cache.insert(picture("a red house", 0.0));
+    drop(cache);
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    let found = look_up(&cache, &scope("tenant"), 0.0, None).await;
+    let Decision::State { entry, timestep, .. } = found.decision else { panic!("{found:?}") };
+    cache.prefetch(&entry, timestep);
+    assert_eq!(*cache.state(&entry, timestep).await.unwrap(), state(timestep));
+    cache.close().await.unwrap();
+    assert!(!cache.insert(picture("too late", 0.0)));
+}
+
+#[tokio::test]
+async fn the_same_picture_is_kept_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    for _ in 0..3 {
+        cache.insert(picture("a red house", 0.0));
+    }
+    cache.flush().await.unwrap();
+    assert_eq!(cache.stats().entries, 1);
+    assert_eq!(files(dir.path()), 2, "the older ones' states are gone");
+}
+
+#[tokio::test]
+async fn what_is_purged_or_removed_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    for (n, tenant) in ["one", "one", "two", "two"].into_iter().enumerate() {
+        let mut new = picture(&format!("prompt {n}"), n as f32);
+        new.scope = scope(tenant);
+        cache.insert(new);
+    }
+    cache.flush().await.unwrap();
+    let all = cache.entries(&Filter::default(), None, 10).await.unwrap();
+    for entry in &all {
+        cache.state(&entry.id, 801.0).await.unwrap();
+    }
+    let filter = Filter { tenant: Some("one".into()), ..Filter::default() };
+    assert_eq!(cache.purge(filter).await.unwrap(), 2);
+    assert_eq!(files(dir.path()), 4);
+    let left = cache.entries(&Filter::default(), None, 10).await.unwrap();
+    assert!(left.iter().all(|entry| entry.scope.tenant == "two"));
+    let filter = Filter { prompt_hash: Some("hash of prompt 3".into()), ..Filter::default() };
+    assert_eq!(cache.purge(filter).await.unwrap(), 1);
+    let last = cache.entries(&Filter::default(), None, 10).await.unwrap();
+    assert!(cache.remove(&last[0].id).await.unwrap());
+    assert!(!cache.remove(&last[0].id).await.unwrap());
+    assert_eq!((files(dir.path()), cache.stats().entries, cache.stats().bytes), (0, 0, 0));
+    for entry in &all {
+        assert!(cache.cached_state(&entry.id, 801.0).is_none());
+        assert!(cache.state(&entry.id, 801.0).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn budgets_hold_and_single_states_go_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = CacheConfig::new(dir.path());
+    (config.max_bytes, config.queue) = (20_000, 100);
+    let cache = Cache::open(config).unwrap();
+    for n in 0..40 {
+        assert!(cache.insert(picture(&format!("prompt {n}"), n as f32)));
+    }
+    cache.flush().await.unwrap();
+    let stats = cache.stats();
+    assert!(stats.bytes <= 20_000 && stats.evictions > 0 && stats.entries > 0, "{stats:?}");
+    let entries = cache.entries(&Filter::default(), None, 100).await.unwrap();
+    assert_eq!(entries.len() as u64, stats.entries);
+    assert_eq!(files(dir.path()), entries.iter().map(|entry| entry.states.len()).sum::<usize>());
+    drop(cache);
+
+    let mut config = CacheConfig::new(dir.path());
+    config.max_entries = 3;
+    config.eviction = eviction_policy("fifo").unwrap();
+    let cache = Cache::open(config).unwrap();
+    cache.flush().await.unwrap();
+    assert_eq!(cache.stats().entries, 3, "smaller budgets hold from the start");
+}
+
+#[tokio::test]
+async fn entries_that_are_too_old_are_not_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = CacheConfig::new(dir.path());
+    config.lifetime = Some(Duration::ZERO);
+    let cache = Cache::open(config).unwrap();
+    cache.insert(picture("a red house", 0.0));
+    cache.flush().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let found = look_up(&cache, &scope("tenant"), 0.0, Some("a red house 7")).await;
+    assert!(matches!(found.decision, Decision::Miss { .. }));
+}
+
+#[tokio::test]
+async fn a_damaged_state_is_a_counted_failure_and_then_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    cache.insert(picture("a red house", 0.0));
+    cache.flush().await.unwrap();
+    let entry = cache.entries(&Filter::default(), None, 1).await.unwrap().remove(0);
+    for file in all_files(dir.path()) {
+        let mut bytes = std::fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+    }
+    let damaged = cache.state(&entry.id, 801.0).await;
+    assert!(matches!(damaged, Err(CacheError::State(StateError::Damaged))));
+    cache.flush().await.unwrap();
+    assert_eq!(cache.stats().failures, 1);
+    assert!(cache.entry(&entry.id).await.unwrap().unwrap().kept(801.0).is_none());
+    assert!(cache.state(&entry.id, FINISHED).await.is_err());
+    cache.flush().await.unwrap();
+    assert_eq!(cache.entry(&entry.id).await.unwrap(), None, "with its last state the entry goes");
+}
+
+#[tokio::test]
+async fn files_that_no_entry_names_are_swept_when_the_cache_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    cache.insert(picture("a red house", 0.0));
+    drop(cache);
+    let orphan = format!("ab/ab{}", "0".repeat(30));
+    let orphan = dir.path().join("states").join(orphan);
+    std::fs::create_dir_all(&orphan).unwrap();
+    std::fs::write(orphan.join("801.safetensors"), b"half a sta").unwrap();
+    std::fs::write(orphan.join("601.safetensors#1"), b"a write that was begun").unwrap();
+    assert_eq!(files(dir.path()), 4);
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    cache.flush().await.unwrap();
+    assert_eq!(files(dir.path()), 2);
+}
+
+/// A cache whose store does what `how` says.
+fn over(dir: &std::path::Path, how: How, queue: usize) -> Cache {
+    let index = EmbeddedIndex::open(&dir.join("index.redb"), &IndexOptions::default()).unwrap();
+    let mut config = CacheConfig::new(dir);
+    (config.queue, config.time_limit) = (queue, Duration::from_millis(50));
+    Cache::with(config, Arc::new(index), Arc::new(Troubled::new(how)), Path::default()).unwrap()
+}
+
+#[tokio::test]
+async fn a_full_disk_is_a_counted_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = over(dir.path(), How::Full, 8);
+    assert!(cache.insert(picture("a red house", 0.0)));
+    cache.flush().await.unwrap();
+    let stats = cache.stats();
+    assert_eq!((stats.entries, stats.failures), (0, 1));
+    let found = look_up(&cache, &scope("tenant"), 0.0, None).await;
+    assert!(matches!(found.decision, Decision::Miss { .. }));
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_drops_pictures_and_delays_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = over(dir.path(), How::Hangs, 2);
+    let kept = (0..10).filter(|n| cache.insert(picture(&format!("prompt {n}"), 0.0))).count();
+    assert!((2..=4).contains(&kept), "{kept}");
+    assert_eq!(cache.stats().insert_drops, 10 - kept as u64);
+    // Fails where states that were given up could not be removed: they are tried again, and swept later.
+    let _ = cache.flush().await;
+    assert!(cache.stats().failures as usize >= kept, "each ran into the time limit");
+    assert_eq!(cache.stats().entries, 0);
+}
+
+#[tokio::test]
+async fn impossible_pictures_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
+    let refused = |change: fn(&mut NewPicture)| {
+        let mut new = picture("a red house", 0.0);
+        change(&mut new);
+        assert!(!cache.insert(new));
+    };
+    refused(|new| new.embedding[0] = f32::NAN);
+    refused(|new| new.embedding.fill(0.0));
+    refused(|new| new.states.clear());
+    refused(|new| new.states.push(new.states[0].clone()));
+    let mut nan = picture("a red house", 0.0);
+    nan.states[1].0.latent[3] = f32::NAN;
+    cache.insert(nan);
+    cache.flush().await.unwrap();
+    assert_eq!((cache.stats().entries, cache.stats().failures, files(dir.path())), (0, 5, 0));
+}
+
+#[tokio::test]
+async fn states_may_lie_in_an_object_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(&dir.path().join("index.redb"), &IndexOptions::default()).unwrap();
+    let config = CacheConfig::new(dir.path());
+    let objects = Arc::new(InMemory::new());
+    let cache = Cache::with(config, Arc::new(index), objects, Path::from("some/prefix")).unwrap();
+    cache.insert(picture("a red house", 0.0));
+    cache.flush().await.unwrap();
+    let entry = cache.entries(&Filter::default(), None, 1).await.unwrap().remove(0);
+    assert_eq!(*cache.state(&entry.id, 801.0).await.unwrap(), state(801.0));
+    assert_eq!(files(dir.path()), 0);
+
+    let mut config = CacheConfig::new(dir.path().join("other"));
+    config.states = Some("memory:///states".into());
+    assert!(Cache::open(config.clone()).is_ok());
+    for url in ["not a URL", "gopher://old/hole"] {
+        config.states = Some(url.into());
+        assert!(matches!(Cache::open(config.clone()), Err(CacheError::Open { .. })));
+    }
+}

@@ -1,0 +1,168 @@
+//! Pictures, a plain policy and a troubled store for the tests.
+#![allow(dead_code)]
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path as FilePath, PathBuf};
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::*;
+use pentimento_cache::*;
+
+pub fn scope(tenant: &str) -> Scope {
+    Scope { tenant: tenant.into(), namespace: "default".into() }
+}
+
+pub fn compatibility() -> Compatibility {
+    Compatibility {
+        latent_space: "space".into(),
+        noise_schedule: "schedule".into(),
+        width: 64,
+        height: 64,
+        embedder: "embedder".into(),
+        negative_prompt: "none".into(),
+    }
+}
+
+pub fn at_angle(degrees: f32) -> Vec<f32> {
+    let (sine, cosine) = degrees.to_radians().sin_cos();
+    vec![cosine, sine, 0.0, 0.0]
+}
+
+/// A state whose numbers f16 holds exactly.
+pub fn state(timestep: f64) -> State {
+    let latent = (0..256).map(|i| i as f32 / 64.0 - 2.0).collect();
+    State { timestep, noise_level: 0.5, shape: [4, 8, 8], latent }
+}
+
+/// A picture of a prompt, seed 7, whose embedding lies at an angle.
+pub fn picture(prompt: &str, degrees: f32) -> NewPicture {
+    NewPicture {
+        scope: scope("tenant"),
+        compatibility: compatibility(),
+        model: "storybook".into(),
+        guidance_scale: 4.0,
+        embedding: at_angle(degrees),
+        prompt: Some(prompt.into()),
+        prompt_hash: format!("hash of {prompt}"),
+        content: Content::default(),
+        exact: format!("{prompt} 7"),
+        seed: 7,
+        states: vec![(state(801.0), 0.2), (state(FINISHED), 1.0)],
+    }
+}
+
+/// Takes the nearest entry's noisiest state.
+struct Nearest;
+
+impl ReusePolicy for Nearest {
+    fn name(&self) -> &'static str {
+        "nearest"
+    }
+    fn neighbours(&self) -> usize {
+        4
+    }
+    fn decide(&self, _: &Query<'_>, neighbours: &[Neighbour]) -> Decision {
+        match neighbours.first() {
+            None => Decision::Miss { why: "nothing near".into() },
+            Some(near) => Decision::State {
+                entry: near.entry.id.clone(),
+                timestep: near.entry.states[0].timestep,
+                similarity: near.similarity,
+                why: "the nearest".into(),
+            },
+        }
+    }
+}
+
+pub async fn look_up(cache: &Cache, scope: &Scope, degrees: f32, exact: Option<&str>) -> LookUp {
+    let embedding = at_angle(degrees);
+    let content = Content::default();
+    let query =
+        Query { embedding: &embedding, content: &content, exact, timesteps: &[999.0, 801.0], chance: 0 };
+    cache.look_up(scope, &compatibility(), &query, &Nearest, 3.0..=5.0).await.unwrap()
+}
+
+/// The files of states below a cache's directory.
+pub fn all_files(dir: &FilePath) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.join("states")];
+    while let Some(dir) = open.pop() {
+        for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if file.path().is_dir() { open.push(file.path()) } else { found.push(file.path()) }
+        }
+    }
+    found
+}
+
+pub fn files(dir: &FilePath) -> usize {
+    all_files(dir).len()
+}
+
+/// What is wrong with a store.
+#[derive(Debug, Clone, Copy)]
+pub enum How {
+    /// Nothing can be written.
+    Full,
+    /// Nothing that is begun ends.
+    Hangs,
+}
+
+/// A store in trouble.
+#[derive(Debug)]
+pub struct Troubled {
+    how: How,
+    inner: InMemory,
+}
+
+impl Troubled {
+    pub fn new(how: How) -> Self {
+        Self { how, inner: InMemory::new() }
+    }
+
+    async fn suffer<T>(&self) -> Result<T> {
+        match self.how {
+            How::Full => Err(Error::Generic { store: "troubled", source: "no space left on device".into() }),
+            How::Hangs => std::future::pending().await,
+        }
+    }
+}
+
+impl std::fmt::Display for Troubled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.how)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Troubled {
+    async fn put_opts(&self, _: &Path, _: PutPayload, _: PutOptions) -> Result<PutResult> {
+        self.suffer().await
+    }
+    async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.suffer().await
+    }
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        match self.how {
+            How::Full => self.inner.get_opts(location, options).await,
+            How::Hangs => self.suffer().await,
+        }
+    }
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        match self.how {
+            How::Full => self.inner.delete_stream(locations),
+            How::Hangs => Box::pin(futures_util::stream::pending()),
+        }
+    }
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+    async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {
+        self.suffer().await
+    }
+}
