@@ -106,6 +106,20 @@ def measure(shape, folder, peers, threads, rounds, rows, steps):
     return times
 
 
+def gains(folder, size, threads, steps):
+    """What a whole picture takes with candle's operators of one kind, over what it takes with ours, as a Markdown table."""
+    kinds = ("Convolution", "Linear", "GroupNorm", "LayerNorm", "Attention", "Geglu")
+    ours = Runner([engine(), folder, size], threads)
+    lines = ["| operator | a picture with candle's ÷ with ours |", "|---|---|"]
+    for kind in kinds:
+        candles = Runner([engine(), f"--candle={kind}", folder, size], threads)
+        pairs = [(candles(f"picture {steps}"), ours(f"picture {steps}")) for _ in range(6)][1:]
+        candles.close()
+        lines.append("| {} | {:.2f} ({:.2f}–{:.2f}) |".format(kind, *ratio(*zip(*pairs))))
+    ours.close()
+    return "\n".join(lines) + "\n"
+
+
 def ratio(ours, theirs):
     """Median and quartiles of the ratios of neighbouring calls."""
     ratios = [a / b for a, b in zip(ours, theirs)]
@@ -174,6 +188,9 @@ def main():
     for threads in results:
         table += f"\n## Where a step's time goes, {threads} thread{'s' if threads > 1 else ''}\n\n"
         table += subprocess.run(**pinned([engine(), "--profile", folder, SHAPES[args.shape]], threads), check=True).stdout
+        if args.shape == "storybook":
+            table += f"\n## What each operator gains, {threads} thread{'s' if threads > 1 else ''}\n\n"
+            table += gains(folder, SHAPES[args.shape], threads, args.steps)
     print(table)
     (out / f"engine-{args.shape}.md").write_text(table)
     try:

@@ -22,14 +22,24 @@ pub(crate) enum Operators {
 }
 
 thread_local! {
-    static CANDLE_ONLY: Cell<bool> = const { Cell::new(false) };
+    /// The kinds of operators that are candle's in any case, a bit each.
+    static CANDLES: Cell<u8> = const { Cell::new(0) };
+}
+
+fn bit(kind: Kind) -> u8 {
+    1 << kind as u8
 }
 
 impl Operators {
-    /// What layers made from `vb` use.
-    pub(crate) fn of(vb: &VarBuilder) -> Self {
-        let own = vb.device().is_cpu() && vb.dtype() == DType::F32 && !CANDLE_ONLY.get();
+    /// Whose operators of a kind layers made from `vb` use.
+    fn of(vb: &VarBuilder, kind: Kind) -> Self {
+        let own = vb.device().is_cpu() && vb.dtype() == DType::F32 && CANDLES.get() & bit(kind) == 0;
         if own { Self::Own } else { Self::Candle }
+    }
+
+    /// Whose operators a network made from `vb` uses for the most part.
+    pub(crate) fn of_network(vb: &VarBuilder) -> Self {
+        Self::of(vb, Kind::Convolution)
     }
 
     /// Runs a network's call where its operators run best.
@@ -38,12 +48,12 @@ impl Operators {
     }
 }
 
-/// What `build` makes uses candle's operators on a CPU as well: what benches and tests compare ours with.
+/// What `build` makes uses candle's operators of these kinds on a CPU as well: what benches compare ours with.
 #[doc(hidden)]
-pub fn with_candle_operators<T>(build: impl FnOnce() -> T) -> T {
-    let before = CANDLE_ONLY.replace(true);
+pub fn with_candle_operators<T>(kinds: &[Kind], build: impl FnOnce() -> T) -> T {
+    let before = CANDLES.replace(kinds.iter().fold(0, |bits, &kind| bits | bit(kind)));
     let built = build();
-    CANDLE_ONLY.set(before);
+    CANDLES.set(before);
     built
 }
 
@@ -107,7 +117,7 @@ impl Conv2d {
     ) -> Result<Self> {
         let Geometry { stride, near, far } = geometry;
         let config = Conv2dConfig { stride, padding: near, ..Default::default() };
-        let operators = Operators::of(&vb);
+        let operators = Operators::of(&vb, Kind::Convolution);
         let conv = candle_nn::conv2d(input, output, side, config, vb)?;
         Ok(match operators {
             Operators::Own => Self::Own(Arc::new(cpu::Conv::new(conv.weight(), conv.bias(), geometry)?)),
@@ -177,7 +187,7 @@ pub(crate) enum GroupNorm {
 
 impl GroupNorm {
     pub(crate) fn new(vb: VarBuilder, groups: usize, channels: usize, eps: f64) -> Result<Self> {
-        let operators = Operators::of(&vb);
+        let operators = Operators::of(&vb, Kind::GroupNorm);
         Ok(match operators {
             Operators::Own => {
                 let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
@@ -213,7 +223,7 @@ pub(crate) enum LayerNorm {
 
 impl LayerNorm {
     pub(crate) fn new(vb: VarBuilder, width: usize, eps: f64) -> Result<Self> {
-        let operators = Operators::of(&vb);
+        let operators = Operators::of(&vb, Kind::LayerNorm);
         Ok(match operators {
             Operators::Own => {
                 let (weight, bias) = (vb.get(width, "weight")?, vb.get(width, "bias")?);
@@ -240,19 +250,19 @@ pub(crate) enum Linear {
 
 impl Linear {
     pub(crate) fn new(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
-        let operators = Operators::of(&vb);
+        let operators = Operators::of(&vb, Kind::Linear);
         Self::of(operators, candle_nn::linear(input, output, vb)?)
     }
 
     pub(crate) fn without_bias(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
-        let operators = Operators::of(&vb);
+        let operators = Operators::of(&vb, Kind::Linear);
         Self::of(operators, candle_nn::linear_no_bias(input, output, vb)?)
     }
 
     /// Stored as a 1×1 convolution.
     pub(crate) fn stored_conv(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
         let weight = vb.get((output, input, 1, 1), "weight")?.reshape((output, input))?;
-        Self::of(Operators::of(&vb), candle_nn::Linear::new(weight, Some(vb.get(output, "bias")?)))
+        Self::of(Operators::of(&vb, Kind::Linear), candle_nn::Linear::new(weight, Some(vb.get(output, "bias")?)))
     }
 
     fn of(operators: Operators, linear: candle_nn::Linear) -> Result<Self> {
@@ -290,7 +300,7 @@ pub(crate) struct Heads {
 impl Heads {
     /// `causal`: each position sees itself and those before it.
     pub(crate) fn new(vb: &VarBuilder, heads: usize, causal: bool) -> Self {
-        Self { operators: Operators::of(vb), heads, causal }
+        Self { operators: Operators::of(vb, Kind::Attention), heads, causal }
     }
 
     /// (B, T, C), (B, S, C), (B, S, C) -> (B, T, C). Scores are f32 in a half-precision model as well.
@@ -328,7 +338,7 @@ pub(crate) struct Geglu(Operators);
 
 impl Geglu {
     pub(crate) fn new(vb: &VarBuilder) -> Self {
-        Self(Operators::of(vb))
+        Self(Operators::of(vb, Kind::Geglu))
     }
 
     /// (…, 2 C) -> (…, C).

@@ -309,7 +309,7 @@ impl Vae {
                 .transpose()?,
             decoder: Decoder::new(vb.pp("decoder"), &config)?,
             dtype: vb.dtype(),
-            operators: Operators::of(&vb),
+            operators: Operators::of_network(&vb),
             config,
         })
     }

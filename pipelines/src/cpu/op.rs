@@ -28,6 +28,12 @@ pub enum Kind {
     Geglu,
 }
 
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Convolution, Self::Linear, Self::GroupNorm, Self::LayerNorm, Self::Attention, Self::Geglu];
+}
+
 /// Calls, nanoseconds and flops per kind.
 static SPENT: [[AtomicU64; 3]; 6] = [const { [const { AtomicU64::new(0) }; 3] }; 6];
 
@@ -46,12 +52,11 @@ pub struct Spent {
 
 /// What the process' operators did since it was last asked.
 pub(crate) fn take_profile() -> Vec<Spent> {
-    use Kind::{Attention, Convolution, Geglu, GroupNorm, LayerNorm, Linear};
     let take = |kind: Kind| {
         let [calls, time, flops] = SPENT[kind as usize].each_ref().map(|n| n.swap(0, Relaxed));
         Spent { kind, calls, time: Duration::from_nanos(time), flops }
     };
-    [Convolution, Linear, GroupNorm, LayerNorm, Attention, Geglu].map(take).to_vec()
+    Kind::ALL.map(take).to_vec()
 }
 
 /// Notes the flops of the running operator.

@@ -195,7 +195,7 @@ impl ClipTextEncoder {
                 .collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::new(tower.pp("final_layer_norm"), width, config.layer_norm_eps)?,
             text_projection: vb.contains_tensor("text_projection.weight").then(project).transpose()?,
-            operators: Operators::of(&vb),
+            operators: Operators::of_network(&vb),
             config,
         })
     }

@@ -109,7 +109,7 @@ impl UNet {
         let norm = NormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
         Ok(Self {
             dtype: vb.dtype(),
-            operators: Operators::of(&vb),
+            operators: Operators::of_network(&vb),
             time_proj: Sinusoid::new(first, config.flip_sin_to_cos, config.freq_shift, vb.device())?,
             time_embedding: TimestepEmbedding::new(vb.pp("time_embedding"), first, time_width)?,
             text_time: text_time.transpose()?,
