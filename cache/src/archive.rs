@@ -11,7 +11,7 @@ use tar::{Archive, EntryType, Header};
 
 use crate::cache::Cache;
 use crate::config::CacheError;
-use crate::entry::{Entry, EntryId};
+use crate::entry::{Entry, EntryId, Kept};
 use crate::index::{Filter, IndexError, check_embedding};
 use crate::picture::{MAX_STATES, Picture, new_id};
 use crate::store::format;
@@ -195,10 +195,14 @@ fn read_entry(file: &mut tar::Entry<'_, impl Read>, name: &str) -> Result<Pictur
     if timesteps.is_empty() || timesteps.len() > MAX_STATES || !ordered {
         return Err(unexpected(name, "states missing, too many or out of order"));
     }
-    if !entry.guidance_scale.is_finite() || !entry.states.iter().all(|kept| kept.share.is_finite()) {
-        return Err(unexpected(name, "not finite"));
+    if !entry.guidance_scale.is_finite() || !are_shares(&entry.states) {
+        return Err(unexpected(name, "a guidance scale or a share that is none"));
     }
     Ok(Picture { states: Vec::with_capacity(timesteps.len()), entry })
+}
+
+fn are_shares(states: &[Kept]) -> bool {
+    states.iter().all(|kept| (0.0..=1.0).contains(&kept.share))
 }
 
 fn read_state(

@@ -42,6 +42,7 @@ pub(crate) struct Shared {
     pub eviction: RwLock<Arc<dyn EvictionPolicy>>,
     pub budget: Budget,
     pub lifetime: Option<Duration>,
+    pub store_prompt_text: bool,
     pub counters: Counters,
     /// Set when the cache is closed: what is not written by then is dropped.
     deadline: OnceLock<Instant>,
@@ -115,6 +116,7 @@ impl Cache {
             eviction: RwLock::new(config.eviction),
             budget: Budget { bytes: config.max_bytes, entries: config.max_entries },
             lifetime: config.lifetime,
+            store_prompt_text: config.store_prompt_text,
             counters: Counters::default(),
             deadline: OnceLock::new(),
         });
@@ -201,7 +203,7 @@ impl Cache {
             }
         };
         // It may have been purged while it was read: then memory must not keep it.
-        if self.counted(index.get(id).await)?.is_none() {
+        if self.counted(index.get(id).await)?.is_none_or(|now| now.kept(timestep).is_none()) {
             self.shared().store.forget(&entry);
             return Err(StateError::Missing.into());
         }

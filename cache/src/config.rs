@@ -61,6 +61,8 @@ pub struct CacheConfig {
     pub time_limit: Duration,
     /// What goes first when the cache is full.
     pub eviction: Arc<dyn EvictionPolicy>,
+    /// Whether prompts may be kept as text, those of imported entries among them.
+    pub store_prompt_text: bool,
     /// How the index works.
     pub index: IndexOptions,
 }
@@ -78,6 +80,7 @@ impl CacheConfig {
             queue: 64,
             time_limit: Duration::from_secs(10),
             eviction: Arc::new(Lcbfu),
+            store_prompt_text: true,
             index: IndexOptions::default(),
         }
     }

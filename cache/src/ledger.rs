@@ -55,7 +55,11 @@ impl Ledger {
     pub(crate) fn touch(&mut self, id: &EntryId, timestep: f64, now: u64) {
         let Some(account) = self.accounts.get_mut(id) else { return };
         account.last_used = account.last_used.max(now);
-        account.states.iter_mut().filter(|kept| kept.timestep == timestep).for_each(|kept| kept.uses += 1);
+        account
+            .states
+            .iter_mut()
+            .filter(|kept| kept.timestep == timestep)
+            .for_each(|kept| kept.uses = kept.uses.saturating_add(1));
     }
 
     pub(crate) fn holds(&self, id: &EntryId, timestep: f64) -> bool {

@@ -51,6 +51,10 @@ impl NewPicture {
             return Err(CacheError::Picture("has no states, or too many"));
         }
         self.states.sort_by(|(a, _), (b, _)| b.timestep.total_cmp(&a.timestep));
+        let shares = self.states.iter().all(|(_, share)| (0.0..=1.0).contains(share));
+        if !shares || !self.guidance_scale.is_finite() {
+            return Err(CacheError::Picture("has a guidance scale or a share that is none"));
+        }
         if self.states.windows(2).any(|pair| pair[0].0.timestep == pair[1].0.timestep) {
             return Err(CacheError::Picture("has two states of one timestep"));
         }

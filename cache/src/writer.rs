@@ -114,13 +114,13 @@ impl Writer {
             }
             Work::Remove(id, reply) => {
                 let done = self.remove(&id).await;
-                self.flush_or_count().await;
-                self.answer(Some(reply), done);
+                let flushed = self.flush().await;
+                self.answer(Some(reply), done.and_then(|removed| flushed.map(|()| removed)));
             }
             Work::Purge(filter, reply) => {
                 let done = self.purge(&filter).await;
-                self.flush_or_count().await;
-                self.answer(Some(reply), done);
+                let flushed = self.flush().await;
+                self.answer(Some(reply), done.and_then(|purged| flushed.map(|()| purged)));
             }
             Work::Flush(reply) => {
                 self.evict().await;
@@ -133,6 +133,9 @@ impl Writer {
 
     async fn insert(&mut self, picture: Picture) -> Result<(), CacheError> {
         let Picture { mut entry, states } = picture;
+        if !self.shared.store_prompt_text {
+            entry.prompt = None;
+        }
         let writes = states.iter().map(|state| self.shared.store.write(&entry, state));
         for (at, written) in join_all(writes).await.into_iter().enumerate() {
             match written {
@@ -229,8 +232,11 @@ impl Writer {
         while let Some(victim) = self.doomed.pop() {
             match self.shared.store.remove(&victim.entry, victim.timestep).await {
                 Ok(()) | Err(StateError::Missing) => {}
-                // The file is swept when the cache is next opened; the others wait for the store.
-                Err(error) => return Err(error.into()),
+                // Tried again with the next flush, and swept when the cache is next opened.
+                Err(error) => {
+                    self.doomed.push(victim);
+                    return Err(error.into());
+                }
             }
         }
         Ok(())

@@ -67,6 +67,24 @@ async fn what_is_cached_outlives_the_cache() {
 }
 
 #[tokio::test]
+async fn a_prompt_that_must_not_be_stored_is_nowhere_at_rest() {
+    let holds = async |store_prompt_text| {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(CacheConfig { store_prompt_text, ..CacheConfig::new(dir.path()) }).unwrap();
+        let mut new = picture("hash", 0.0);
+        new.prompt = Some("a red house by the sea".into());
+        cache.insert(new);
+        cache.flush().await.unwrap();
+        let files = all_files(dir.path()).into_iter().chain([dir.path().join("index.redb")]);
+        let prompt = b"red house by the sea";
+        let contains = |bytes: Vec<u8>| bytes.windows(prompt.len()).any(|part| part == prompt);
+        files.map(|file| std::fs::read(file).unwrap()).any(contains)
+    };
+    assert!(holds(true).await, "the test looks where prompts would be");
+    assert!(!holds(false).await);
+}
+
+#[tokio::test]
 async fn the_same_picture_is_kept_once() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();

@@ -263,3 +263,19 @@ fn a_state_must_fit_the_plan() {
     assert_eq!(at(&[499.0, 249.0]), 0.0, "a step must be saved");
     assert_eq!(at(&[]), 0.0);
 }
+
+/// Two models may share a latent space, and so an index.
+#[test]
+fn a_picture_of_another_model_is_never_returned_whole() {
+    let (embedding, plan) = (vec![1.0; DIMENSIONS], timesteps());
+    let content = Content::of(PROMPTS[0], KEY);
+    let near = [neighbour(entry(1, PROMPTS[0], embedding.clone(), &[0.3, 1.0]), 1.0)];
+    let policy = serde_json::from_str::<PolicyConfig>(r#"{"policy": "semantic"}"#).unwrap();
+    let policy = policy.build(&[]).unwrap();
+    let ask = |model| {
+        let request = pentimento_cache::Query { model, ..query(&embedding, &content, &plan, 0) };
+        policy.decide(&request, &near)
+    };
+    assert!(matches!(ask("model"), Decision::Semantic { .. }));
+    assert!(matches!(ask("another"), Decision::Miss { .. }));
+}

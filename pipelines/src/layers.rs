@@ -262,7 +262,10 @@ impl Linear {
     /// Stored as a 1×1 convolution.
     pub(crate) fn stored_conv(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
         let weight = vb.get((output, input, 1, 1), "weight")?.reshape((output, input))?;
-        Self::of(Operators::of(&vb, Kind::Linear), candle_nn::Linear::new(weight, Some(vb.get(output, "bias")?)))
+        Self::of(
+            Operators::of(&vb, Kind::Linear),
+            candle_nn::Linear::new(weight, Some(vb.get(output, "bias")?)),
+        )
     }
 
     fn of(operators: Operators, linear: candle_nn::Linear) -> Result<Self> {

@@ -24,6 +24,9 @@ pub struct Guidance {
     pub steering: Steering,
 }
 
+/// The largest guidance scale of a plan.
+const MAX_GUIDANCE: f32 = 100.0;
+
 /// The largest [`Steering`] strength of a plan; far below it pictures fall apart.
 pub const MAX_STRENGTH: f32 = 8.0;
 
@@ -160,7 +163,7 @@ impl StepPlan {
             if !step.timestep.is_finite() || step.timestep < 0.0 {
                 return invalid(format!("timestep {} is not a timestep", step.timestep));
             }
-            if !(0.0..=100.0).contains(&step.guidance.scale) {
+            if !(0.0..=MAX_GUIDANCE).contains(&step.guidance.scale) {
                 return invalid(format!(
                     "guidance scale must be between 0 and 100, not {}",
                     step.guidance.scale
@@ -208,14 +211,16 @@ impl StepPlan {
     }
 
     /// The same plan, its first `steps` steps steered by `steering` and with their guidance scales
-    /// `guidance_factor` times as large: for what [`StepPlan::after`] leaves to do of a state of another
-    /// picture.
+    /// `guidance_factor` times as large, up to the largest allowed: for what [`StepPlan::after`] leaves to do of
+    /// a state of another picture. A step without guidance gets none, for that would be another row.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming `plan` where a strength or a scale is out of its bounds.
     pub fn steered(mut self, steps: usize, steering: Steering, guidance_factor: f32) -> Result<Self> {
         for step in self.steps.iter_mut().take(steps) {
-            step.guidance = Guidance { scale: step.guidance.scale * guidance_factor, steering };
+            let Guidance { scale, .. } = step.guidance;
+            let factor = if step.guidance.has_negative() { guidance_factor } else { 1.0 };
+            step.guidance = Guidance { scale: (scale * factor).min(MAX_GUIDANCE.max(scale)), steering };
         }
         Self::new(self.steps, self.eta)
     }
@@ -288,6 +293,18 @@ mod tests {
         assert_eq!(rest.steps().len(), 1);
         assert_eq!(rest.steps()[0].timestep, 98.0, "taken from where the state is");
         assert_eq!(plan.after(249.0).steps(), &plan.steps()[3..]);
+    }
+
+    #[test]
+    fn steering_adds_no_row_and_fits_any_guidance() {
+        let schedule = NoiseSchedule::new(ScheduleConfig::default()).unwrap();
+        for (scale, steered) in [(0.8, 0.8), (1.0, 1.0), (4.0, 6.0), (90.0, 100.0), (100.0, 100.0)] {
+            let full = StepPlan::ddim(&schedule, 50, scale).unwrap();
+            let rest = ResumeSteering::DEFAULT.plan(&full, full.steps()[25].timestep).unwrap();
+            assert_eq!(rest.steps()[0].guidance.scale, steered);
+            assert_eq!(rest.steps()[0].guidance.rows(), full.steps()[0].guidance.rows());
+            assert_eq!(rest.steps()[8..], full.steps()[33..]);
+        }
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl PromptIndex for EmbeddedIndex {
         let Some(kept) = entry.states.iter_mut().find(|kept| kept.timestep == timestep) else {
             return Ok(false);
         };
-        kept.uses += 1;
+        kept.uses = kept.uses.saturating_add(1);
         entry.last_used = entry.last_used.max(now);
         let bytes = postcard::to_stdvec(&entry).map_err(storage)?;
         self.change(|transaction| {

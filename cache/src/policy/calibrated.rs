@@ -30,12 +30,14 @@ impl Calibrated {
         Self { config, calibrations }
     }
 
-    fn calibration(&self, entry: &Entry) -> Option<&Calibration> {
+    /// What was measured of this model going on from its own states; across models nothing was.
+    fn calibration(&self, query: &Query<'_>, entry: &Entry) -> Option<&Calibration> {
         let fits = |table: &&Arc<Calibration>| {
             let measured = &table.measured_for;
             measured.embedder == entry.compatibility.embedder
                 && measured.latent_space == entry.compatibility.latent_space
                 && measured.model == entry.model
+                && measured.model == query.model
         };
         self.calibrations.iter().find(fits).map(Arc::as_ref)
     }
@@ -43,7 +45,7 @@ impl Calibrated {
     /// All usable states of a neighbour that were measured.
     fn candidates<'a>(&self, query: &Query<'_>, neighbour: &'a Neighbour) -> Vec<Candidate<'a>> {
         let entry = &neighbour.entry;
-        let Some(table) = self.calibration(entry) else { return Vec::new() };
+        let Some(table) = self.calibration(query, entry) else { return Vec::new() };
         let difference = Difference::between(&entry.content, query.content);
         let bounds = table.bounds(query.embedding, &entry.embedding, &difference);
         // A share between two measured ones costs at most what the larger does.
@@ -77,7 +79,7 @@ impl ReusePolicy for Calibrated {
         let candidates: Vec<_> = neighbours.iter().flat_map(|n| self.candidates(query, n)).collect();
         let within = || candidates.iter().filter(|candidate| candidate.loss <= most);
         let Some(share) = within().map(|candidate| candidate.state.share).max_by(f32::total_cmp) else {
-            return Decision::miss(self.why_none(neighbours, &candidates));
+            return Decision::miss(self.why_none(query, neighbours, &candidates));
         };
         let ties: Vec<_> = within().filter(|candidate| candidate.state.share >= share - SAME_SHARE).collect();
         let count = ties.len();
@@ -90,17 +92,17 @@ impl ReusePolicy for Calibrated {
                 );
                 Decision::state(neighbour, state, why)
             }
-            None => Decision::miss(self.why_none(neighbours, &candidates)),
+            None => Decision::miss(self.why_none(query, neighbours, &candidates)),
         }
     }
 }
 
 impl Calibrated {
-    fn why_none(&self, neighbours: &[Neighbour], candidates: &[Candidate<'_>]) -> String {
+    fn why_none(&self, query: &Query<'_>, neighbours: &[Neighbour], candidates: &[Candidate<'_>]) -> String {
         if neighbours.is_empty() {
             return "the cache holds nothing near".into();
         }
-        if neighbours.iter().all(|n| self.calibration(&n.entry).is_none()) {
+        if neighbours.iter().all(|n| self.calibration(query, &n.entry).is_none()) {
             return "no calibration table was measured for this embedder, latent space and model".into();
         }
         match candidates.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)) {

@@ -274,7 +274,8 @@ fn drawn(number: u64) -> bool {
 fn bins(mut rows: Vec<(f64, f64)>) -> Vec<Bin> {
     rows.sort_by(|a, b| a.0.total_cmp(&b.0));
     let count = (rows.len() / LEAST_PER_BIN).clamp(1, MOST_BINS);
-    let worst = rows.iter().map(|(_, loss)| *loss).fold(0.0, f64::max);
+    // All of the quality, if none of these pairs lost any.
+    let worst = rows.iter().map(|(_, loss)| *loss).fold(1.0, f64::max);
     let mut least = f64::NEG_INFINITY;
     let part = |i: usize| &rows[i * rows.len() / count..(i + 1) * rows.len() / count];
     (0..count)

@@ -27,6 +27,8 @@ const SAME_SHARE: f32 = 1e-4;
 /// A request, as far as reuse is concerned.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
+    /// The model that is to paint.
+    pub model: &'a str,
     /// The prompt's embedding, of length 1.
     pub embedding: &'a [f32],
     /// The prompt's content words.

@@ -19,6 +19,10 @@ impl Semantic {
     /// Why a neighbour's picture may not be returned whole; `None` if it may.
     fn refusal(&self, query: &Query<'_>, neighbour: &Neighbour) -> Option<String> {
         let similarity = neighbour.similarity;
+        // A state may go on under another model of its latent space; a finished picture is the other model's.
+        if query.model != neighbour.entry.model {
+            return Some(format!("it was painted by the model {:?}", neighbour.entry.model));
+        }
         if similarity.is_nan() || similarity < self.0.threshold {
             return Some(format!(
                 "similarity {similarity:.4} is below the threshold of {}",

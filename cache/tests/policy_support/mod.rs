@@ -51,7 +51,7 @@ pub fn neighbour(entry: Entry, similarity: f32) -> Neighbour {
 
 /// A request with a seed that is not stored.
 pub fn query<'a>(embedding: &'a [f32], content: &'a Content, timesteps: &'a [f64], chance: u64) -> Query<'a> {
-    Query { embedding, content, exact: Some("another"), timesteps, chance }
+    Query { model: "model", embedding, content, exact: Some("another"), timesteps, chance }
 }
 
 /// A small generator of numbers (SplitMix64): the same numbers everywhere and for ever.

@@ -80,8 +80,14 @@ impl ReusePolicy for Nearest {
 pub async fn look_up(cache: &Cache, scope: &Scope, degrees: f32, exact: Option<&str>) -> LookUp {
     let embedding = at_angle(degrees);
     let content = Content::default();
-    let query =
-        Query { embedding: &embedding, content: &content, exact, timesteps: &[999.0, 801.0], chance: 0 };
+    let query = Query {
+        model: "storybook",
+        embedding: &embedding,
+        content: &content,
+        exact,
+        timesteps: &[999.0, 801.0],
+        chance: 0,
+    };
     cache.look_up(scope, &compatibility(), &query, &Nearest, 3.0..=5.0).await.unwrap()
 }
 
