@@ -173,6 +173,7 @@ impl Writer {
                 return Ok(removed);
             }
             for entry in page {
+                tokio::task::yield_now().await; // as in `evict`
                 removed += usize::from(self.remove(&entry.id).await?);
             }
         }
@@ -197,6 +198,7 @@ impl Writer {
     async fn evict(&mut self) {
         let policy = Arc::clone(&self.shared.eviction.read());
         for victim in self.ledger.victims(policy.as_ref(), self.shared.budget) {
+            tokio::task::yield_now().await; // what is inserted meanwhile must become durable in time
             match self.drop_state(&victim).await {
                 Ok(()) => self.shared.counters.evictions.add(1),
                 Err(error) => return self.failed(&error),

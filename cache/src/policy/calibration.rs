@@ -183,6 +183,14 @@ impl Calibration {
 }
 
 impl Measured {
+    /// Names its two prompts (FNV-1a over their embeddings' bits).
+    fn prompts(&self) -> u64 {
+        let values = self.wanted.iter().chain(&self.source);
+        values.fold(0xcbf2_9ce4_8422_2325, |hash, value| {
+            (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+
     fn check(&self, dimensions: usize) -> Result<(), &'static str> {
         let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
         if self.wanted.len() != dimensions || self.source.len() != dimensions {
@@ -205,16 +213,15 @@ impl Level {
         let row =
             |pair: &Measured| (features(&pair.wanted, &pair.source, &pair.difference), f64::from(pair.loss));
         // Bounds come from pairs that the predictor has not seen. The list's own order may follow the prompts,
-        // so the halves are drawn.
-        let (seen, held_out): (Vec<_>, Vec<_>) =
-            pairs.iter().enumerate().partition(|(i, _)| drawn(*i as u64));
-        let seen: Vec<_> = seen.into_iter().map(|(_, pair)| row(pair)).collect();
+        // so the halves are drawn, all rows of two prompts into one.
+        let (seen, held_out): (Vec<_>, Vec<_>) = pairs.iter().partition(|pair| drawn(pair.prompts()));
+        let seen: Vec<_> = seen.into_iter().map(row).collect();
         let columns: Vec<Vec<f64>> =
             (0..seen[0].0.len()).map(|column| seen.iter().map(|(x, _)| x[column]).collect()).collect();
         let losses: Vec<f64> = seen.iter().map(|(_, loss)| *loss).collect();
         let nonnegative::Fit { base, weights } = nonnegative::fit(&columns, &losses);
         let mut level = Self { share, base, weights, bins: Vec::new() };
-        let predicted = held_out.into_iter().map(|(_, pair)| {
+        let predicted = held_out.into_iter().map(|pair| {
             let (x, loss) = row(pair);
             (level.predict(&x), loss)
         });
