@@ -215,8 +215,13 @@ impl StepPlan {
     /// a state of another picture. A step without guidance gets none, for that would be another row.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `plan` where a strength or a scale is out of its bounds.
+    /// [`Error::Invalid`] naming `plan` where a strength, or the factor, is out of its bounds.
     pub fn steered(mut self, steps: usize, steering: Steering, guidance_factor: f32) -> Result<Self> {
+        if !(0.0..=MAX_GUIDANCE).contains(&guidance_factor) {
+            let reason =
+                format!("guidance factor must be between 0 and {MAX_GUIDANCE}, not {guidance_factor}");
+            return Err(Error::invalid("plan", reason));
+        }
         for step in self.steps.iter_mut().take(steps) {
             let Guidance { scale, .. } = step.guidance;
             let factor = if step.guidance.has_negative() { guidance_factor } else { 1.0 };
