@@ -16,9 +16,10 @@ use crate::index::{EmbeddedIndex, Filter, IndexError, PromptIndex, Sought};
 use crate::ledger::{Budget, Victim};
 use crate::picture::NewPicture;
 use crate::policy::{Decision, Neighbour, Query, ReusePolicy};
+use crate::shared::Shared;
 use crate::stats::{Counters, Stats};
 use crate::store::{State, StateError, StateStore};
-use crate::writer::{Reply, Work, Writer, now};
+use crate::writer::{Reply, Work, Writer};
 
 /// Orders, other than pictures to insert, that may wait for the writer.
 const ORDERS: usize = 1024;
@@ -33,29 +34,6 @@ pub struct LookUp {
     pub decision: Decision,
     /// What was near, nearest first; after an exact hit that entry alone.
     pub neighbours: Vec<Neighbour>,
-}
-
-/// What the cache's users and its writer share.
-pub(crate) struct Shared {
-    pub index: Arc<dyn PromptIndex>,
-    pub store: StateStore,
-    pub eviction: RwLock<Arc<dyn EvictionPolicy>>,
-    pub budget: Budget,
-    pub lifetime: Option<Duration>,
-    pub store_prompt_text: bool,
-    pub counters: Counters,
-    /// Set when the cache is closed: what is not written by then is dropped.
-    deadline: OnceLock<Instant>,
-}
-
-impl Shared {
-    pub(crate) fn is_late(&self) -> bool {
-        self.deadline.get().is_some_and(|deadline| Instant::now() > *deadline)
-    }
-
-    fn is_expired(&self, entry: &Entry) -> bool {
-        self.lifetime.is_some_and(|lifetime| entry.created.saturating_add(lifetime.as_secs()) < now())
-    }
 }
 
 /// The cache of denoising states. Clones are the same cache. When the last one goes, it writes what is

@@ -19,6 +19,7 @@ pub mod index;
 mod ledger;
 mod picture;
 mod policy;
+mod shared;
 mod stats;
 pub mod store;
 mod writer;

@@ -4,8 +4,8 @@ use crate::config::CacheError;
 use crate::content::Content;
 use crate::entry::{Compatibility, Entry, EntryId, Kept, Scope};
 use crate::index::check_embedding;
+use crate::shared::now;
 use crate::store::State;
-use crate::writer::now;
 
 /// Most states that are kept of one picture.
 pub(crate) const MAX_STATES: usize = 64;

@@ -4,18 +4,18 @@
 //! them; and when an entry goes, the index first, made durable, and its states after.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use crate::cache::Shared;
 use crate::config::CacheError;
 use crate::entry::{Entry, EntryId, Kept};
 use crate::index::Filter;
 use crate::ledger::{Ledger, Victim};
 use crate::picture::Picture;
+use crate::shared::{Shared, now};
 use crate::store::StateError;
 
 /// Changes become durable this long after they are made, at most.
@@ -282,9 +282,4 @@ async fn keep_flushing(shared: Arc<Shared>) {
             tracing::debug!(%error, "the index could not be flushed");
         }
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
