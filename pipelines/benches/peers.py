@@ -2,7 +2,7 @@
 
     python peers.py torch|ov-f32|ov-bf16 MODEL WIDTHxHEIGHT THREADS
 
-OpenVINO's networks are converted once, in a process of their own, to a folder beside the model's name in the temporary directory, so that
+OpenVINO's networks are converted once, in a process of their own, to a folder in the temporary directory, so that
 what a runner measures holds no PyTorch weights.
 """
 

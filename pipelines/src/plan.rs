@@ -225,7 +225,7 @@ impl StepPlan {
         for step in self.steps.iter_mut().take(steps) {
             let Guidance { scale, .. } = step.guidance;
             let factor = if step.guidance.has_negative() { guidance_factor } else { 1.0 };
-            step.guidance = Guidance { scale: (scale * factor).min(MAX_GUIDANCE.max(scale)), steering };
+            step.guidance = Guidance { scale: (scale * factor).min(MAX_GUIDANCE), steering };
         }
         Self::new(self.steps, self.eta)
     }
