@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use pentimento_cache::{Calibration, Resume};
 
 use super::measure::{Measure, Row, mean_scratch};
-use crate::quality::{Interval, ratio};
+use crate::quality::ratio;
 
 /// Parts of the similarities with equally many pairs.
 const PARTS: usize = 3;
 /// Fewer pairs say too little to be printed.
 const LEAST: usize = 8;
-const LIMITS: [f32; 6] = [0.01, 0.02, 0.03, 0.05, 0.08, 0.12];
+const LIMITS: [f32; 5] = [0.02, 0.03, 0.05, 0.08, 0.12];
 
 /// Prints it as Markdown.
 pub fn print(measure: &Measure, rows: &[Row], tables: &[Calibration]) -> anyhow::Result<()> {
@@ -102,48 +102,53 @@ fn name(bounds: &[f32], part: usize) -> String {
     }
 }
 
-/// What a policy that goes by the table alone skips of these pairs, and what that costs: per limit of the expected
-/// loss the latest state within it, by what changed.
+/// What a policy that goes by the table alone skips of these pairs, and what that costs: by what changed and by the
+/// loss that is allowed.
 fn admitted(measure: &Measure, rows: &[Row], table: &Calibration) -> anyhow::Result<()> {
     let resume = table.measured_for.resume;
-    let mean = mean_scratch(rows);
-    println!("### What the table for {} resumes allows\n", resume.name());
-    println!(
-        "| largest loss | what changed | pairs | resumed | share skipped | loss of all | loss of the resumed |"
-    );
-    println!("|---|---|---|---|---|---|---|");
-    for limit in LIMITS {
-        let mut by_class: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
-        for row in rows {
-            let seen = measure.seen(&row.pair)?;
-            let bounds = table.bounds(&seen.wanted, &seen.source, &seen.difference);
-            // A share between two measured ones costs at most what the larger does.
-            let bound = |k: &usize| {
-                let share = measure.settings.share(*k);
-                bounds.iter().find(|(at, _)| share <= at + 1e-4).map_or(f32::INFINITY, |(_, bound)| *bound)
-            };
-            let k = measure.settings.ks.iter().rev().find(|k| bound(k) <= limit).copied().unwrap_or(0);
-            let loss = lost(row, resume, k, mean).unwrap_or(0.0);
-            let cell = (f64::from(measure.settings.share(k)), loss);
-            by_class.entry("all").or_default().push(cell);
-            by_class.entry(&row.pair.class).or_default().push(cell);
-        }
-        for (class, cells) in by_class {
-            let hits: Vec<(f64, f64)> = cells.iter().copied().filter(|(share, _)| *share > 0.0).collect();
-            let loss = |of: &[(f64, f64)]| {
-                let losses: Vec<(f64, f64)> = of.iter().map(|(_, loss)| (*loss, 1.0)).collect();
-                ratio(&losses).map_or_else(|| "–".to_owned(), |interval: Interval| format!("{interval:.3}"))
-            };
-            println!(
-                "| {limit} | {class} | {} | {:.2} | {:.3} | {} | {} |",
-                cells.len(),
-                hits.len() as f64 / cells.len() as f64,
-                cells.iter().map(|(share, _)| share).sum::<f64>() / cells.len() as f64,
-                loss(&cells),
-                loss(&hits)
-            );
-        }
+    println!("### Share skipped, and loss, where the table for {} resumes decides\n", resume.name());
+    let limits = LIMITS.map(|limit| format!("at most {limit}"));
+    println!("| what changed | pairs | {} |\n|---|---|{}", limits.join(" | "), "---|".repeat(LIMITS.len()));
+    let mut by_class: BTreeMap<&str, Vec<Vec<Reused>>> = BTreeMap::new();
+    for row in rows {
+        let reused = reused(measure, row, table, mean_scratch(rows))?;
+        by_class.entry("all").or_default().push(reused.clone());
+        by_class.entry(&row.pair.class).or_default().push(reused);
+    }
+    for (class, rows) in by_class {
+        let cell = |limit: usize| {
+            let skipped: f64 = rows.iter().map(|row| row[limit].share).sum();
+            let losses: Vec<(f64, f64)> = rows.iter().map(|row| (row[limit].loss, 1.0)).collect();
+            let loss = ratio(&losses).map_or_else(|| "–".to_owned(), |interval| format!("{interval:.3}"));
+            format!("{:.2}, {loss}", skipped / rows.len() as f64)
+        };
+        let cells: Vec<String> = (0..LIMITS.len()).map(cell).collect();
+        println!("| {class} | {} | {} |", rows.len(), cells.join(" | "));
     }
     println!();
     Ok(())
+}
+
+/// What is skipped of a pair, and lost; nothing of a pair that is painted from scratch.
+#[derive(Clone, Copy)]
+struct Reused {
+    share: f64,
+    loss: f64,
+}
+
+/// Per limit, what the latest measured state does whose bound is within it.
+fn reused(measure: &Measure, row: &Row, table: &Calibration, mean: f64) -> anyhow::Result<Vec<Reused>> {
+    let seen = measure.seen(&row.pair)?;
+    let bounds = table.bounds(&seen.wanted, &seen.source, &seen.difference);
+    // A share between two measured ones costs at most what the larger does.
+    let bound = |k: &usize| {
+        let share = measure.settings.share(*k);
+        bounds.iter().find(|(at, _)| share <= at + 1e-4).map_or(f32::INFINITY, |(_, bound)| *bound)
+    };
+    let at = |limit: f32| {
+        let k = measure.settings.ks.iter().rev().find(|k| bound(k) <= limit).copied().unwrap_or(0);
+        let loss = lost(row, table.measured_for.resume, k, mean).unwrap_or(0.0);
+        Reused { share: measure.settings.share(k).into(), loss }
+    };
+    Ok(LIMITS.map(at).to_vec())
 }

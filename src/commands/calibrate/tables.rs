@@ -57,7 +57,8 @@ fn read(text: &str, pipeline: &Pipeline) -> anyhow::Result<Calibration> {
     Ok(table)
 }
 
-#[cfg(all(test, feature = "embedded-model"))]
+#[cfg(test)]
+#[cfg(feature = "embedded-model")]
 mod tests {
     use pentimento_cache::{Content, Difference};
     use pentimento_pipelines::{Components, Device, Model};
