@@ -13,8 +13,9 @@ const NEAR: f64 = 0.1;
 const RIDGE: f64 = 2.0;
 /// Of more rows only so many are learned from: their number's cube is what it costs.
 const MOST_ROWS: usize = 1000;
-/// How far, and how many words.
-const PLAIN: usize = 5;
+/// A constant, how far, and how many words. Without the constant a prompt that did not move at all would be expected to
+/// lose what is lost on average.
+const PLAIN: usize = 6;
 
 /// What is seen of two prompts.
 pub struct Seen {
@@ -34,7 +35,7 @@ impl Seen {
         let [removed, added, reordered] =
             words.map(|count| f64::from(count.min(MOST_WORDS)) / f64::from(MOST_WORDS));
         // Half the squared length is one less the cosine.
-        let plain = [length.powi(2) / 2.0, length, removed, added, reordered];
+        let plain = [1.0, length.powi(2) / 2.0, length, removed, added, reordered];
         Self { direction: moved.into_iter().map(|x| x * scale).collect(), plain }
     }
 
@@ -164,11 +165,21 @@ mod tests {
     }
 
     #[test]
+    fn an_unmoved_prompt_is_expected_to_lose_least() {
+        let seen = |x: f32| Seen::new(&[x, 0.0], &[0.0, 0.0], &CHANGED);
+        let rows: Vec<(Seen, f64)> =
+            (5..200).map(|i| (seen(i as f32 / 200.0), f64::from(i) / 200.0)).collect();
+        let rows: Vec<(&Seen, f64)> = rows.iter().map(|(seen, target)| (seen, *target)).collect();
+        let predictor = Predictor::fit(&rows);
+        assert!(predictor.predict(&seen(0.0)) < predictor.predict(&seen(0.3)) - 0.1);
+    }
+
+    #[test]
     fn the_same_words_hide_the_direction() {
         let of = |difference| Seen::new(&[1.0, 0.0], &[0.8, 0.6], &difference);
         assert_eq!(of(Difference::default()).direction, [0.0, 0.0]);
         let changed = of(Difference { added: 20, ..Difference::default() });
-        assert!(changed.direction[0] > 0.2 && changed.plain[3] == 1.0);
+        assert!(changed.direction[0] > 0.2 && changed.plain[4] == 1.0);
     }
 
     #[test]
