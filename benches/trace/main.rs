@@ -6,7 +6,7 @@
 //! cut goes on where he was. Settings are `Setting::parse`'s; `off` is the reference and always replayed.
 //! `--part I/N` only paints the I-th of N parts of what is missing, for several processes at one WORK.
 //! `--model weights-manifest/storybook.toml` takes the model and its calibration tables from files.
-//! `--variety N` paints, instead, ten pictures each of the trace's first N fresh prompts without a seed.
+//! `--variety N` paints, instead, ten pictures each, without a seed, of the trace's first N edits.
 #![allow(clippy::unwrap_used)]
 
 mod replay;

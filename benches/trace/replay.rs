@@ -20,7 +20,7 @@ const NIRVANA: [usize; 5] = [5, 10, 15, 20, 25];
 pub struct Setting {
     pub name: String,
     policy: PolicyConfig,
-    how: How,
+    pub how: How,
     /// States kept of a picture, as K of 50.
     keeps: Vec<usize>,
 }
@@ -216,6 +216,11 @@ pub fn embedder(studio: &Studio) -> CachedEmbedder {
     CachedEmbedder::new(for_model(&studio.pipeline).unwrap(), 4096.try_into().unwrap())
 }
 
+/// The request whose picture has this name.
+pub fn by_name(requests: &[Request], name: &str) -> usize {
+    requests.iter().position(|r| format!("{} {}", r.prompt, r.seed) == name).unwrap()
+}
+
 /// Replays the trace through an empty cache. Pictures from scratch must have been painted.
 pub async fn replay(
     studio: &Studio,
@@ -226,8 +231,6 @@ pub async fn replay(
 ) -> Run {
     let desk = Desk::open(studio, embedder, setting, folder);
     let shape = studio.state(0, STEPS).shape;
-    let by_name =
-        |name: &str| requests.iter().position(|r| format!("{} {}", r.prompt, r.seed) == name).unwrap();
     let mut outcomes = Vec::with_capacity(requests.len());
     for (i, request) in requests.iter().enumerate() {
         let (found, lookup) = desk.ask(&request.prompt, Some(request.seed), request.seed).await;
@@ -241,7 +244,7 @@ pub async fn replay(
             Some((name, k)) => {
                 load = desk.load(&found.decision).await;
                 let how = if k == STEPS { How::Plain } else { setting.how };
-                Start { request: own, source: by_name(&name), k, how }
+                Start { request: own, source: by_name(requests, &name), k, how }
             }
         };
         outcomes.push(Outcome { start, lookup, load });

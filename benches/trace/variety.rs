@@ -4,10 +4,10 @@ use std::path::Path;
 
 use pentimento::gateway::embedder::CachedEmbedder;
 use pentimento::quality::ratio;
-use pentimento_pipelines::{DenoisingState, Picture};
+use pentimento_pipelines::{Picture, Trajectory};
 
-use crate::replay::{Desk, Setting};
-use crate::studio::{How, Request, STEPS, Studio};
+use crate::replay::{Desk, Setting, by_name};
+use crate::studio::{Request, STEPS, Studio, canonical};
 
 const PICTURES: u64 = 10;
 
@@ -17,18 +17,19 @@ fn distance(a: &Picture, b: &Picture) -> f64 {
     sum as f64 / (255.0 * a.rgb.len() as f64)
 }
 
-/// Mean distance over all pairs.
-fn variety(pictures: &[Picture]) -> f64 {
+/// The mean distance over all pairs, and the share of pairs that are one picture.
+fn variety(pictures: &[Picture]) -> (f64, f64) {
     let distances: Vec<f64> = pictures
         .iter()
         .enumerate()
         .flat_map(|(i, a)| pictures[i + 1..].iter().map(move |b| distance(a, b)))
         .collect();
-    distances.iter().sum::<f64>() / distances.len() as f64
+    let count = distances.len() as f64;
+    (distances.iter().sum::<f64>() / count, distances.iter().filter(|d| **d == 0.0).count() as f64 / count)
 }
 
-/// Prints, per setting, the variety of ten requests without a seed for each of the first fresh prompts, relative to
-/// that without a cache.
+/// Prints, per setting, the variety of ten requests without a seed for each of `prompts` edits of the trace, relative to
+/// that without a cache. The cache holds every picture of the trace, painted from scratch, and takes in no more.
 pub async fn print(
     studio: &Studio,
     embedder: &CachedEmbedder,
@@ -37,68 +38,65 @@ pub async fn print(
     prompts: usize,
     work: &Path,
 ) {
-    let fresh: Vec<&Request> = requests.iter().filter(|r| r.class == "fresh").take(prompts).collect();
+    let asked: Vec<&Request> = requests.iter().filter(|r| r.class == "edit").take(prompts).collect();
     let mut reference = Vec::new();
-    println!("| setting | mean pairwise distance | ÷ off | steps skipped |");
-    println!("|---|---|---|---|");
+    println!("| setting | mean pairwise distance | ÷ off | pairs that are one picture | steps skipped |");
+    println!("|---|---|---|---|---|");
     let off = Setting::parse("off");
     for setting in std::iter::once(&off).chain(settings) {
-        let (mut values, mut skipped) = (Vec::new(), 0);
-        for request in &fresh {
-            let desk = Desk::open(studio, embedder, setting, &work.join("cache-variety"));
-            let (pictures, k) = ten(studio, &desk, request).await;
-            values.push(variety(&pictures));
-            skipped += k;
+        let desk = Desk::open(studio, embedder, setting, &work.join("cache-variety"));
+        for i in (0..requests.len()).filter(|i| canonical(requests, *i).request == *i) {
+            let shape = studio.state(i, STEPS).shape;
+            desk.keep(&requests[i].prompt, requests[i].seed, |k| studio.state(i, k).latent, shape).await;
+        }
+        let (mut values, mut same, mut skipped) = (Vec::new(), 0.0, 0);
+        for request in &asked {
+            let (pictures, steps) = ten(studio, &desk, setting, requests, request).await;
+            let (distance, identical) = variety(&pictures);
+            values.push(distance);
+            same += identical;
+            skipped += steps;
         }
         if reference.is_empty() {
             reference.clone_from(&values);
         }
         let pairs: Vec<(f64, f64)> = values.iter().copied().zip(reference.iter().copied()).collect();
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        let of_all = fresh.len() as f64 * PICTURES as f64 * STEPS as f64;
+        let count = asked.len() as f64;
         println!(
-            "| {} | {mean:.3} | {:.3} | {:.3} |",
+            "| {} | {:.3} | {:.3} | {:.3} | {:.3} |",
             setting.name,
+            values.iter().sum::<f64>() / count,
             ratio(&pairs).unwrap(),
-            skipped as f64 / of_all
+            same / count,
+            skipped as f64 / (count * PICTURES as f64 * STEPS as f64)
         );
     }
 }
 
-/// Ten pictures of a prompt, one after another, and the steps that they were spared.
-async fn ten(studio: &Studio, desk: &Desk<'_>, request: &Request) -> (Vec<Picture>, usize) {
-    let mut states: Vec<Vec<(usize, DenoisingState)>> = Vec::new();
-    let (mut pictures, mut skipped) = (Vec::new(), 0);
-    for n in 0..PICTURES {
-        let seed = request.seed + n;
+/// Ten pictures of a prompt, and the steps that they were spared.
+async fn ten(
+    studio: &Studio,
+    desk: &Desk<'_>,
+    setting: &Setting,
+    requests: &[Request],
+    request: &Request,
+) -> (Vec<Picture>, usize) {
+    let (mut painting, mut skipped) = (Vec::new(), 0);
+    for seed in request.seed + 1..=request.seed + PICTURES {
         let (found, _) = desk.ask(&request.prompt, None, seed).await;
-        let chosen = desk.chosen(&found);
-        let scratch = chosen.is_none();
-        let mut trajectory = match chosen {
+        painting.push(match desk.chosen(&found) {
             None => studio.begin_scratch(&request.prompt, seed),
             Some((name, k)) => {
                 skipped += k;
-                let source: usize = name.rsplit(' ').next().unwrap().parse().unwrap();
-                let state = &states[source].iter().find(|(at, _)| *at == k).unwrap().1;
-                // The source's prompt is the same: there is nothing to steer away from.
-                studio.go_on(&request.prompt, &request.prompt, seed, state, k, How::Plain)
+                let source = by_name(requests, &name);
+                let state = studio.state(source, k);
+                studio.go_on(&request.prompt, &requests[source].prompt, seed, &state, k, setting.how)
             }
-        };
-        let mut kept = Vec::new();
-        while !trajectory.is_finished() {
-            studio.pipeline.step(&mut [&mut trajectory]).unwrap();
-            let taken = STEPS - trajectory.plan().steps().len();
-            if scratch {
-                kept.push((taken, trajectory.snapshot().unwrap()));
-            }
-        }
-        if scratch {
-            let shape = kept[0].1.shape;
-            let latent = |k: usize| kept[k - 1].1.latent.clone();
-            desk.keep(&request.prompt, states.len() as u64, latent, shape).await;
-            states.push(kept);
-        }
-        pictures.push(studio.pipeline.finish(&trajectory).unwrap());
+        });
     }
-    (pictures, skipped)
+    while painting.iter().any(|trajectory| !trajectory.is_finished()) {
+        let mut unfinished: Vec<&mut Trajectory> = painting.iter_mut().filter(|t| !t.is_finished()).collect();
+        studio.pipeline.step(&mut unfinished).unwrap();
+    }
+    (painting.iter().map(|trajectory| studio.pipeline.finish(trajectory).unwrap()).collect(), skipped)
 }

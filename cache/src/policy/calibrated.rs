@@ -52,11 +52,15 @@ impl Calibrated {
             .collect()
     }
 
-    /// The largest share that variety allows: whoever leaves the seed to us, or asks for a stored prompt
-    /// again, wants another picture than the stored one.
+    /// The largest share that variety allows. Whoever asks for a stored prompt again, but not with its seed, wants
+    /// another picture: from any of its states the same prompt would paint the stored one once more, whatever the
+    /// seed. Whoever leaves the seed to us wants his pictures to differ, too.
     fn most(&self, query: &Query<'_>, neighbour: &Neighbour) -> f32 {
-        let wants_variety = query.exact.is_none() || neighbour.similarity >= SAME_PROMPT;
-        if wants_variety { self.config.variety } else { 1.0 }
+        match query.exact {
+            _ if neighbour.similarity >= SAME_PROMPT => 0.0,
+            None => self.config.variety,
+            Some(_) => 1.0,
+        }
     }
 }
 
@@ -79,7 +83,9 @@ impl ReusePolicy for Calibrated {
         let latest = || within().filter(|candidate| candidate.state.share >= share - SAME_SHARE);
         // The largest share of many is often an underestimated loss: the least expected one guards against that.
         let least = latest().map(|candidate| candidate.loss).fold(f32::INFINITY, f32::min);
-        let ties: Vec<_> = latest().filter(|candidate| candidate.loss <= least).collect();
+        // Without a seed the source is all that makes two pictures of one prompt differ.
+        let any = query.exact.is_none();
+        let ties: Vec<_> = latest().filter(|candidate| any || candidate.loss <= least).collect();
         let count = ties.len();
         match pick(ties, query.chance) {
             Some(Candidate { neighbour, state, loss }) => {

@@ -74,8 +74,8 @@ impl Default for SemanticConfig {
 pub struct CalibratedConfig {
     /// Largest quality loss that is expected of a hit, relative to the picture painted from scratch.
     pub max_quality_loss: f32,
-    /// Largest share skipped for a request without a seed, and for a stored prompt asked for with another seed:
-    /// later states would paint the source's picture once more. 1 trades variety for speed.
+    /// Largest share skipped for a request without a seed: the later the state, the more do its pictures resemble
+    /// the source's. 1 trades variety for speed.
     pub variety: f32,
     /// Smallest share worth skipping. A hit is not kept itself: where everybody starts a little way into some far
     /// picture, nobody is painted from scratch, and the cache stays without the pictures that would save more.
