@@ -23,7 +23,7 @@ fig, axes = plt.subplots(1, 2, figsize=(12, 5), constrained_layout=True)
 for axis, pattern, title in zip(axes, [ALL, CLASS], ["the whole trace", "edits"]):
     families = defaultdict(list)
     for name, *numbers in pattern.findall(text):
-        family = re.sub(r"=[-\d.]+", "", name)
+        family = re.sub(r"=[-\d.]+|,least", "", name)
         families[family].append([float(n) for n in numbers])
     for family, points in families.items():
         points.sort()
