@@ -79,6 +79,19 @@ impl Model {
         self.cache_embedder.as_deref()
     }
 
+    /// Names the latent space that its states live in: the manifest's word, or else a digest of its VAE.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::digest`].
+    pub fn latent_space(&self) -> Result<String> {
+        if let Some(manifest) = &self.manifest {
+            return Ok(manifest.latent_space.clone());
+        }
+        let mut names = self.files.weight_files("vae", "diffusion_pytorch_model")?;
+        names.push("vae/config.json".to_owned());
+        self.files.digest(&names)
+    }
+
     /// What it paints, in a line.
     pub fn description(&self) -> &str {
         self.manifest.as_ref().map_or("a folder in diffusers' layout", |m| &m.description)

@@ -304,7 +304,11 @@ impl Pipeline {
         Ok(DenoisingState { timestep: FINISHED, shape: [c, h, w], latent })
     }
 
-    fn latent_shape(&self, size: Size) -> Result<[usize; 3]> {
+    /// The shape (C, H, W) of a picture's latent.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `size` where the model cannot paint it.
+    pub fn latent_shape(&self, size: Size) -> Result<[usize; 3]> {
         self.loaded.sizes.check(size)?;
         let factor = self.loaded.vae.config().spatial_factor();
         let channels = self.loaded.unet.config().in_channels;

@@ -210,6 +210,7 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Engine(reason) => Self::internal(&reason),
+            Failure::StateGone => Self::from(Rejection::CacheMiss),
             Failure::Stopped => Self::from(Rejection::Busy(Busy::Closed)),
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod generate;
 mod latents;
+mod open_cache;
 pub mod serve;
 mod terminal;
 

@@ -2,17 +2,20 @@
 
 use std::future::pending;
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::open_cache::{cache_directory, open_cache, stored};
 use super::{ConfigFile, Failure, load_models, use_threads};
 use crate::api::{App, ConnectionLimits, Keys, Phase, router};
 use crate::config::{Config, Flags};
-use crate::gateway::{Catalogue, Gateway};
+use crate::gateway::{Catalogue, Gateway, Reuse};
 use crate::queue::{LocalQueue, QueueLimits};
 use crate::worker::{self, Worker};
 use crate::{api, telemetry};
@@ -70,10 +73,11 @@ async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {
     let limits =
         QueueLimits { length: config.queue_length, length_per_client: config.queue_length_per_client };
     let queue = LocalQueue::new(limits);
-    let worker = worker::spawn(models, queue.clone())?;
-    let gateway = Gateway::new(catalogue, &config, queue.clone());
+    let reuse = Arc::new(open_cache(&config, &cache_directory(&config)?, &models)?);
+    let worker = worker::spawn(models, queue.clone(), Some(stored(&config, &reuse, Handle::current())))?;
+    let gateway = Gateway::new(catalogue, Some(Arc::clone(&reuse)), &config, queue.clone());
     let (phase, phases) = watch::channel(Phase::Starting);
-    tokio::spawn(keep_histograms_small(metrics.clone()));
+    tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse)));
     let app = App::new(&config, address, gateway, keys, phases, metrics);
     let drain = Duration::from_secs(config.drain_seconds);
     let connections = ConnectionLimits {
@@ -92,6 +96,9 @@ async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {
         queue.stop();
     };
     api::run(listener, router(app), connections, life).await;
+    if let Err(error) = reuse.cache().close().await {
+        tracing::warn!(%error, "the cache did not write all that it was to keep");
+    }
     tracing::info!("stopped");
     outcome
 }
@@ -141,11 +148,12 @@ async fn stop_signal() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Histograms keep every sample until somebody sums them up.
-async fn keep_histograms_small(metrics: metrics_exporter_prometheus::PrometheusHandle) {
-    let mut every = tokio::time::interval(Duration::from_secs(5));
+/// Histograms keep every sample until somebody sums them up; the cache counts by itself.
+async fn keep_metrics(metrics: metrics_exporter_prometheus::PrometheusHandle, reuse: Arc<Reuse>) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
         every.tick().await;
+        telemetry::cache(&reuse.cache().stats());
         metrics.run_upkeep();
     }
 }

@@ -51,13 +51,18 @@ impl Drop for Folder {
 pub struct Server {
     process: Child,
     pub address: String,
+    /// Its cache's, where the test does not name one.
+    cache: Folder,
 }
 
 impl Server {
-    /// Starts on a free port.
+    /// Starts on free ports, with an empty cache.
     pub fn start(arguments: &[&str]) -> Self {
+        let cache = Folder::new("cache");
         let mut process = pentimento()
             .env("PENTIMENTO_LISTEN", "127.0.0.1:0")
+            .env("PENTIMENTO_ADMIN_LISTEN", "127.0.0.1:0")
+            .env("PENTIMENTO_CACHE_DIR", cache.path())
             .args(["serve", "--log", "warn"])
             .args(arguments)
             .stdout(Stdio::piped())
@@ -66,7 +71,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://").expect("the server says its address");
-        Self { address: address.to_owned(), process }
+        Self { address: address.to_owned(), process, cache }
     }
 
     /// Starts, and waits until it is ready.
