@@ -1,0 +1,300 @@
+//! The cache as the API's users meet it.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
+
+mod common;
+
+use base64::Engine;
+use common::{Answer, Folder, Server, pentimento, until};
+use serde_json::{Value, json};
+
+/// Enough steps for a picture to be kept, few enough to be quick.
+const STEPS: u64 = 25;
+
+const NIRVANA: [&str; 2] =
+    ["--reuse-policy", r#"{"policy":"nirvana","thresholds":[{"similarity":0.5,"share":0.4}]}"#];
+
+fn body(prompt: &str, seed: u64) -> Value {
+    json!({"prompt": prompt, "seed": seed, "num_inference_steps": STEPS})
+}
+
+/// The same with an object of ours.
+fn with(mut body: Value, ours: Value) -> Value {
+    body["pentimento"] = ours;
+    body
+}
+
+fn outcome(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    answer.json()["pentimento"]["outcome"].as_str().unwrap().to_owned()
+}
+
+fn picture(answer: &Answer) -> Vec<u8> {
+    let json = answer.json();
+    base64::engine::general_purpose::STANDARD.decode(json["data"][0]["b64_json"].as_str().unwrap()).unwrap()
+}
+
+/// Paints a picture and waits until the cache holds it.
+fn painted(server: &Server, body: &Value) -> Answer {
+    let before = server.metric("pentimento_cache_entries");
+    let answer = server.post(body);
+    assert_eq!(outcome(&answer), "miss");
+    until("the picture is kept", || server.metric("pentimento_cache_entries") > before);
+    answer
+}
+
+#[test]
+fn the_same_request_brings_the_same_picture_from_the_cache() {
+    let server = Server::ready(&[]);
+    let first = painted(&server, &body("a red house", 7));
+    assert_eq!(first.header("pentimento-outcome"), "miss");
+    let again = server.post(&body("a red house", 7));
+    assert_eq!(outcome(&again), "exact");
+    assert_eq!(picture(&again), picture(&first));
+    let ours = &again.json()["pentimento"];
+    assert_eq!((&ours["skipped_steps"], &ours["similarity"]), (&json!(STEPS), &json!(1.0)));
+    assert_eq!(again.json()["data"][0]["pentimento"]["outcome"], "exact");
+    for (header, value) in [
+        ("pentimento-outcome", "exact"),
+        ("pentimento-skipped-steps", "25"),
+        ("pentimento-similarity", "1.0000"),
+        ("pentimento-source", ours["source"].as_str().unwrap()),
+    ] {
+        assert_eq!(again.header(header), value);
+    }
+    for (field, value) in
+        [("seed", json!(8)), ("guidance_scale", json!(2.5)), ("negative_prompt", json!("snow"))]
+    {
+        let mut other = body("a red house", 7);
+        other[field] = value;
+        assert_eq!(outcome(&server.post(&other)), "miss", "another {field} is another picture");
+    }
+    let both =
+        server.post(&json!({"prompt": "a red house", "seed": 7, "n": 2, "num_inference_steps": STEPS}));
+    let of_each: Vec<_> =
+        both.json()["data"].as_array().unwrap().iter().map(|d| d["pentimento"]["outcome"].clone()).collect();
+    assert_eq!(of_each[0], "exact");
+    assert_eq!(outcome(&both), of_each[1], "the answer tells of the one that reused least");
+
+    let event = server.post(&with(body("a red house", 7), json!({}))).json();
+    assert!(event["pentimento"]["timings_ms"]["lookup"].as_f64().unwrap() > 0.0);
+    let mut stream = body("a red house", 7);
+    stream["stream"] = json!(true);
+    stream["partial_images"] = json!(2);
+    let events = server.post(&stream).events();
+    assert_eq!(events.len(), 1, "what is not painted has no previews");
+    assert_eq!(events[0].1["pentimento"]["outcome"], "exact");
+    assert!(server.metric("pentimento_cache_hits_total") >= 4.0);
+    assert!(server.metric("pentimento_steps_skipped_total") >= 4.0 * STEPS as f64);
+}
+
+#[test]
+fn a_similar_prompt_starts_from_the_others_early_strokes() {
+    let server = Server::ready(&NIRVANA);
+    let source = painted(&server, &body("a large red house on the left in the snow at night", 7));
+    let edited = body("a large blue house on the left in the snow at night", 8);
+    let answer = server.post(&edited);
+    assert_eq!(outcome(&answer), "state");
+    let ours = answer.json()["pentimento"].clone();
+    assert_eq!((&ours["skipped_steps"], &ours["steps"]), (&json!(10), &json!(STEPS)));
+    let similarity = ours["similarity"].as_f64().unwrap();
+    assert!((0.5..0.9999).contains(&similarity), "{similarity}");
+    assert_ne!(picture(&answer), picture(&source));
+    let scratch = server.post(&with(edited.clone(), json!({"cache": "off"})));
+    assert_eq!(outcome(&scratch), "miss");
+    assert_ne!(picture(&answer), picture(&scratch), "the early strokes show through");
+
+    // Resumed pictures are not kept: hits of hits would rot the cache. Of the same picture there is no exact hit.
+    assert_eq!(outcome(&server.post(&edited)), "state");
+    assert_eq!(server.metric("pentimento_cache_entries"), 1.0);
+    // A few steps of another plan, from the same state.
+    let quick =
+        json!({"prompt": "a large blue house on the left in the snow at night", "num_inference_steps": 5});
+    assert_eq!(server.post(&quick).json()["pentimento"]["skipped_steps"], 2);
+
+    let file = picture(&answer);
+    let info = png::Decoder::new(std::io::Cursor::new(&file)).read_info().unwrap();
+    let text = &info.info().uncompressed_latin1_text[0].text;
+    let told = format!("Reused steps: 10 of {}", ours["source"].as_str().unwrap());
+    assert!(text.contains(&told), "{text}");
+}
+
+#[test]
+fn a_request_narrows_what_the_policy_allows() {
+    let server = Server::ready(&[]);
+    let cache = |mode: &str| with(body("a boat", 3), json!({"cache": mode}));
+    let miss = server.post(&cache("only"));
+    assert_eq!((miss.status, miss.json_code().as_str()), (404, "cache_miss"));
+    assert_eq!(outcome(&server.post(&cache("off"))), "miss");
+    assert_eq!(server.post(&cache("only")).status, 404, "off keeps nothing");
+    let first = painted(&server, &cache("refresh"));
+    let hit = server.post(&cache("only"));
+    assert_eq!(outcome(&hit), "exact");
+    let again = server.post(&cache("refresh"));
+    assert_eq!((outcome(&again), picture(&again)), ("miss".to_owned(), picture(&first)));
+    until("the result replaces what was stored", || {
+        let source = |answer: &Answer| answer.json()["pentimento"]["source"].clone();
+        let now = server.post(&cache("auto"));
+        outcome(&now) == "exact" && source(&now) != source(&hit)
+    });
+    assert_eq!(server.metric("pentimento_cache_entries"), 1.0);
+
+    let off = Server::ready(&["--reuse-policy", "off"]);
+    for mode in ["auto", "refresh"] {
+        assert_eq!(outcome(&off.post(&cache(mode))), "miss");
+    }
+    assert_eq!(off.post(&cache("only")).status, 404);
+    assert_eq!(off.metric("pentimento_cache_entries"), 0.0);
+}
+
+#[test]
+fn without_a_seed_no_picture_comes_twice() {
+    let server = Server::ready(&NIRVANA);
+    let unseeded = json!({"prompt": "a red house", "num_inference_steps": STEPS});
+    let first = painted(&server, &unseeded);
+    let second = server.post(&unseeded);
+    assert_eq!(outcome(&second), "state");
+    assert_ne!(picture(&second), picture(&first));
+    let seed = first.json()["pentimento"]["seeds"][0].as_u64().unwrap();
+    assert_eq!(outcome(&server.post(&body("a red house", seed))), "exact", "its seed brings it back");
+}
+
+#[test]
+fn hasty_pictures_are_not_kept() {
+    let server = Server::ready(&[]);
+    let hasty = json!({"prompt": "a red house", "seed": 1, "num_inference_steps": 10});
+    assert_eq!(outcome(&server.post(&hasty)), "miss");
+    painted(&server, &body("a red house", 1));
+    assert_eq!(outcome(&server.post(&hasty)), "miss");
+    assert_eq!(server.metric("pentimento_cache_entries"), 1.0);
+}
+
+#[test]
+fn tenants_and_namespaces_see_only_their_own() {
+    let folder = Folder::new("keys");
+    let keys = folder.path().join("keys");
+    // printf %s one | sha256sum, and of two
+    let lines = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed studio\n\
+        3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3 workshop\n";
+    std::fs::write(&keys, lines).unwrap();
+    let server =
+        Server::ready(&["--api-keys-file", keys.to_str().unwrap(), "--shared-namespaces", "commons"]);
+    let post = |key: &str, namespace: Option<&str>| {
+        let body = with(body("a castle", 5), json!({"namespace": namespace}));
+        let authorization = format!("Bearer {key}");
+        let headers = [("content-type", "application/json"), ("authorization", &authorization)];
+        server.post_with(body.to_string().as_bytes(), &headers)
+    };
+    let kept = |key, namespace, entries: f64| {
+        assert_eq!(outcome(&post(key, namespace)), "miss", "{key} {namespace:?}");
+        until("it is kept", || server.metric("pentimento_cache_entries") == entries);
+        assert_eq!(outcome(&post(key, namespace)), "exact", "{key} {namespace:?}");
+    };
+    kept("one", None, 1.0);
+    kept("two", None, 2.0);
+    kept("one", Some("sketches"), 3.0);
+    assert_eq!(outcome(&post("one", Some("default"))), "exact");
+    kept("one", Some("commons"), 4.0);
+    assert_eq!(outcome(&post("two", Some("commons"))), "exact");
+    for odd in ["", "a/b", &"x".repeat(65)] {
+        let answer = post("one", Some(odd));
+        assert_eq!(
+            (answer.status, answer.json()["error"]["param"].as_str()),
+            (400, Some("pentimento.namespace"))
+        );
+    }
+}
+
+#[test]
+fn a_cache_outlives_its_server_and_belongs_to_one_at_a_time() {
+    let cache = Folder::new("lasting");
+    let dir = cache.path().to_str().unwrap();
+    let mut server = Server::ready(&["--cache-dir", dir]);
+    let first = painted(&server, &body("a windmill", 2));
+
+    let second = pentimento()
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--cache-dir", dir])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && said.contains("in use") && said.contains("--cache-dir"), "{said}");
+
+    server.signal("TERM");
+    assert!(server.end().success());
+    let server = Server::ready(&["--cache-dir", dir]);
+    let again = server.post(&body("a windmill", 2));
+    assert_eq!((outcome(&again), picture(&again)), ("exact".to_owned(), picture(&first)));
+    drop(server);
+
+    let folder = Folder::new("cached");
+    let arguments =
+        ["generate", "a windmill", "--seed", "2", "--steps", "25", "-o", "p.png", "--cache-dir", dir];
+    let output = pentimento().current_dir(folder.path()).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("exact hit: 25 of 25 steps skipped"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(folder.read("p.png"), picture(&first));
+}
+
+/// Every file below a directory.
+fn files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let all = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    all.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn whatever_happens_to_the_states_the_request_succeeds() {
+    let cache = Folder::new("broken");
+    let arguments = ["--cache-dir", cache.path().to_str().unwrap(), "--cache-memory-bytes", "0"];
+    let server = Server::ready(&arguments);
+    let first = painted(&server, &body("a tree", 4));
+    let states = || files(&cache.path().join("states"));
+    for state in states() {
+        let mut bytes = std::fs::read(&state).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&state, bytes).unwrap();
+    }
+    let again = server.post(&body("a tree", 4));
+    assert_eq!((outcome(&again), picture(&again)), ("miss".to_owned(), picture(&first)));
+    until("the failure is counted", || server.metric("pentimento_cache_failures_total") >= 1.0);
+    let only = |seed| with(body("a tree", seed), json!({"cache": "only"}));
+    until("the picture is kept anew", || server.post(&only(4)).status == 200);
+
+    std::fs::remove_dir_all(cache.path().join("states")).unwrap();
+    assert_eq!(outcome(&server.post(&body("a tree", 4))), "miss");
+    assert_eq!(server.post(&only(9)).status, 404);
+    assert_eq!(server.metric("pentimento_failed_total"), 0.0);
+}
+
+#[test]
+fn prompts_that_may_not_be_stored_are_nowhere_at_rest() {
+    let cache = Folder::new("discreet");
+    let dir = cache.path().to_str().unwrap();
+    let prompt = "a zebra-striped lighthouse";
+    for stored in [false, true] {
+        let stored_flag = format!("--store-prompt-text={stored}");
+        let mut server = Server::ready(&["--cache-dir", dir, &stored_flag, NIRVANA[0], NIRVANA[1]]);
+        if stored {
+            assert_eq!(outcome(&server.post(&body(prompt, 1))), "exact", "hashes find it");
+            assert_eq!(outcome(&server.post(&body(prompt, 2))), "state", "and embeddings");
+        }
+        let mut other = with(body(prompt, 3 + u64::from(stored)), json!({"cache": "refresh"}));
+        other["negative_prompt"] = json!("a yellow submarine");
+        painted(&server, &other);
+        if !stored {
+            painted(&server, &body(prompt, 1));
+        }
+        server.signal("TERM");
+        assert!(server.end().success());
+        let holds = |text: &str| {
+            let found = |bytes: Vec<u8>| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+            files(cache.path()).into_iter().any(|file| found(std::fs::read(file).unwrap()))
+        };
+        assert_eq!(holds("zebra"), stored);
+        assert!(!holds("submarine"), "of a negative prompt only its hash is needed");
+    }
+}
