@@ -4,12 +4,11 @@
 //! defaults are those of diffusers' `scheduler_config.json`.
 
 use serde::{Deserialize, Serialize};
+
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::unet::{check_rest, parse};
-use crate::weights::hex;
 
 const FILE: &str = "scheduler/scheduler_config.json";
 
@@ -199,22 +198,6 @@ impl NoiseSchedule {
         &self.config
     }
 
-    /// Names the noise levels: schedules of one id have the same noise at the same timestep, so that their states can
-    /// be exchanged. What the denoiser predicts and which timesteps a plan takes have no part in it.
-    pub fn id(&self) -> String {
-        let c = &self.config;
-        let betas = (c.beta_start, c.beta_end, c.beta_schedule);
-        // Plain numbers and names: writing them into memory does not fail.
-        let levels = serde_json::to_string(&(
-            c.num_train_timesteps,
-            betas,
-            &c.trained_betas,
-            c.rescale_betas_zero_snr,
-        ))
-        .unwrap_or_default();
-        format!("ddpm-{}", &hex(&Sha256::digest(levels))[..16])
-    }
-
     /// T, the number of training timesteps.
     pub fn num_train_timesteps(&self) -> usize {
         self.alpha_bars.len()
@@ -302,22 +285,6 @@ mod tests {
             ..Default::default()
         })
         .unwrap()
-    }
-
-    #[test]
-    fn an_id_names_the_noise_levels_and_nothing_else() {
-        let id = |change: fn(&mut ScheduleConfig)| {
-            let mut config = ScheduleConfig::default();
-            change(&mut config);
-            NoiseSchedule::new(config).unwrap().id()
-        };
-        let plain = id(|_| {});
-        assert_eq!(plain, "ddpm-15bbad2eb5915d31");
-        assert_eq!(id(|c| c.prediction_type = Prediction::VPrediction), plain);
-        assert_eq!(id(|c| c.timestep_spacing = Spacing::Trailing), plain);
-        assert_ne!(id(|c| c.beta_end = 0.012), plain);
-        assert_ne!(id(|c| c.num_train_timesteps = 500), plain);
-        assert_ne!(id(|c| c.rescale_betas_zero_snr = true), plain);
     }
 
     #[test]

@@ -27,6 +27,7 @@ Examples:
   pentimento serve --listen 127.0.0.1:8080";
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one is made, once")]
 enum Subcommands {
     /// Paint pictures without a server.
     Generate(generate::Arguments),

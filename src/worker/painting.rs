@@ -55,7 +55,7 @@ impl<'a> Painting<'a> {
                 let plan = job.plan.clone();
                 let trajectory =
                     model.start(conditioning(model, job)?, job.seed, job.noise, job.size, plan)?;
-                let keeping = job.keep.as_deref().cloned();
+                let keeping = job.keep.clone();
                 (trajectory, None, keeping.map(|keep| Keeping::new(keep, job.plan.steps().len())))
             }
             Beginning::Latent(latent) => {

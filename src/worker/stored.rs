@@ -59,13 +59,13 @@ impl Stored {
 
 /// A picture's states on their way into the cache.
 pub struct Keeping {
-    keep: Keep,
+    keep: Box<Keep>,
     steps: usize,
 }
 
 impl Keeping {
     /// For a plan of `steps` steps.
-    pub fn new(keep: Keep, steps: usize) -> Self {
+    pub fn new(keep: Box<Keep>, steps: usize) -> Self {
         Self { keep, steps }
     }
 
