@@ -6,9 +6,11 @@
 use serde::{Deserialize, Serialize};
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::unet::{check_rest, parse};
+use crate::weights::hex;
 
 const FILE: &str = "scheduler/scheduler_config.json";
 
@@ -198,6 +200,32 @@ impl NoiseSchedule {
         &self.config
     }
 
+    /// Names the noise level of every timestep, 16 hex digits: a state of one schedule can go on under another of
+    /// the same id. A digest of what ᾱ is computed from and not of ᾱ, whose last bits differ between machines;
+    /// what the denoiser predicts and which timesteps a plan takes have no part in it.
+    pub fn id(&self) -> String {
+        let config = &self.config;
+        let mut hash = Sha256::new();
+        match &config.trained_betas {
+            Some(betas) => betas.iter().for_each(|beta| hash.update(beta.to_le_bytes())),
+            None => {
+                let name = match config.beta_schedule {
+                    BetaSchedule::Linear => "linear",
+                    BetaSchedule::ScaledLinear => "scaled_linear",
+                    BetaSchedule::SquaredcosCapV2 => "squaredcos_cap_v2",
+                };
+                hash.update(format!("{name} {}", config.num_train_timesteps));
+                // The cosine has no β to start and to end at.
+                if config.beta_schedule != BetaSchedule::SquaredcosCapV2 {
+                    hash.update(config.beta_start.to_le_bytes());
+                    hash.update(config.beta_end.to_le_bytes());
+                }
+            }
+        }
+        hash.update([u8::from(config.rescale_betas_zero_snr), u8::from(config.set_alpha_to_one)]);
+        hex(&hash.finalize()[..8])
+    }
+
     /// T, the number of training timesteps.
     pub fn num_train_timesteps(&self) -> usize {
         self.alpha_bars.len()
@@ -328,6 +356,42 @@ mod tests {
             let error = NoiseSchedule::from_json(json.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn an_id_names_noise_levels_and_nothing_else() {
+        let schedule = stable_diffusion(Spacing::Leading);
+        assert_eq!(schedule.id(), "6b95b97fa90c6b39", "stored states carry it: it must not change");
+        let id = |change: fn(&mut ScheduleConfig)| {
+            let mut config = schedule.config().clone();
+            change(&mut config);
+            NoiseSchedule::new(config).unwrap().id()
+        };
+        let same: [fn(&mut ScheduleConfig); 3] = [
+            |c| c.timestep_spacing = Spacing::Trailing,
+            |c| c.prediction_type = Prediction::VPrediction,
+            |c| c.steps_offset = 0,
+        ];
+        let others: [fn(&mut ScheduleConfig); 6] = [
+            |c| c.beta_start = 0.00086,
+            |c| c.beta_end = 0.013,
+            |c| c.beta_schedule = BetaSchedule::Linear,
+            |c| c.beta_schedule = BetaSchedule::SquaredcosCapV2,
+            |c| c.num_train_timesteps = 999,
+            |c| c.set_alpha_to_one = true,
+        ];
+        for (i, change) in same.into_iter().enumerate() {
+            assert_eq!(id(change), schedule.id(), "{i}");
+        }
+        let mut ids: Vec<String> = others.into_iter().map(id).chain([schedule.id()]).collect();
+        ids.push(id(|c| c.trained_betas = Some(vec![0.01; 1000])));
+        ids.push(id(|c| {
+            c.prediction_type = Prediction::VPrediction;
+            c.rescale_betas_zero_snr = true;
+        }));
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 9);
     }
 
     #[test]
