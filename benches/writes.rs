@@ -42,7 +42,11 @@ fn main() -> anyhow::Result<()> {
     let (low, high) = interval(&ratios);
     println!("{pairs} pairs of pictures, 50 steps, 8 states and the finished latent kept of every other one");
     println!("kept: {} pictures, {} dropped, {} bytes", stats.entries, stats.insert_drops, stats.bytes);
-    println!("ms per step: {:.4} with writes, {:.4} without", 1e3 * median(&mut with), 1e3 * median(&mut without));
+    println!(
+        "ms per step: {:.4} with writes, {:.4} without",
+        1e3 * median(&mut with),
+        1e3 * median(&mut without)
+    );
     println!("ratio {:.4} (95 % interval of the median {low:.4} to {high:.4})", median(&mut ratios));
     Ok(())
 }

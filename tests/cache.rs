@@ -271,6 +271,29 @@ fn whatever_happens_to_the_states_the_request_succeeds() {
 }
 
 #[test]
+fn a_store_that_hangs_costs_one_wait() {
+    let cache = Folder::new("hanging");
+    let dir = cache.path().to_str().unwrap();
+    let mut server =
+        Server::ready(&["--cache-dir", dir, "--cache-memory-bytes", "0", "--cache-timeout-ms", "300"]);
+    painted(&server, &body("a tree", 4));
+    for state in files(&cache.path().join("states")) {
+        std::fs::remove_file(&state).unwrap();
+        // Whoever opens a pipe that nobody writes to waits for ever.
+        assert!(std::process::Command::new("mkfifo").arg(&state).status().unwrap().success());
+    }
+    let load = |answer: &Answer| answer.json()["pentimento"]["timings_ms"]["load"].as_f64().unwrap();
+    let first = server.post(&body("a tree", 4));
+    assert_eq!(outcome(&first), "miss");
+    assert!(load(&first) >= 300.0, "it was waited for: {}", load(&first));
+    let second = server.post(&body("a tree", 4));
+    assert_eq!(outcome(&second), "miss");
+    assert!(load(&second) < 300.0, "but not again: {}", load(&second));
+    server.signal("TERM");
+    assert!(server.end().success());
+}
+
+#[test]
 fn prompts_that_may_not_be_stored_are_nowhere_at_rest() {
     let cache = Folder::new("discreet");
     let dir = cache.path().to_str().unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -123,6 +124,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Err(error) = runtime.block_on(reuse.cache().close()) {
         eprintln!("warning: the cache did not write all that it was to keep: {error}");
     }
+    // A read from a store that hangs would be waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
     painted
 }
 

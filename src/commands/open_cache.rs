@@ -72,8 +72,7 @@ pub fn open_cache(config: &Config, dir: &Path, models: &[Pipeline]) -> Result<Re
 
 /// The cache as the painting thread uses it.
 pub fn stored(config: &Config, reuse: &Reuse, runtime: Handle) -> Stored {
-    let patience = Duration::from_millis(config.cache_timeout_ms);
-    Stored { cache: reuse.cache().clone(), runtime, patience }
+    Stored::new(reuse.cache().clone(), runtime, Duration::from_millis(config.cache_timeout_ms))
 }
 
 fn read_calibration(file: &Path) -> anyhow::Result<Calibration> {

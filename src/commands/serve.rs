@@ -58,7 +58,10 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     use_threads(config.threads)?;
     // The painting thread is the busy one; these only talk.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(config, keys))
+    let outcome = runtime.block_on(serve(config, keys));
+    // A read from a store that hangs would be waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
 async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use pentimento_cache::{Cache, CacheError, FINISHED, State};
 use pentimento_pipelines::{DenoisingState, Pipeline};
 use tokio::runtime::Handle;
@@ -10,15 +11,17 @@ use tokio::runtime::Handle;
 use crate::queue::{Keep, Reused};
 use crate::telemetry;
 
+/// For how long a store that let a picture wait in vain is not asked again.
+const PAUSE: Duration = Duration::from_secs(10);
+
 /// The cache, and how long a picture waits for it.
-#[derive(Clone)]
 pub struct Stored {
     /// The cache.
     pub cache: Cache,
-    /// The runtime that reads.
-    pub runtime: Handle,
-    /// How long a state may take to come; then the picture is painted from scratch.
-    pub patience: Duration,
+    runtime: Handle,
+    patience: Duration,
+    /// When the store last let a picture wait in vain.
+    too_slow: Mutex<Option<Instant>>,
 }
 
 /// Why a state is not to be had.
@@ -30,9 +33,17 @@ pub enum StateError {
     /// It takes too long.
     #[error("the state did not come in time")]
     Timeout,
+    /// It is not in memory, and the store was too slow a moment ago.
+    #[error("the store was too slow a moment ago")]
+    Paused,
 }
 
 impl Stored {
+    /// A cache that `runtime` reads from. A state that takes longer than `patience` is not waited for.
+    pub fn new(cache: Cache, runtime: Handle, patience: Duration) -> Self {
+        Self { cache, runtime, patience, too_slow: Mutex::new(None) }
+    }
+
     /// The state of a job whose turn has come. Mostly it is in memory already: it was asked for when the job
     /// was queued. Must not be called on an async thread.
     ///
@@ -43,9 +54,15 @@ impl Stored {
         let started = Instant::now();
         let state = match self.cache.cached_state(&reused.source, reused.timestep) {
             Some(state) => Ok(state),
+            None if self.too_slow.lock().is_some_and(|since| since.elapsed() < PAUSE) => {
+                Err(StateError::Paused)
+            }
             None => self.runtime.block_on(self.wait_for(reused)),
         };
         telemetry::state_loaded(started.elapsed(), state.is_ok());
+        if matches!(state, Err(StateError::Timeout)) {
+            *self.too_slow.lock() = Some(Instant::now());
+        }
         let state = state?;
         self.cache.used(&reused.source, reused.timestep);
         Ok(DenoisingState { timestep: state.timestep, shape: state.shape, latent: state.latent.clone() })
