@@ -270,6 +270,11 @@ impl Cache {
         self.counted(self.shared().index.get(id).await)
     }
 
+    /// The name of the policy that evicts.
+    pub fn eviction(&self) -> &'static str {
+        self.shared().eviction.read().name()
+    }
+
     /// Evicts by another policy from now on.
     pub fn set_eviction(&self, policy: Arc<dyn EvictionPolicy>) {
         *self.shared().eviction.write() = policy;

@@ -64,15 +64,21 @@ impl Keys {
             let address = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.ip().to_string());
             return Ok(Client { turn: format!("address:{address}").into(), tenant: ANONYMOUS.into() });
         }
-        let given = headers.get(header::AUTHORIZATION).ok_or_else(|| ApiError::key(false))?;
-        let (scheme, key) = given.to_str().ok().and_then(|v| v.split_once(' ')).unwrap_or_default();
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(ApiError::key(true));
-        }
+        let key = bearer(headers).map_err(ApiError::key)?;
         // Looked up by digest: how long that takes says nothing about a key.
-        let digest: [u8; 32] = Sha256::digest(key.trim()).into();
+        let digest: [u8; 32] = Sha256::digest(key).into();
         self.0.get(&digest).cloned().ok_or_else(|| ApiError::key(true))
     }
+}
+
+/// What `Authorization: Bearer …` carries.
+///
+/// # Errors
+/// Whether there was such a header, if of another kind.
+pub fn bearer(headers: &HeaderMap) -> Result<&str, bool> {
+    let given = headers.get(header::AUTHORIZATION).ok_or(false)?;
+    let (scheme, key) = given.to_str().ok().and_then(|v| v.split_once(' ')).ok_or(true)?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(key.trim()) } else { Err(true) }
 }
 
 /// The pairs of a key file. One without any is a mistake, such as a secret that was not mounted: it must

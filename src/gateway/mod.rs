@@ -1,5 +1,6 @@
 //! What happens to a request before a worker sees it: validated, planned, queued.
 
+mod archive;
 mod catalogue;
 pub mod embedder;
 mod request;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::queue::{Busy, LocalQueue, Subscription};
 
+pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
 pub use request::{CacheMode, GenerationRequest, Limits, MAX_SEED, Wanted};
 pub use reuse::{LookUpError, Reuse, ReuseError, ReuseOptions};

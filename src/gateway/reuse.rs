@@ -319,7 +319,7 @@ impl Reuse {
     }
 
     /// Nobody without the secret can tell from the hash whether a guessed text is right.
-    fn hash(&self, of: &str, text: &str) -> String {
+    pub(super) fn hash(&self, of: &str, text: &str) -> String {
         // What stands before the text has a fixed length or an end: no two inputs run together.
         let keyed =
             Sha256::new().chain_update(self.secret).chain_update(of).chain_update([0]).chain_update(text);
