@@ -1,5 +1,6 @@
 //! One file per subcommand, and what they share: how a command ends.
 
+pub mod cache;
 pub mod generate;
 mod latents;
 mod open_cache;
@@ -24,7 +25,8 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   pentimento generate \"a large red house in the snow at night\" -o house.png --seed 7
-  pentimento serve --listen 127.0.0.1:8080";
+  pentimento serve --listen 127.0.0.1:8080
+  pentimento cache stats";
 
 #[derive(Debug, Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "one is made, once")]
@@ -33,6 +35,8 @@ enum Subcommands {
     Generate(generate::Arguments),
     /// Serve the Images API: one process with API and worker.
     Serve(serve::Arguments),
+    /// Look at a running server's cache, and change it.
+    Cache(cache::Arguments),
 }
 
 /// Why a command failed.
@@ -58,6 +62,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Subcommands::Generate(arguments) => generate::run(arguments),
         Subcommands::Serve(arguments) => serve::run(arguments),
+        Subcommands::Cache(arguments) => cache::run(arguments),
     };
     let (error, code) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
