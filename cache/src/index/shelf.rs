@@ -1,13 +1,14 @@
 //! The embeddings of one scope and compatibility: rows in one piece of memory, and a graph over them once
 //! they are many. Rows are only ever appended; a removed one stays behind, dead, until the shelf is rebuilt.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
+use super::IndexStats;
 use super::graph::Graph;
 use super::vectors::{Best, Hit, dot};
 use crate::entry::EntryId;
@@ -103,6 +104,19 @@ impl Shelf {
         if let Some(slot) = self.slots.remove(id) {
             self.ids[slot] = None;
         }
+    }
+
+    /// Removes all rows but those of `ids`.
+    pub(crate) fn keep(&mut self, ids: &HashSet<EntryId>) {
+        let gone: Vec<EntryId> = self.slots.keys().filter(|id| !ids.contains(*id)).cloned().collect();
+        gone.iter().for_each(|id| self.remove(id));
+    }
+
+    pub(crate) fn count_into(&self, stats: &mut IndexStats) {
+        stats.rows += self.ids.len() as u64;
+        stats.tombstones += (self.ids.len() - self.slots.len()) as u64;
+        stats.in_graphs += self.linked as u64;
+        stats.graphs += u64::from(self.has_graph());
     }
 
     /// The `n` nearest living rows with a guidance scale in the range, best first.

@@ -95,6 +95,58 @@ fn an_altered_file_is_an_error_or_an_empty_find_but_never_a_panic() {
     }
 }
 
+/// Makes rows of the database's table of entries unreadable.
+fn damage(dir: &Path, names: &[String]) {
+    let database = redb::Database::create(dir.join("index.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let entries = redb::TableDefinition::<&str, &[u8]>::new("entries");
+    for name in names {
+        transaction.open_table(entries).unwrap().insert(name.as_str(), b"nonsense".as_slice()).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+#[test]
+fn damaged_entries_are_thrown_out_with_their_pictures() {
+    let dir = TempDir::new().unwrap();
+    let here = scope("tenant", "");
+    let index = open(dir.path(), 8).unwrap();
+    for n in 0..20 {
+        block_on(index.upsert(entry(n, &here, at_angle(n as f32)))).unwrap();
+    }
+    let name = index.name();
+    block_on(index.flush()).unwrap();
+    drop(index);
+    damage(dir.path(), &[EntryId::new(3).into(), EntryId::new(4).into(), "no id at all".to_owned()]);
+    let index = open(dir.path(), 8).unwrap();
+    assert_eq!(index.stats().damaged, 3);
+    assert_eq!(index.stats().rows, 18);
+    assert_eq!(block_on(index.get(&EntryId::new(3))).unwrap(), None);
+    assert_eq!(block_on(index.exact(&here, "picture 3")).unwrap(), None);
+    assert_eq!(index.name(), name);
+    block_on(index.flush()).unwrap();
+    drop(index);
+    assert_eq!(open(dir.path(), 8).unwrap().stats().damaged, 0, "they are gone");
+    use redb::{ReadableDatabase, ReadableTableMetadata};
+    let database = redb::Database::create(dir.path().join("index.redb")).unwrap();
+    let pictures = redb::TableDefinition::<&[u8], &str>::new("pictures");
+    assert_eq!(database.begin_read().unwrap().open_table(pictures).unwrap().len().unwrap(), 18);
+}
+
+#[cfg(unix)]
+#[test]
+fn nobody_else_may_read_the_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    drop(open(dir.path(), 8).unwrap());
+    assert_eq!(mode(), 0o600);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    drop(open(dir.path(), 8).unwrap());
+    assert_eq!(mode(), 0o600);
+}
+
 /// Directions all around, the same every time.
 fn scattered(n: usize, dimensions: usize) -> Vec<Vec<f32>> {
     use rand_chacha::rand_core::{Rng, SeedableRng};
