@@ -4,7 +4,7 @@
 //! that is killed leaves nothing torn: at worst the changes since the last flush are gone.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -14,6 +14,7 @@ use redb::ReadableTable;
 
 use super::database::{DatabaseFile, ENTRIES, PICTURES, decode, picture_key, storage, take, take_damaged};
 use super::gardener::{Gardener, SharedShelf};
+use super::saved::{self, GraphFile};
 use super::shelf::Shelf;
 use super::{Filter, IndexError, IndexStats, MAX_NEIGHBOURS, PromptIndex, Sought, check_embedding};
 use crate::entry::{Compatibility, Entry, EntryId, Scope};
@@ -44,6 +45,8 @@ pub struct EmbeddedIndex {
     writer: Mutex<bool>,
     gardener: Gardener,
     graph_from: usize,
+    /// Directory of saved graphs.
+    graphs: Arc<PathBuf>,
     /// Whether an entry that cannot be read was met since the last flush, which throws such entries out.
     damage_met: AtomicBool,
     damaged: AtomicU64,
@@ -51,7 +54,7 @@ pub struct EmbeddedIndex {
 }
 
 impl EmbeddedIndex {
-    /// Opens or creates the index in the file `path`. Entries that cannot be read are thrown out, with a
+    /// Opens or creates the index in the file `path`; its graphs are saved beside it, in `graphs`. Entries that cannot be read are thrown out, with a
     /// warning, and counted in [`IndexStats::damaged`].
     ///
     /// # Errors
@@ -63,11 +66,18 @@ impl EmbeddedIndex {
             writer: Mutex::new(false),
             gardener: Gardener::start().map_err(storage)?,
             graph_from: options.graph_from,
+            graphs: Arc::new(private_directory(path.with_file_name("graphs"))),
             damage_met: AtomicBool::new(false),
             damaged: AtomicU64::new(0),
             reopened: AtomicU64::new(0),
         };
         index.derive(&mut index.writer.lock())?;
+        let wanted: Vec<_> =
+            index.all_shelves().iter().filter_map(|shelf| shelf.read().file.clone()).collect();
+        if let Err(error) = saved::sweep(&index.graphs, &wanted) {
+            tracing::warn!(%error, "graphs that are of no use could not be removed");
+        }
+        index.visit_all();
         Ok(index)
     }
 
@@ -113,8 +123,11 @@ impl EmbeddedIndex {
                 Err(error) => tracing::warn!(%error, "and could not be"),
             }
         }
-        self.all_shelves().into_iter().for_each(|shelf| self.gardener.visit(shelf));
         Ok(())
+    }
+
+    fn visit_all(&self) {
+        self.all_shelves().into_iter().for_each(|shelf| self.gardener.visit(shelf));
     }
 
     fn all_shelves(&self) -> Vec<SharedShelf> {
@@ -129,7 +142,9 @@ impl EmbeddedIndex {
         let shelf = self.shelf(&entry.scope, &entry.compatibility).unwrap_or_else(|| {
             let mut shelves = self.shelves.write();
             let of_scope = shelves.entry(entry.scope.clone()).or_default();
-            let new = || Arc::new(RwLock::new(Shelf::new(entry.embedding.len(), self.graph_from)));
+            let file = GraphFile::new(&self.graphs, &entry.scope, &entry.compatibility);
+            let new =
+                || Arc::new(RwLock::new(Shelf::new(entry.embedding.len(), self.graph_from, Some(file))));
             Arc::clone(of_scope.entry(entry.compatibility.clone()).or_insert_with(new))
         });
         shelf.write().put(&entry.id, &entry.embedding, entry.guidance_scale);
@@ -139,6 +154,7 @@ impl EmbeddedIndex {
         let Some(shelf) = self.shelf(&entry.scope, &entry.compatibility) else { return };
         shelf.write().remove(&entry.id);
         if shelf.read().is_empty() {
+            GraphFile::new(&self.graphs, &entry.scope, &entry.compatibility).remove();
             let mut shelves = self.shelves.write();
             if let Some(of_scope) = shelves.get_mut(&entry.scope) {
                 of_scope.remove(&entry.compatibility);
@@ -314,6 +330,7 @@ impl PromptIndex for EmbeddedIndex {
         }
         if reopened | self.damage_met.swap(false, Ordering::Relaxed) {
             self.derive(&mut dirty)?;
+            self.visit_all();
         }
         if *dirty {
             self.file.flush()?;
@@ -343,4 +360,12 @@ impl Drop for EmbeddedIndex {
             tracing::warn!("the index's last changes could not be made durable");
         }
     }
+}
+
+/// Makes a directory that only its owner may look into. Where that fails graphs are not saved, which is said then.
+fn private_directory(dir: PathBuf) -> PathBuf {
+    if crate::config::create_private(&dir).is_ok() {
+        crate::config::tighten(&dir, 0o700);
+    }
+    dir
 }

@@ -6,6 +6,8 @@ mod database;
 mod embedded;
 mod gardener;
 mod graph;
+mod renewal;
+mod saved;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -118,6 +120,8 @@ pub struct IndexStats {
     pub in_graphs: u64,
     /// Graphs, at most one per scope and compatibility.
     pub graphs: u64,
+    /// Of these, the ones that were read from a file instead of built.
+    pub graphs_loaded: u64,
     /// Entries thrown out because they could not be read.
     pub damaged: u64,
     /// How often the database was opened again after an error of the disk.
