@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::gemm::{Addend, Packed, Product, RowPointers, Source};
+use super::gemm::{Addend, Packed, Product, Source};
 use super::op::{Kind, Made, View, apply1, apply2};
 use super::simd::Isa;
+use crate::precision::Precision;
 
 /// How a kernel moves over a picture.
 #[derive(Debug, Clone, Copy)]
@@ -49,11 +50,21 @@ impl Sizes {
 
 impl Conv {
     /// From a kernel (outer, inner, side, side), side 1 or 3, and a bias (outer,).
-    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Self> {
-        Self::on(Isa::best(), weight, bias, geometry)
+    pub(crate) fn new(
+        precision: Precision,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        geometry: Geometry,
+    ) -> Result<Self> {
+        Self::on((Isa::best(), precision), weight, bias, geometry)
     }
 
-    pub(super) fn on(isa: Isa, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Self> {
+    pub(super) fn on(
+        how: (Isa, Precision),
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        geometry: Geometry,
+    ) -> Result<Self> {
         let (outer, inner, side, _) = weight.dims4()?;
         if !matches!(weight.dims(), [_, _, 1, 1] | [_, _, 3, 3]) {
             bail!("convolution: a kernel of {:?}", weight.dims());
@@ -62,7 +73,7 @@ impl Conv {
         let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
         let taps = side * side;
         let at = |o, tap, i| weight[(o * inner + i) * taps + tap];
-        let packed = Packed::new(Kind::Convolution, isa, (outer, taps, inner), at, bias.as_deref());
+        let packed = Packed::new(Kind::Convolution, how, (outer, taps, inner), at, bias.as_deref());
         Ok(Self { packed, side, geometry, zeros: vec![0.0; inner] })
     }
 
@@ -106,7 +117,7 @@ impl Conv {
             Some(other) => bail!("convolution: {:?} added to {dims:?}", other.dims),
         };
         let source = Pixels {
-            data: x.data,
+            data: &self.packed.input(x.data),
             zeros: &self.zeros,
             stored: h * w,
             table: self.table(&sizes),
@@ -145,7 +156,7 @@ struct Pixels<'a> {
 
 impl Source for Pixels<'_> {
     #[inline(always)]
-    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut RowPointers) {
+    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut [*const f32]) {
         let inner = self.zeros.len();
         let (mut picture, mut pixel) = (rows.start / self.out, rows.start % self.out);
         for pointer in &mut pointers[..rows.len()] {

@@ -4,20 +4,26 @@
 //! another pixel. Nothing is copied together beforehand (no im2col). An element's sum runs in one fixed order,
 //! whatever tile, task or batch it falls into.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use half::bf16;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
 use super::op::{Kind, count};
 use super::parallel::{Shared, parallel, threads};
 use super::simd::{Isa, Kernel, Simd};
+use crate::precision::Precision;
 
 /// Rows of the largest register tile of any instruction set.
 pub(super) const MOST_ROWS: usize = 14;
 /// Taps of a 3×3 kernel.
 const MOST_TAPS: usize = 9;
 /// Input channels per pass, so that a panel's weights stay in the second-level cache.
-const CHUNK: usize = 256;
+pub(super) const CHUNK: usize = 256;
 /// Bytes of weights that one sweep over the rows keeps there.
-const RESIDENT: usize = 1 << 20;
+pub(super) const RESIDENT: usize = 1 << 20;
 
 /// Where each row of a tile begins.
 pub(super) type RowPointers = [*const f32; MOST_ROWS];
@@ -154,7 +160,7 @@ impl Tile<'_> {
 
 /// The first `n` floats at `p`, zeros after them.
 #[inline(always)]
-unsafe fn load<S: Simd, const N: usize>(p: *const f32, n: usize) -> [S::V; N] {
+pub(super) unsafe fn load<S: Simd, const N: usize>(p: *const f32, n: usize) -> [S::V; N] {
     let mut edge = [0f32; 32];
     // SAFETY: `n` reads are the caller's promise; the copy is as large as the largest panel.
     unsafe {
@@ -174,7 +180,7 @@ unsafe fn load<S: Simd, const N: usize>(p: *const f32, n: usize) -> [S::V; N] {
 
 /// Stores the first `n` floats of `v`.
 #[inline(always)]
-unsafe fn store<S: Simd, const N: usize>(p: *mut f32, v: &[S::V; N], n: usize) {
+pub(super) unsafe fn store<S: Simd, const N: usize>(p: *mut f32, v: &[S::V; N], n: usize) {
     let mut edge = [0f32; 32];
     // SAFETY: as above.
     unsafe {
@@ -196,16 +202,25 @@ pub(super) fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Ran
     (0..parts).map(move |i| from + n * i / parts..from + n * (i + 1) / parts)
 }
 
-/// Weights in the order in which the tiles read them, and the bias.
+/// Weights in the order in which the tiles read them.
+#[derive(Debug)]
+enum Weights {
+    /// Chunk of input channels, panel of output channels, tap, input channel, output channel within the panel.
+    F32(Vec<f32>),
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Bf16(amx::Weights),
+}
+
+/// Weights and bias.
 #[derive(Debug)]
 pub(super) struct Packed {
     kind: Kind,
+    precision: Precision,
     pub(super) isa: Isa,
     pub(super) taps: usize,
     pub(super) inner: usize,
     pub(super) outer: usize,
-    /// Chunk of input channels, panel of output channels, tap, input channel, output channel within the panel.
-    data: Vec<f32>,
+    weights: Weights,
     /// Padded to whole panels.
     bias: Vec<f32>,
 }
@@ -214,7 +229,7 @@ impl Packed {
     /// `weight` says the value at (output channel, tap, input channel).
     pub(super) fn new(
         kind: Kind,
-        isa: Isa,
+        (isa, precision): (Isa, Precision),
         (outer, taps, inner): (usize, usize, usize),
         weight: impl Fn(usize, usize, usize) -> f32,
         bias: Option<&[f32]>,
@@ -223,41 +238,75 @@ impl Packed {
             outer > 0 && inner > 0 && (1..=MOST_TAPS).contains(&taps),
             "{outer} × {taps} × {inner} weights"
         );
-        let panel = isa.panel();
-        let padded = outer.next_multiple_of(panel);
-        let mut data = Vec::with_capacity(padded * taps * inner);
-        for from in (0..inner).step_by(CHUNK) {
-            for column in (0..outer).step_by(panel) {
-                for tap in 0..taps {
-                    for k in from..inner.min(from + CHUNK) {
-                        let value = |c| if c < outer { weight(c, tap, k) } else { 0.0 };
-                        data.extend((column..column + panel).map(value));
-                    }
-                }
+        let dims = (outer, taps, inner);
+        let weights = match precision {
+            Precision::F32 => Weights::F32(floats(isa.panel(), dims, weight)),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Precision::Bf16 if isa == Isa::Amx => Weights::Bf16(amx::Weights::new(dims, weight)),
+            Precision::Bf16 => {
+                let rounded = |c, tap, k| bf16::from_f32(weight(c, tap, k)).to_f32();
+                Weights::F32(floats(isa.panel(), dims, rounded))
             }
-        }
-        let mut padded_bias = vec![0.0; padded];
+        };
+        let mut padded_bias = vec![0.0; outer.next_multiple_of(isa.panel())];
         if let Some(bias) = bias {
             padded_bias[..outer].copy_from_slice(bias);
         }
-        Self { kind, isa, taps, inner, outer, data, bias: padded_bias }
+        Self { kind, precision, isa, taps, inner, outer, weights, bias: padded_bias }
     }
 
-    fn panels(&self) -> usize {
+    pub(super) fn panels(&self) -> usize {
         self.bias.len() / self.isa.panel()
     }
 
-    /// A panel's weights for the channels from `chunk.start` on, one chunk of them.
-    fn panel(&self, chunk: &Range<usize>, panel: usize) -> *const f32 {
-        let before = chunk.start * self.taps * self.bias.len();
-        self.data[before + panel * self.taps * chunk.len() * self.isa.panel()..].as_ptr()
+    /// The bias from a column on, good for a whole panel where the column begins one.
+    pub(super) fn bias(&self, column: usize) -> *const f32 {
+        self.bias[column..].as_ptr()
     }
+
+    /// The input as a product is to be given it.
+    pub(super) fn input<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        match (self.precision, &self.weights) {
+            // Where tiles do not round it themselves.
+            (Precision::Bf16, Weights::F32(_)) => x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+            _ => x.into(),
+        }
+    }
+
+    /// Rows of a tile.
+    fn rows(&self) -> usize {
+        match self.weights {
+            Weights::F32(_) => self.isa.rows(),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Weights::Bf16(_) => amx::TILE,
+        }
+    }
+}
+
+/// See [`Weights::F32`].
+fn floats(
+    panel: usize,
+    (outer, taps, inner): (usize, usize, usize),
+    weight: impl Fn(usize, usize, usize) -> f32,
+) -> Vec<f32> {
+    let mut data = Vec::with_capacity(outer.next_multiple_of(panel) * taps * inner);
+    for from in (0..inner).step_by(CHUNK) {
+        for column in (0..outer).step_by(panel) {
+            for tap in 0..taps {
+                for k in from..inner.min(from + CHUNK) {
+                    let value = |c| if c < outer { weight(c, tap, k) } else { 0.0 };
+                    data.extend((column..column + panel).map(value));
+                }
+            }
+        }
+    }
+    data
 }
 
 /// Where a product's rows of input lie.
 pub(super) trait Source: Sync {
     /// Points to the input rows that this tap adds to output rows `rows`, each good for [`Packed::inner`] reads.
-    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut RowPointers);
+    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut [*const f32]);
 }
 
 /// Rows that lie one after another.
@@ -268,7 +317,7 @@ pub(super) struct Dense<'a> {
 
 impl Source for Dense<'_> {
     #[inline(always)]
-    fn point(&self, _: usize, rows: Range<usize>, pointers: &mut RowPointers) {
+    fn point(&self, _: usize, rows: Range<usize>, pointers: &mut [*const f32]) {
         for (pointer, row) in pointers.iter_mut().zip(rows) {
             *pointer = self.data[row * self.width..(row + 1) * self.width].as_ptr();
         }
@@ -305,14 +354,23 @@ impl<Src: Source> Product<'_, Src> {
             let cost = 2 * len * packed.taps * packed.inner;
             count(packed.kind, cost);
             let wanted = threads(cost);
-            let by_rows = wanted.min(self.rows.div_ceil(packed.isa.rows()));
+            let by_rows = wanted.min(self.rows.div_ceil(packed.rows()));
             let by_panels = wanted.div_ceil(by_rows).min(packed.panels());
             let parts = |n: usize, parts: usize, i: usize| n * i / parts..n * (i + 1) / parts;
             parallel(by_rows * by_panels, |task| {
                 let rows = parts(self.rows, by_rows, task / by_panels);
                 let panels = parts(packed.panels(), by_panels, task % by_panels);
+                let (product, out) = (self, shared.get());
                 // SAFETY: tasks write distinct parts of the capacity just reserved.
-                unsafe { packed.isa.run(Task { product: self, rows, panels, out: shared.get() }) }
+                unsafe {
+                    match &packed.weights {
+                        Weights::F32(weights) => packed.isa.run(Task { product, weights, rows, panels, out }),
+                        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                        Weights::Bf16(weights) => {
+                            packed.isa.run(amx::Task { product, weights, rows, panels, out })
+                        }
+                    }
+                }
             });
         }
         // SAFETY: the tasks together wrote every row and column.
@@ -324,6 +382,7 @@ impl<Src: Source> Product<'_, Src> {
 /// One thread's part of a product.
 struct Task<'a, Src> {
     product: &'a Product<'a, Src>,
+    weights: &'a [f32],
     rows: Range<usize>,
     panels: Range<usize>,
     out: *mut f32,
@@ -367,6 +426,7 @@ impl<Src: Source> Task<'_, Src> {
         let packed = self.product.packed;
         let column = panel * 2 * S::LANES;
         let last = chunk.end == packed.inner;
+        let before = chunk.start * packed.taps * packed.bias.len();
         let add = self.product.add.filter(|_| last).map(|add| {
             let mut pointers = [std::ptr::null(); MOST_ROWS];
             for (pointer, row) in pointers.iter_mut().zip(rows.clone()) {
@@ -380,12 +440,8 @@ impl<Src: Source> Task<'_, Src> {
                 taps,
                 rows: rows.len(),
                 len: chunk.len(),
-                b: packed.panel(chunk, panel),
-                start: if chunk.start == 0 {
-                    Start::Row(packed.bias[column..].as_ptr())
-                } else {
-                    Start::Output
-                },
+                b: self.weights[before + column * packed.taps * chunk.len()..].as_ptr(),
+                start: if chunk.start == 0 { Start::Row(packed.bias(column)) } else { Start::Output },
                 add,
                 out: self.out.add(rows.start * packed.outer + column),
                 stride: packed.outer,

@@ -24,6 +24,8 @@
 //! longer wanted. Delete this folder and the `Own` variants of `layers.rs`; nothing else knows of it.
 #![allow(unsafe_code)] // every block with its proof
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 mod conv;
 mod gemm;
