@@ -67,7 +67,7 @@ async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
-    let models = load_models(&config.model)?;
+    let models = load_models(&config.model, config.precision)?;
     let catalogue =
         Catalogue::new(models.clone(), &config.aliases.0).map_err(|e| Failure::Misuse(e.into()))?;
     let limits =

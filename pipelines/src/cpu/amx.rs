@@ -9,8 +9,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::gemm::{CHUNK, Product, RESIDENT, Source, even, load, store};
+use super::gemm::{CHUNK, Product, RESIDENT, Source, even};
 use super::simd::{Kernel, Simd};
+use super::tile::{load, store};
 
 /// Rows of a matrix register.
 const SIDE: usize = 16;
@@ -28,14 +29,24 @@ struct Row([bf16; BLOCK]);
 
 /// Whether this processor has the unit and its kernel lets this process use it.
 pub(super) fn usable() -> bool {
+    // std detects these two, but not yet in its stable part.
+    const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
+    let found = __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES;
+    found && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") && granted()
+}
+
+/// Asks for the registers, for all threads.
+#[cfg(target_os = "linux")]
+fn granted() -> bool {
     const REQUEST_PERMISSION: libc::c_long = 0x1023;
     const TILE_DATA: libc::c_long = 18;
-    const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
-    // std detects these two, but not yet in its stable part.
-    let found = __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES;
-    // SAFETY: a system call that takes two numbers; it grants all threads the registers, or does nothing.
-    let granted = || unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0;
-    found && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") && granted()
+    // SAFETY: takes two numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn granted() -> bool {
+    false
 }
 
 /// The registers, laid out; given back when dropped, so that the kernel need not save them.

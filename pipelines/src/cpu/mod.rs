@@ -24,7 +24,7 @@
 //! longer wanted. Delete this folder and the `Own` variants of `layers.rs`; nothing else knows of it.
 #![allow(unsafe_code)] // every block with its proof
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
 mod conv;
@@ -37,6 +37,7 @@ mod parallel;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 pub(crate) use self::attention::{attention, geglu};
 pub(crate) use self::conv::{Conv, Geometry};

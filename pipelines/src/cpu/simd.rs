@@ -44,7 +44,7 @@ pub(super) trait Kernel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Isa {
     /// AVX-512, and the matrix unit for bf16.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[cfg(target_arch = "x86_64")]
     Amx,
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -61,7 +61,6 @@ impl Isa {
         {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             if avx2 && is_x86_feature_detected!("avx512f") {
-                #[cfg(target_os = "linux")]
                 if super::amx::usable() {
                     found.push(Self::Amx);
                 }
@@ -84,10 +83,8 @@ impl Isa {
     /// Columns of a packed panel: two vectors.
     pub(super) fn panel(self) -> usize {
         match self {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => 2 * x86::Avx512::LANES,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => 2 * x86::Avx512::LANES,
+            Self::Amx | Self::Avx512 => 2 * x86::Avx512::LANES,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => 2 * x86::Avx2::LANES,
             Self::Portable => 2 * Portable::LANES,
@@ -97,10 +94,8 @@ impl Isa {
     /// Rows of a register tile.
     pub(super) fn rows(self) -> usize {
         match self {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => x86::Avx512::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => x86::Avx512::ROWS,
+            Self::Amx | Self::Avx512 => x86::Avx512::ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => x86::Avx2::ROWS,
             Self::Portable => Portable::ROWS,
@@ -116,10 +111,8 @@ impl Isa {
         // SAFETY: `all` alone makes values of all but the last, after it found the instructions.
         unsafe {
             match self {
-                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-                Self::Amx => x86::Avx512::call(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 => x86::Avx512::call(kernel),
+                Self::Amx | Self::Avx512 => x86::Avx512::call(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => x86::Avx2::call(kernel),
                 Self::Portable => Portable::call(kernel),
