@@ -319,6 +319,9 @@ mod tests {
     fn an_unknown_key_is_named_with_its_line() {
         let error = Config::load(Some(&file("max_n = 4\nmax_m = 5")), &Flags::default()).unwrap_err();
         assert!(error.to_string().contains("max_m") && error.to_string().contains("line 2"), "{error}");
+        let error =
+            Config::load(Some(&file("precision = \"f16\"")), &Flags::default()).unwrap_err().to_string();
+        assert!(error.contains("`f16`") && error.contains("`bf16`") && error.contains("line 1"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::bf16;
@@ -93,7 +94,8 @@ impl Weights {
         (outer, taps, inner): (usize, usize, usize),
         weight: impl Fn(usize, usize, usize) -> f32,
     ) -> Self {
-        let mut rows = Vec::new();
+        let blocks = outer.div_ceil(TILE) * taps * inner.div_ceil(BLOCK);
+        let mut rows = Vec::with_capacity(blocks * PER_BLOCK);
         for from in (0..inner).step_by(CHUNK) {
             let to = inner.min(from + CHUNK);
             for panel in (0..outer).step_by(TILE) {
@@ -172,12 +174,12 @@ impl<Src: Source> Task<'_, Src> {
         let b = &self.weights.0[before + panel * per_panel..][..per_panel];
         let add = self.product.add.filter(|_| chunk.end == packed.inner);
         let whole = rows.len().is_multiple_of(SIDE) && columns == TILE;
-        let mut edge = [0f32; TILE * TILE];
+        let mut edge = MaybeUninit::<[f32; TILE * TILE]>::uninit();
         // SAFETY: `compute` reserved rows × outer floats, of which this task alone writes these rows' and panels'.
         // A tile that is not whole is put together in `edge`.
         unsafe {
             let out = self.out.add(rows.start * packed.outer + column);
-            let (sums, stride) = if whole { (out, packed.outer) } else { (edge.as_mut_ptr(), TILE) };
+            let (sums, stride) = if whole { (out, packed.outer) } else { (edge.as_mut_ptr().cast(), TILE) };
             let start = if chunk.start == 0 {
                 (packed.bias(column), 0)
             } else {

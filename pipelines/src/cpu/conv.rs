@@ -30,22 +30,18 @@ pub(crate) struct Conv {
 
 /// Sizes of one call.
 #[derive(Clone, Copy)]
-pub(super) struct Sizes {
+struct Sizes {
     /// The picture in memory.
     stored: (usize, usize),
     /// As the convolution sees it: resized to this by nearest neighbour.
     seen: (usize, usize),
-    pub(super) out: (usize, usize),
+    out: (usize, usize),
 }
 
-impl Sizes {
-    /// The stored pixel at a place as the convolution sees it; beyond the edges there is none.
-    #[inline]
-    pub(super) fn pixel(&self, y: usize, x: usize, near: usize) -> Option<usize> {
-        let ((h, w), (seen_h, seen_w)) = (self.stored, self.seen);
-        let (y, x) = (y.checked_sub(near)?, x.checked_sub(near)?);
-        (y < seen_h && x < seen_w).then(|| (y * h / seen_h) * w + x * w / seen_w)
-    }
+/// The stored row or column at a place as the convolution sees it; beyond the edges there is none.
+fn along(at: usize, near: usize, stored: usize, seen: usize) -> Option<usize> {
+    let at = at.checked_sub(near)?;
+    (at < seen).then(|| at * stored / seen)
 }
 
 impl Conv {
@@ -130,13 +126,15 @@ impl Conv {
     /// For every tap, the pixel that it reads for each output; `u32::MAX` where it reads zeros.
     fn table(&self, sizes: &Sizes) -> Vec<u32> {
         let (side, Geometry { stride, near, .. }) = (self.side, self.geometry);
-        let mut table = Vec::with_capacity(side * side * sizes.out.0 * sizes.out.1);
+        let Sizes { stored, seen, out } = *sizes;
+        let mut table = Vec::with_capacity(side * side * out.0 * out.1);
         for tap in 0..side * side {
-            for y in 0..sizes.out.0 {
-                table.extend((0..sizes.out.1).map(|x| {
-                    let pixel = sizes.pixel(y * stride + tap / side, x * stride + tap % side, near);
-                    pixel.map_or(u32::MAX, |p| p as u32)
-                }));
+            let column = |x| along(x * stride + tap % side, near, stored.1, seen.1);
+            let columns: Vec<Option<usize>> = (0..out.1).map(column).collect();
+            for y in 0..out.0 {
+                let row = along(y * stride + tap / side, near, stored.0, seen.0);
+                let pixel = |x: &Option<usize>| Some((row? * stored.1 + (*x)?) as u32);
+                table.extend(columns.iter().map(|x| pixel(x).unwrap_or(u32::MAX)));
             }
         }
         table
