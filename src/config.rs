@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use pentimento_pipelines::Precision;
 use serde::{Deserialize, Serialize};
 
 /// `NAME=VALUE,NAME=VALUE` on the command line and in the environment, a table in the file.
@@ -105,6 +106,10 @@ settings! {
     model: Vec<String> = vec!["storybook".to_owned()];
     /// Threads that paint; 0 takes one per core.
     threads: usize = 0;
+    /// What convolutions and linear layers multiply: f32, or numbers rounded to bf16. That pays on processors with AMX
+    /// (Intel Xeon since Sapphire Rapids); on others it works, and gains nothing.
+    #[arg(value_name = "f32|bf16")]
+    precision: Precision = Precision::F32;
     /// Base of the urls of `response_format: "url"`, as clients reach this server. Without it they name
     /// the address listened on.
     #[arg(value_name = "URL")]
@@ -314,6 +319,9 @@ mod tests {
     fn an_unknown_key_is_named_with_its_line() {
         let error = Config::load(Some(&file("max_n = 4\nmax_m = 5")), &Flags::default()).unwrap_err();
         assert!(error.to_string().contains("max_m") && error.to_string().contains("line 2"), "{error}");
+        let error =
+            Config::load(Some(&file("precision = \"f16\"")), &Flags::default()).unwrap_err().to_string();
+        assert!(error.contains("`f16`") && error.contains("`bf16`") && error.contains("line 1"), "{error}");
     }
 
     #[test]

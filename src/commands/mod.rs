@@ -10,7 +10,7 @@ mod terminal;
 use std::process::ExitCode;
 
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
-use pentimento_pipelines::{Components, Device, Model, Pipeline};
+use pentimento_pipelines::{Components, Device, Model, Pipeline, Precision};
 
 use crate::config::{Config, ConfigError};
 
@@ -109,8 +109,8 @@ fn use_threads(threads: usize) -> anyhow::Result<()> {
 }
 
 /// Loads the models of these names; what several share is loaded once.
-fn load_models(names: &[String]) -> Result<Vec<Pipeline>, Failure> {
-    let components = Components::default();
+fn load_models(names: &[String], precision: Precision) -> Result<Vec<Pipeline>, Failure> {
+    let components = Components::of(precision);
     let load = |name: &String| {
         let model = Model::find(name).map_err(|e| Failure::Misuse(anyhow::anyhow!("--model: {e}")))?;
         Ok(Pipeline::load(&model, &components, &Device::Cpu)?)

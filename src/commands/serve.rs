@@ -77,7 +77,7 @@ async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure
         format!("cannot listen on {address} for the admin API; --admin-listen names another address")
     })?;
     let admin_address = admin_listener.local_addr()?;
-    let models = load_models(&config.model)?;
+    let models = load_models(&config.model, config.precision)?;
     let catalogue =
         Catalogue::new(models.clone(), &config.aliases.0).map_err(|e| Failure::Misuse(e.into()))?;
     let limits =
