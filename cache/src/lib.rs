@@ -35,8 +35,8 @@ pub use index::{Filter, IndexError, IndexStats, PromptIndex};
 pub use picture::NewPicture;
 pub use policy::{
     Calibrated, CalibratedConfig, Calibration, CalibrationError, CalibrationFor, Decision, Measured,
-    Neighbour, Nirvana, NirvanaConfig, NoStates, PolicyConfig, PolicyError, Query, ReusePolicy, Semantic,
-    SemanticConfig, Threshold,
+    Neighbour, Nirvana, NirvanaConfig, NoStates, PolicyConfig, PolicyError, Query, Resume, ReusePolicy,
+    Semantic, SemanticConfig, Threshold,
 };
 pub use stats::Stats;
 pub use store::{State, StateError, StateStore};

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use generate::{Expected, Pair};
 use pentimento_cache::{
-    Calibration, CalibrationFor, Content, Decision, Difference, Measured, PolicyConfig, ReusePolicy,
+    Calibration, Content, Decision, Difference, Measured, PolicyConfig, Resume, ReusePolicy,
 };
-use policy_support::{KEY, Random, entry, neighbour, query, timesteps};
+use policy_support::{KEY, Random, entry, measured_for, neighbour, query, timesteps};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hard_negatives.jsonl");
 
@@ -39,8 +39,6 @@ fn the_suite_is_what_its_generator_makes() {
 
 /// A table that takes every resume for free, so that `calibrated` is as bold as it can be.
 fn boldest() -> Arc<Calibration> {
-    let measured_for =
-        CalibrationFor { embedder: "embedder".into(), latent_space: "latents".into(), model: "model".into() };
     let free = |i: u32| Measured {
         wanted: vec![1.0, 0.0],
         source: if i.is_multiple_of(2) { vec![-1.0, 0.0] } else { vec![0.0, -1.0] },
@@ -48,7 +46,9 @@ fn boldest() -> Arc<Calibration> {
         share: 0.9,
         loss: 0.0,
     };
-    Arc::new(Calibration::fit(measured_for, &(0..400).map(free).collect::<Vec<_>>()).unwrap())
+    Arc::new(
+        Calibration::fit(measured_for(Resume::Steered), &(0..400).map(free).collect::<Vec<_>>()).unwrap(),
+    )
 }
 
 /// Whole pictures per kind that a policy returns, out of how many asked for, each pair in both directions.

@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use pentimento_cache::{
-    Calibration, CalibrationFor, Content, Decision, Difference, Measured, Neighbour, PolicyConfig,
-    ReusePolicy,
+    Calibration, Content, Decision, Difference, Entry, Measured, Neighbour, PolicyConfig, Resume, ReusePolicy,
 };
-use policy_support::{KEY, Random, entry, neighbour, query, timestep, timesteps};
+use policy_support::{KEY, Random, entry, measured_for, neighbour, query, timestep, timesteps};
 use proptest::prelude::*;
 
 const DIMENSIONS: usize = 8;
@@ -60,9 +59,7 @@ fn measured(random: &mut Random, pairs: usize) -> Vec<Measured> {
 }
 
 fn table(seed: u64, pairs: usize) -> Calibration {
-    let measured_for =
-        CalibrationFor { embedder: "embedder".into(), latent_space: "latents".into(), model: "model".into() };
-    Calibration::fit(measured_for, &measured(&mut Random(seed), pairs)).unwrap()
+    Calibration::fit(measured_for(Resume::Steered), &measured(&mut Random(seed), pairs)).unwrap()
 }
 
 static TABLE: LazyLock<Arc<Calibration>> = LazyLock::new(|| Arc::new(table(1, 2000)));
@@ -240,14 +237,30 @@ fn variety_caps_requests_without_a_seed_and_repeats() {
 fn a_table_survives_json_and_serves_only_what_it_was_measured_for() {
     let json = TABLE.to_json().unwrap();
     assert_eq!(Calibration::from_json(&json).unwrap(), **TABLE);
-    assert!(Calibration::from_json(&json.replacen("\"version\": 1", "\"version\": 2", 1)).is_err());
+    assert!(Calibration::from_json(&json.replacen("\"version\": 2", "\"version\": 1", 1)).is_err());
     assert!(Calibration::from_json("{}").is_err());
     let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
-    let mut foreign = entry(1, "a red house", wanted.clone(), &SHARES);
-    foreign.compatibility.embedder = "another".into();
-    let calibrated = policy(r#"{"policy":"calibrated"}"#);
-    let decision = calibrated.decide(&query(&wanted, &content, &plan, 0), &[neighbour(foreign, 1.0)]);
-    assert!(matches!(&decision, Decision::Miss { why } if why.contains("no calibration table")));
+    let calibrated = policy(r#"{"policy":"calibrated","max_quality_loss":1.0}"#);
+    let says_nothing_of = |change: fn(&mut Entry), plan: &[f64]| {
+        let mut stored = entry(1, "a red house", wanted.clone(), &SHARES);
+        change(&mut stored);
+        let decision = calibrated.decide(&query(&wanted, &content, plan, 0), &[neighbour(stored, 1.0)]);
+        matches!(&decision, Decision::Miss { why } if why.contains("no calibration table"))
+    };
+    assert!(!says_nothing_of(|_| (), &plan) && !says_nothing_of(|e| e.guidance_scale = 4.2, &plan));
+    let others: [fn(&mut Entry); 8] = [
+        |e| e.compatibility.embedder = "another".into(),
+        |e| e.compatibility.latent_space = "another".into(),
+        |e| e.compatibility.noise_schedule = "another".into(),
+        |e| e.compatibility.width = 128,
+        |e| e.model = "another".into(),
+        |e| e.guidance_scale = 8.0,
+        |e| e.guidance_scale = 0.0,
+        |e| e.prompt = None, // its resume is plain, and the table steered
+    ];
+    assert!(others.into_iter().all(|change| says_nothing_of(change, &plan)));
+    let fewer: Vec<f64> = plan.iter().copied().step_by(2).collect();
+    assert!(says_nothing_of(|_| (), &fewer));
 }
 
 #[test]

@@ -93,6 +93,23 @@ impl Model {
         self.files.digest(&names)
     }
 
+    /// One digest of all files that decide what the model paints. Without a manifest the files are read.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::digest`].
+    pub fn digest(&self) -> Result<String> {
+        let mut names = vec!["model_index.json".to_owned(), "scheduler/scheduler_config.json".to_owned()];
+        for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {
+            let stem = if part.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
+            names.extend(self.files.weight_files(part, stem)?);
+            names.push(format!("{part}/config.json"));
+        }
+        for tokenizer in ["tokenizer", "tokenizer_2"] {
+            names.extend(ClipTokenizer::FILES.map(|file| format!("{tokenizer}/{file}")));
+        }
+        self.files.digest(&names)
+    }
+
     /// What it paints, in a line.
     pub fn description(&self) -> &str {
         self.manifest.as_ref().map_or("a folder in diffusers' layout", |m| &m.description)

@@ -1,6 +1,7 @@
 //! One file per subcommand, and what they share: how a command ends.
 
 pub mod cache;
+pub mod calibrate;
 pub mod generate;
 mod latents;
 mod open_cache;
@@ -31,6 +32,8 @@ Examples:
 #[derive(Debug, Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "one is made, once")]
 enum Subcommands {
+    /// Measure what reuse costs in quality, for the `calibrated` reuse policy.
+    Calibrate(calibrate::Arguments),
     /// Paint pictures without a server.
     Generate(generate::Arguments),
     /// Serve the Images API: one process with API and worker.
@@ -60,6 +63,7 @@ pub fn main() -> ExitCode {
     let matches = with_environment(Cli::command()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let outcome = match cli.command {
+        Subcommands::Calibrate(arguments) => calibrate::run(arguments),
         Subcommands::Generate(arguments) => generate::run(arguments),
         Subcommands::Serve(arguments) => serve::run(arguments),
         Subcommands::Cache(arguments) => cache::run(arguments),

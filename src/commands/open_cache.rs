@@ -13,6 +13,7 @@ use pentimento_pipelines::Pipeline;
 use tokio::runtime::Handle;
 
 use super::Failure;
+use super::calibrate::tables_of;
 use crate::config::Config;
 use crate::gateway::{Reuse, ReuseOptions};
 use crate::worker::Stored;
@@ -46,6 +47,10 @@ pub fn open_cache(config: &Config, dir: &Path, models: &[Pipeline]) -> Result<Re
     let mut calibrations = Vec::new();
     for file in &config.calibration {
         calibrations.push(Arc::new(read_calibration(file).map_err(Failure::Misuse)?));
+    }
+    for model in models {
+        // A table that was given goes before the model's own.
+        calibrations.extend(tables_of(model)?.into_iter().map(Arc::new));
     }
     let policy = parse_policy(&config.reuse_policy, !calibrations.is_empty()).map_err(Failure::Misuse)?;
     let open = CacheConfig {

@@ -50,6 +50,8 @@ struct Known {
     embedder: Arc<CachedEmbedder>,
     latent_space: String,
     noise_schedule: String,
+    /// Names the weights and their precision.
+    weights: String,
     /// The fewest steps of a picture that is kept.
     full: usize,
 }
@@ -201,7 +203,7 @@ impl Reuse {
         let known = self.known(request.model())?;
         let place = self.place(request, tenant).await?;
         for job in jobs {
-            let exact = self.exact(job);
+            let exact = self.exact(known, job);
             if request.cache() != CacheMode::Refresh {
                 let found = self.look_up(request, &place, job, &exact).await?;
                 telemetry::looked_up(&found.decision);
@@ -229,7 +231,7 @@ impl Reuse {
         job: &Job,
     ) -> Result<LookUp, LookUpError> {
         let place = self.place(request, tenant).await?;
-        self.look_up(request, &place, job, &self.exact(job)).await
+        self.look_up(request, &place, job, &self.exact(self.known(request.model())?, job)).await
     }
 
     async fn look_up(
@@ -311,10 +313,11 @@ impl Reuse {
     }
 
     /// Names a picture by all that it depends on.
-    fn exact(&self, job: &Job) -> String {
+    fn exact(&self, known: &Known, job: &Job) -> String {
         let Job { model, prompt, negative_prompt, size, seed, noise, plan, .. } = job;
         // Plain data of ours: writing it into memory does not fail.
-        let all = serde_json::to_string(&(model, prompt, negative_prompt, size, seed, noise, plan));
+        let all =
+            serde_json::to_string(&(model, &known.weights, prompt, negative_prompt, size, seed, noise, plan));
         self.hash("picture", &all.unwrap_or_default())
     }
 
@@ -337,6 +340,7 @@ impl Known {
             embedder: Arc::new(CachedEmbedder::new(embedder::for_model(model)?, EMBEDDINGS)),
             latent_space: model.model().latent_space()?,
             noise_schedule: model.schedule().id(),
+            weights: format!("{} {}", model.model().digest()?, model.precision()),
             full: model.defaults().steps.div_ceil(HASTY),
         })
     }

@@ -6,10 +6,14 @@
 mod classifier;
 mod clip_score;
 mod fidelity;
+mod interval;
+mod scorer;
 
 pub use classifier::AttributeClassifier;
 pub use clip_score::ClipScorer;
 pub use fidelity::{Attributes, Found, Share, Subject, fidelity};
+pub use interval::{Interval, ratio};
+pub use scorer::Scorer;
 
 /// A scorer that cannot be loaded or cannot judge.
 #[derive(Debug, thiserror::Error)]

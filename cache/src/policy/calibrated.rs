@@ -30,16 +30,9 @@ impl Calibrated {
         Self { config, calibrations }
     }
 
-    /// What was measured of this model going on from its own states; across models nothing was.
+    /// What was measured of going on from states like this entry's.
     fn calibration(&self, query: &Query<'_>, entry: &Entry) -> Option<&Calibration> {
-        let fits = |table: &&Arc<Calibration>| {
-            let measured = &table.measured_for;
-            measured.embedder == entry.compatibility.embedder
-                && measured.latent_space == entry.compatibility.latent_space
-                && measured.model == entry.model
-                && measured.model == query.model
-        };
-        self.calibrations.iter().find(fits).map(Arc::as_ref)
+        self.calibrations.iter().map(Arc::as_ref).find(|table| table.measured_for.fits(query, entry))
     }
 
     /// All usable states of a neighbour that were measured.
@@ -103,7 +96,9 @@ impl Calibrated {
             return "the cache holds nothing near".into();
         }
         if neighbours.iter().all(|n| self.calibration(query, &n.entry).is_none()) {
-            return "no calibration table was measured for this embedder, latent space and model".into();
+            return "no calibration table was measured for such pictures (model, embedder, latent space, noise \
+                    schedule, size, guidance scale, steps, steered or plain resume)"
+                .into();
         }
         match candidates.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)) {
             None => "no near picture keeps a state of a measured share that this plan can use".into(),

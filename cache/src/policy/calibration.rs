@@ -4,15 +4,17 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{SAME_SHARE, nonnegative};
+use super::{CalibrationFor, SAME_SHARE, nonnegative};
 use crate::content::Difference;
 
 /// Tables of another version are refused.
-const VERSION: u32 = 1;
-/// Fewest measured pairs per share; half of them fit the predictor, half the bounds.
+const VERSION: u32 = 2;
+/// Fewest measured pairs per share.
 const LEAST_ROWS: usize = 100;
-/// Fewest held-out pairs that a bound rests on, and most bounds per share.
-const LEAST_PER_BIN: usize = 40;
+/// Each pair's loss is predicted by what was learned from the other parts.
+const FOLDS: u64 = 5;
+/// Fewest pairs that a bound rests on, and most bounds per share.
+const LEAST_PER_BIN: usize = 100;
 const MOST_BINS: usize = 12;
 /// One-sided 95 % of the normal distribution.
 const Z: f64 = 1.645;
@@ -20,17 +22,6 @@ const Z: f64 = 1.645;
 const MOST_WORDS: u32 = 8;
 /// Columns before the embeddings' own.
 const WORD_COLUMNS: usize = 5;
-
-/// What a table was measured for; it says nothing of anything else.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-pub struct CalibrationFor {
-    /// Digest of what made the embeddings.
-    pub embedder: String,
-    /// Whose latents the states are.
-    pub latent_space: String,
-    /// The model that painted.
-    pub model: String,
-}
 
 /// One measured resume: a prompt painted from another prompt's state.
 #[derive(Debug, Clone)]
@@ -211,22 +202,34 @@ impl Level {
             return Err(CalibrationError::TooFew { share, rows: pairs.len() });
         }
         let row =
-            |pair: &Measured| (features(&pair.wanted, &pair.source, &pair.difference), f64::from(pair.loss));
-        // Bounds come from pairs that the predictor has not seen. The list's own order may follow the prompts,
-        // so the halves are drawn, all rows of two prompts into one.
-        let (seen, held_out): (Vec<_>, Vec<_>) = pairs.iter().partition(|pair| drawn(pair.prompts()));
-        let seen: Vec<_> = seen.into_iter().map(row).collect();
+            |pair: &&Measured| (features(&pair.wanted, &pair.source, &pair.difference), f64::from(pair.loss));
+        let rows: Vec<(Vec<f64>, f64)> = pairs.iter().map(row).collect();
+        // Bounds come from predictions by whoever has not seen the pair. The list's own order may follow the
+        // prompts, so the parts are drawn, all rows of two prompts into one.
+        let folds: Vec<u64> = pairs.iter().map(|pair| drawn(pair.prompts()) % FOLDS).collect();
+        let mut predicted = Vec::with_capacity(rows.len());
+        for fold in 0..FOLDS {
+            let (held_out, seen): (Vec<_>, Vec<_>) = rows.iter().zip(&folds).partition(|(_, f)| **f == fold);
+            let predictor = Self::predictor(share, seen.into_iter().map(|(row, _)| row));
+            predicted.extend(held_out.into_iter().map(|((x, loss), _)| (predictor.predict(x), *loss)));
+        }
+        Ok(Self { bins: bins(predicted), ..Self::predictor(share, rows.iter()) })
+    }
+
+    /// What can be learned from these rows; without bounds yet.
+    fn predictor<'a>(share: f32, rows: impl Iterator<Item = &'a (Vec<f64>, f64)>) -> Self {
+        let rows: Vec<_> = rows.collect();
+        let width = rows.first().map_or(0, |(x, _)| x.len());
         let columns: Vec<Vec<f64>> =
-            (0..seen[0].0.len()).map(|column| seen.iter().map(|(x, _)| x[column]).collect()).collect();
-        let losses: Vec<f64> = seen.iter().map(|(_, loss)| *loss).collect();
+            (0..width).map(|column| rows.iter().map(|(x, _)| x[column]).collect()).collect();
+        let losses: Vec<f64> = rows.iter().map(|(_, loss)| *loss).collect();
         let nonnegative::Fit { base, weights } = nonnegative::fit(&columns, &losses);
-        let mut level = Self { share, base, weights, bins: Vec::new() };
-        let predicted = held_out.into_iter().map(|pair| {
-            let (x, loss) = row(pair);
-            (level.predict(&x), loss)
-        });
-        level.bins = bins(predicted.collect());
-        Ok(level)
+        Self {
+            share,
+            base: rounded(base),
+            weights: weights.into_iter().map(rounded).collect(),
+            bins: Vec::new(),
+        }
     }
 
     fn predict(&self, x: &[f64]) -> f64 {
@@ -269,12 +272,17 @@ fn features(wanted: &[f32], source: &[f32], difference: &Difference) -> Vec<f64>
     x
 }
 
-/// A fixed fair coin per number (SplitMix64's last step).
-fn drawn(number: u64) -> bool {
+/// Tables are for people, too, and lie in repositories: more digits say nothing.
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+/// A fixed random number per number (SplitMix64's last step).
+fn drawn(number: u64) -> u64 {
     let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) & 1 == 0
+    z ^ (z >> 31)
 }
 
 /// Equal parts of (prediction, loss) by rising prediction, each with a bound of its mean loss; bounds rise.
@@ -290,7 +298,7 @@ fn bins(mut rows: Vec<(f64, f64)>) -> Vec<Bin> {
             let (mean, bound) = bounded_mean(part(i), worst);
             least = least.max(bound);
             let up_to = part(i).last().map_or(f64::NEG_INFINITY, |(prediction, _)| *prediction);
-            Bin { up_to, rows: part(i).len(), mean, bound: least }
+            Bin { up_to, rows: part(i).len(), mean: rounded(mean), bound: (least * 1e4).ceil() / 1e4 }
         })
         .collect()
 }

@@ -5,6 +5,7 @@ mod calibrated;
 mod calibration;
 mod config;
 mod exact;
+mod measured_for;
 mod nirvana;
 mod nonnegative;
 mod semantic;
@@ -15,9 +16,10 @@ use crate::content::Content;
 use crate::entry::{Entry, EntryId, Kept};
 
 pub use calibrated::Calibrated;
-pub use calibration::{Calibration, CalibrationError, CalibrationFor, Measured};
+pub use calibration::{Calibration, CalibrationError, Measured};
 pub use config::{CalibratedConfig, NirvanaConfig, PolicyConfig, PolicyError, SemanticConfig, Threshold};
 pub use exact::NoStates;
+pub use measured_for::{CalibrationFor, Resume};
 pub use nirvana::Nirvana;
 pub use semantic::Semantic;
 

@@ -2,7 +2,9 @@
 
 #![allow(dead_code)] // each test file uses a part
 
-use pentimento_cache::{Compatibility, Content, Entry, EntryId, Kept, Neighbour, Query, Scope};
+use pentimento_cache::{
+    CalibrationFor, Compatibility, Content, Entry, EntryId, Kept, Neighbour, Query, Resume, Scope,
+};
 
 pub const KEY: &[u8; 16] = b"a key for tests!";
 /// 50 steps of 1,000.
@@ -42,6 +44,22 @@ pub fn entry(number: u128, prompt: &str, embedding: Vec<f32>, shares: &[f32]) ->
         states: shares.iter().map(kept).collect(),
         created: 0,
         last_used: 0,
+    }
+}
+
+/// A table for these entries, and for requests of these timesteps.
+pub fn measured_for(resume: Resume) -> CalibrationFor {
+    CalibrationFor {
+        embedder: "embedder".into(),
+        latent_space: "latents".into(),
+        noise_schedule: "schedule".into(),
+        model: "model".into(),
+        weights: "weights".into(),
+        width: 64,
+        height: 64,
+        guidance_scale: 4.0,
+        steps: STEPS,
+        resume,
     }
 }
 

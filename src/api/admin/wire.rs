@@ -1,6 +1,6 @@
 //! What travels. Embeddings and the hashes of prompts and words stay inside.
 
-use pentimento_cache::{Entry, Kept, Moved, Neighbour, PolicyConfig, Stats};
+use pentimento_cache::{Entry, IndexStats, Kept, Moved, Neighbour, PolicyConfig, Stats};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -25,6 +25,8 @@ pub struct StatsObject {
     pub evictions: u64,
     /// Failures of index and store, damaged states among them.
     pub failures: u64,
+    /// The index.
+    pub index: IndexObject,
     /// What is decided by.
     #[serde(flatten)]
     pub policy: PolicyObject,
@@ -32,7 +34,7 @@ pub struct StatsObject {
 
 impl StatsObject {
     pub(super) fn new(stats: Stats, max_entries: u64, max_bytes: u64, policy: PolicyObject) -> Self {
-        let Stats { entries, bytes, memory_bytes, queued, insert_drops, evictions, failures } = stats;
+        let Stats { entries, bytes, memory_bytes, queued, insert_drops, evictions, failures, index } = stats;
         Self {
             entries,
             max_entries,
@@ -43,8 +45,35 @@ impl StatsObject {
             insert_drops,
             evictions,
             failures,
+            index: IndexObject::new(index),
             policy,
         }
+    }
+}
+
+/// How the index is doing.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub struct IndexObject {
+    /// Embeddings in memory.
+    pub rows: u64,
+    /// Of these, the ones of pictures that are gone.
+    pub tombstones: u64,
+    /// Embeddings that graphs find; the others are scanned.
+    pub in_graphs: u64,
+    /// Graphs, at most one per tenant, namespace and kind of picture.
+    pub graphs: u64,
+    /// Of these, the ones that were read from a file instead of built.
+    pub graphs_loaded: u64,
+    /// Entries thrown out because they could not be read.
+    pub damaged: u64,
+    /// How often the database was opened again after an error of the disk.
+    pub reopened: u64,
+}
+
+impl IndexObject {
+    fn new(index: IndexStats) -> Self {
+        let IndexStats { rows, tombstones, in_graphs, graphs, graphs_loaded, damaged, reopened } = index;
+        Self { rows, tombstones, in_graphs, graphs, graphs_loaded, damaged, reopened }
     }
 }
 

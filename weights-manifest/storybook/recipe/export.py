@@ -76,6 +76,11 @@ save_file(half(load_classifier(args).state_dict()), folder / "classifier/model.s
     "places": world.PLACES, "kinds": world.KINDS, "colours": world.COLOURS, "sizes": world.SIZES,
 }, indent=2) + "\n")
 
+# Calibration tables belong to the weights they were measured of; the pairs they are measured on do not. After this:
+# cargo run --release --no-default-features -- calibrate --model weights-manifest/storybook.toml, and digests again.
+(folder / "calibration").mkdir()
+shutil.copy(HERE.parent / "model/calibration/pairs.jsonl", folder / "calibration")
+
 digests = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
 encoder = pipe.vae.encoder.state_dict() | pipe.vae.quant_conv.state_dict()
 latent_space = hashlib.sha256(b"".join(v.numpy().tobytes() for v in encoder.values())).hexdigest()

@@ -1,0 +1,62 @@
+//! `measured.jsonl`: the settings in its first line, then a measured pair a line.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use super::measure::{Row, Settings};
+
+/// The file, open for more.
+pub struct Rows(File);
+
+impl Rows {
+    /// Opens it, or begins it, and reads what is there. A last line that was cut is removed.
+    ///
+    /// # Errors
+    /// The file cannot be used, is none of ours, or was measured under other settings.
+    pub fn open(path: &Path, settings: &Settings) -> anyhow::Result<(Self, Vec<Row>)> {
+        let name = || path.display().to_string();
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(name)?;
+        }
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = open.with_context(name)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(name)?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        file.set_len(whole as u64).with_context(name)?;
+        file.seek(SeekFrom::End(0)).with_context(name)?;
+        let mut lines = text[..whole].lines();
+        let mut rows = Self(file);
+        match lines.next() {
+            None => rows.line(&serde_json::to_string(settings)?).with_context(name)?,
+            Some(first) => {
+                let theirs: Settings = serde_json::from_str(first).with_context(name)?;
+                if theirs != *settings {
+                    bail!(
+                        "{}: was measured under other settings; give another --out\n  there: {first}",
+                        name()
+                    );
+                }
+            }
+        }
+        let read =
+            |(i, line)| serde_json::from_str(line).with_context(|| format!("{}: line {}", name(), i + 2));
+        let read: Vec<Row> = lines.enumerate().map(read).collect::<Result<_, _>>()?;
+        Ok((rows, read))
+    }
+
+    /// Adds a measured pair.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn add(&mut self, row: &Row) -> anyhow::Result<()> {
+        Ok(self.line(&serde_json::to_string(row)?)?)
+    }
+
+    fn line(&mut self, line: &str) -> std::io::Result<()> {
+        self.0.write_all(format!("{line}\n").as_bytes())
+    }
+}
