@@ -220,7 +220,7 @@ def main():
                 continue
             table += f"\n## Where a step's time goes, {precision}, {threads} thread{'s' if threads > 1 else ''}\n\n"
             table += subprocess.run(**pinned([engine(), *flags, "--profile", folder, SHAPES[args.shape]], threads), check=True).stdout
-        if args.shape == "storybook":
+        if args.shape == "storybook" and "candle" in peers:
             table += f"\n## What each operator gains, {threads} thread{'s' if threads > 1 else ''}\n\n"
             table += gains(folder, SHAPES[args.shape], threads, args.steps)
     print(table)
