@@ -127,6 +127,11 @@ pub struct Components {
 }
 
 impl Components {
+    /// How exactly weights are kept.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// None yet; those to come will be of this precision.
     pub fn of(precision: Precision) -> Self {
         Self { precision, ..Self::default() }

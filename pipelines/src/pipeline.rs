@@ -12,6 +12,7 @@ use crate::model::{Components, Loaded, Model};
 use crate::noise::{self, NoiseSource};
 use crate::picture::Picture;
 use crate::plan::{Guidance, Steering, Step, StepPlan};
+use crate::precision::Precision;
 use crate::schedule::{FINISHED, NoiseSchedule};
 use crate::text::ClipTokenizer;
 use crate::trajectory::{DenoisingState, Trajectory};
@@ -23,6 +24,7 @@ pub struct Pipeline {
     model: Arc<Model>,
     id: Arc<str>,
     loaded: Arc<Loaded>,
+    precision: Precision,
     device: Device,
 }
 
@@ -33,7 +35,13 @@ impl Pipeline {
     /// [`Error::Io`], [`Error::Digest`], [`Error::Config`] naming the file at fault.
     pub fn load(model: &Model, components: &Components, device: &Device) -> Result<Self> {
         let loaded = Arc::new(Loaded::new(model, components, device)?);
-        Ok(Self { model: Arc::new(model.clone()), id: model.id().into(), loaded, device: device.clone() })
+        Ok(Self {
+            model: Arc::new(model.clone()),
+            id: model.id().into(),
+            loaded,
+            precision: components.precision(),
+            device: device.clone(),
+        })
     }
 
     /// The model's name and files.
@@ -44,6 +52,11 @@ impl Pipeline {
     /// What requests and answers call it.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// How exactly its weights are kept.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The values it paints best with.
