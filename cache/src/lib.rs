@@ -29,7 +29,7 @@ pub use archive::{ArchiveError, Moved};
 pub use cache::{Cache, LookUp};
 pub use config::{CacheConfig, CacheError};
 pub use content::{Content, Difference, same_content};
-pub use entry::{Compatibility, Entry, EntryId, FINISHED, Kept, Scope};
+pub use entry::{Compatibility, Entry, EntryId, EntrySummary, FINISHED, Kept, Scope};
 pub use eviction::{EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Usage, eviction_policy};
 pub use index::{Filter, IndexError, IndexStats, PromptIndex};
 pub use picture::NewPicture;
