@@ -91,12 +91,7 @@ impl DatabaseFile {
 
     /// Makes all changes so far durable.
     pub(super) fn flush(&self) -> Result<(), IndexError> {
-        self.within(|database| {
-            let mut transaction = database.begin_write().map_err(storage)?;
-            // Opening after a kill then does not have to walk the whole file.
-            transaction.set_quick_repair(true);
-            transaction.commit().map_err(storage)
-        })?;
+        self.within(commit)?;
         self.retry.lock().pause = FIRST_PAUSE;
         Ok(())
     }
@@ -105,7 +100,10 @@ impl DatabaseFile {
         // Nobody waits while the file is read through and opened.
         let database = self.database.try_read();
         let database = database.as_ref().and_then(|database| database.as_ref());
-        let done = database.map_or_else(|| Err(IndexError::Storage("not open".into())), work);
+        let Some(database) = database else {
+            return Err(IndexError::Storage("not open after an error of the disk".into()));
+        };
+        let done = work(database);
         if matches!(done, Err(IndexError::Storage(_))) {
             self.failed.store(true, Ordering::Relaxed);
         }
@@ -123,12 +121,24 @@ impl DatabaseFile {
         retry.from = now + retry.pause;
         retry.pause = (2 * retry.pause).min(LAST_PAUSE);
         let mut database = self.database.write();
+        // What can still make its changes durable need not lose them.
+        if database.as_ref().is_some_and(|database| commit(database).is_ok()) {
+            self.failed.store(false, Ordering::Relaxed);
+            return Ok(false);
+        }
         // The old one holds the file's lock.
         *database = None;
         *database = Some(open_database(&self.path, self.cache)?.0);
         self.failed.store(false, Ordering::Relaxed);
         Ok(true)
     }
+}
+
+fn commit(database: &Database) -> Result<(), IndexError> {
+    let mut transaction = database.begin_write().map_err(storage)?;
+    // Opening after a kill then does not have to walk the whole file.
+    transaction.set_quick_repair(true);
+    transaction.commit().map_err(storage)
 }
 
 fn open_database(path: &Path, cache: usize) -> Result<(Database, String), IndexError> {
