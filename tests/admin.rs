@@ -96,6 +96,9 @@ fn once_there_is_a_token_everything_needs_it() {
     let mut with_variable = pentimento();
     with_variable.env("PENTIMENTO_ADMIN_TOKEN", TOKEN).env("PENTIMENTO_ADMIN_URL", &url);
     assert!(printed(&with_variable.args(["cache", "stats"]).output().unwrap()).contains("entries"));
+    with_variable.env("PENTIMENTO_ADMIN_TOKEN", format!("{TOKEN}x"));
+    let refused = complaint(&with_variable.output().unwrap(), 2);
+    assert!(refused.contains("wrong") && !refused.contains(TOKEN), "{refused}");
     let folder = Folder::new("token");
     let file = folder.path().join("token");
     std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
@@ -412,7 +415,7 @@ fn an_archive_moves_a_cache_and_nothing_else() {
 
 #[test]
 fn an_archive_beyond_the_bound_is_refused() {
-    let server = Server::ready(&["--cache-max-bytes", "4096"]);
+    let server = Server::ready(&["--cache-max-bytes", "65536"]);
     let head = server.admin_get("cache/export").bytes[..1024].to_vec();
     let mut header = tar::Header::new_ustar();
     header.set_path("00000000000000000000000000000000/entry.json").unwrap();
@@ -421,6 +424,22 @@ fn an_archive_beyond_the_bound_is_refused() {
     let archive = [&head, &header.as_bytes()[..], &vec![b' '; 1 << 20]].concat();
     let answer = server.admin("POST", "cache/import", &[], &archive);
     is_error(&answer, 413, json!(null), "request_too_large");
+}
+
+#[test]
+fn whoever_stalls_does_not_keep_the_server() {
+    let mut server = Server::ready(&[]);
+    let head = server.admin_get("cache/export").bytes[..1024].to_vec();
+    let mut stalled = TcpStream::connect(&server.admin).unwrap();
+    write!(
+        stalled,
+        "POST /admin/v1/cache/import HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n"
+    )
+    .unwrap();
+    stalled.write_all(&head).unwrap();
+    assert_eq!(server.admin_get("cache/stats").status, 200, "others are answered meanwhile");
+    server.signal("TERM");
+    assert!(server.end().success());
 }
 
 #[test]

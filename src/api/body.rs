@@ -13,7 +13,7 @@ use super::ApiError;
 
 /// How much of a body beyond its limit is still read, so that the client reads the answer instead of
 /// finding the connection reset while it writes.
-const POLITENESS: usize = 16;
+pub const POLITENESS: usize = 16;
 
 /// The request's JSON body, of plain values and `pentimento`.
 ///

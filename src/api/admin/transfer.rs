@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::wire::{ExportQuery, ImportAnswer};
 use super::{Admin, query};
+use crate::api::body::POLITENESS;
 use crate::api::{ApiError, ErrorBody};
 use crate::gateway::MoveError;
 
@@ -108,9 +109,10 @@ pub async fn import(
     Ok(Json(moved.into()))
 }
 
-/// Gives the body to whoever reads the pipe. Once nobody does, because the archive was refused, as much of it is
-/// read as could have been meant, so that the client reads the answer instead of finding the connection reset.
+/// Gives the body to whoever reads the pipe. Once nobody does, because the archive was refused, the rest is still
+/// read, within bounds, so that the client reads the answer instead of finding the connection reset.
 async fn hand_over(mut body: Body, writer: pipe::Sender, admin: &Admin) -> Result<(), ApiError> {
+    let most = admin.max_archive_bytes().saturating_mul(POLITENESS as u64);
     let (mut writer, mut total) = (Some(writer), 0u64);
     loop {
         let frame = tokio::time::timeout(admin.read_timeout, body.frame()).await;
@@ -122,7 +124,7 @@ async fn hand_over(mut body: Body, writer: pipe::Sender, admin: &Admin) -> Resul
         {
             writer = None;
         }
-        if writer.is_none() && total > admin.max_archive_bytes() {
+        if total > most {
             return Ok(());
         }
     }

@@ -32,8 +32,8 @@ const PAGE: usize = 200;
 pub struct Arguments {
     #[command(subcommand)]
     action: Action,
-    /// The server's admin API; `pentimento serve` says where it is. Without it, where the configuration has
-    /// `admin_listen`.
+    /// The server's admin API; `pentimento serve` says where it is. Without it http://127.0.0.1:8081, or where the
+    /// file of --config has `admin_listen`.
     #[arg(long, value_name = "URL", env = "PENTIMENTO_ADMIN_URL", global = true)]
     admin: Option<String>,
     /// File with the admin API's token; PENTIMENTO_ADMIN_TOKEN, the token itself, goes before it.
@@ -318,7 +318,7 @@ fn purge(client: &Client, wanted: Purge) -> Result<Option<PurgeAnswer>, Failure>
         }
         let found: PurgeAnswer = client.post("purge", &order)?;
         let what = pictures(found.entries);
-        eprint!("This removes {what} and their states from the cache at {}. Go on? [y/N] ", client.url());
+        eprint!("This removes {what}, states included, from the cache at {}. Go on? [y/N] ", client.url());
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer)?;
         if !["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
