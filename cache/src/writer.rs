@@ -24,6 +24,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// Entries read from the index at once.
 const PAGE: usize = 256;
+/// States whose removal failed that are remembered.
+const MOST_DOOMED: usize = 100_000;
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, CacheError>>;
 
@@ -149,6 +151,9 @@ impl Writer {
             page.iter().for_each(|entry| self.ledger.put(entry));
             let Some(last) = page.last() else { break };
             after = Some(last.id.clone());
+            if !self.shared.store_prompt_text {
+                self.forget_prompts(page).await?;
+            }
             tokio::task::yield_now().await; // so that a deadline can end it
         }
         self.publish();
@@ -156,6 +161,14 @@ impl Writer {
             self.shared.store.sweep(|id, timestep| self.ledger.holds(id, timestep)).await?;
         }
         self.evict().await;
+        Ok(())
+    }
+
+    /// Of entries that were stored while prompts might be.
+    async fn forget_prompts(&self, page: Vec<Entry>) -> Result<(), CacheError> {
+        for entry in page.into_iter().filter(|entry| entry.prompt.is_some()) {
+            self.shared.index.upsert(Entry { prompt: None, ..entry }).await?;
+        }
         Ok(())
     }
 
@@ -306,17 +319,24 @@ impl Writer {
         if self.index_upheavals() != self.upheavals {
             self.take_stock().await?;
         }
-        while let Some(victim) = self.doomed.pop() {
+        let mut failed = None;
+        for victim in std::mem::take(&mut self.doomed) {
+            // A store that is gone fails them all: then one attempt is enough.
+            if matches!(failed, Some(StateError::Timeout)) {
+                self.doomed.push(victim);
+                continue;
+            }
             match self.shared.store.remove(&victim.entry, victim.timestep).await {
                 Ok(()) | Err(StateError::Missing) => {}
-                // Tried again with the next flush, and swept when the cache is next opened.
                 Err(error) => {
                     self.doomed.push(victim);
-                    return Err(error.into());
+                    failed = Some(error);
                 }
             }
         }
-        Ok(())
+        // Tried again with the next flush; what is too many is swept when the cache is next opened.
+        self.doomed.truncate(MOST_DOOMED);
+        failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// How often entries went, or came back, without the writer's doing.

@@ -49,6 +49,11 @@ impl Keys {
 
     fn add(&mut self, pairs: impl IntoIterator<Item = (String, String)>) -> Result<(), String> {
         for (digest, tenant) in pairs {
+            if tenant == ANONYMOUS {
+                return Err(format!(
+                    "no tenant can be called {ANONYMOUS:?}: so are all where there are no keys"
+                ));
+            }
             let turn = format!("tenant:{tenant}").into();
             let client = Client { turn, tenant: tenant.as_str().into() };
             if self.0.insert(parse_digest(&digest)?, client).is_some() {

@@ -305,6 +305,7 @@ impl Provenance {
             ("pentimento-skipped-steps", Some(skipped_steps.to_string())),
             ("pentimento-similarity", similarity.map(|similarity| format!("{similarity:.4}"))),
             ("pentimento-source", source.clone()),
+            ("server-timing", Some(self.timings_ms.server_timing())),
         ];
         // Letters and digits of ours: each of them is a header's value.
         let header = |(name, value): (&'static str, Option<String>)| {
@@ -326,6 +327,17 @@ pub struct TimingsMs {
     pub denoise: f64,
     pub decode: f64,
     pub total: f64,
+}
+
+impl TimingsMs {
+    /// As the header that browsers read (W3C Server Timing).
+    fn server_timing(&self) -> String {
+        let Self { lookup, queue, load, encode, denoise, decode, total } = self;
+        format!(
+            "lookup;dur={lookup}, queue;dur={queue}, load;dur={load}, encode;dur={encode}, \
+             denoise;dur={denoise}, decode;dur={decode}, total;dur={total}"
+        )
+    }
 }
 
 /// One picture.

@@ -122,7 +122,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         return Err(Failure::Misuse(anyhow!("--latents-in and --latents-out cannot be had with a cache")));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let reuse = open_cache(&config, &config.cache_dir, &models)?;
+    let reuse = runtime.block_on(open_cache(&config, &config.cache_dir, &models))?;
     runtime.block_on(reuse.prepare(&request, ANONYMOUS, &mut jobs))?;
     let stored = stored(&config, &reuse, runtime.handle().clone());
     let painted = jobs.iter().try_for_each(|job| paint(model, job, &arguments, jobs.len(), Some(&stored)));

@@ -1,5 +1,6 @@
 //! The cache as the configuration describes it, opened for the models at hand.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use etcetera::BaseStrategy;
-use pentimento_cache::{Cache, CacheConfig, Calibration, PolicyConfig, eviction_policy};
+use pentimento_cache::{Cache, CacheConfig, Calibration, Filter, PolicyConfig, eviction_policy};
 use pentimento_pipelines::Pipeline;
 use tokio::runtime::Handle;
 
@@ -20,6 +21,8 @@ use crate::worker::Stored;
 
 /// The file in the cache's directory that keys its hashes.
 const SECRET: &str = "secret";
+/// The file that says which weights each model's pictures were painted with.
+const WEIGHTS: &str = "weights.json";
 
 /// Where the cache lies: where the configuration says, or in the platform's cache directory.
 ///
@@ -39,18 +42,23 @@ pub fn cache_directory(config: &Config) -> Result<PathBuf, Failure> {
 ///
 /// # Errors
 /// [`Failure`], naming the key of the configuration, or the directory.
-pub fn open_cache(config: &Config, dir: &Path, models: &[Pipeline]) -> Result<Reuse, Failure> {
+pub async fn open_cache(config: &Config, dir: &Path, models: &[Pipeline]) -> Result<Reuse, Failure> {
     let eviction = eviction_policy(&config.eviction_policy).ok_or_else(|| {
         let name = &config.eviction_policy;
         Failure::Misuse(anyhow!("eviction_policy: {name:?} is none of lcbfu, lru, lfu, fifo"))
     })?;
     let mut calibrations = Vec::new();
     for file in &config.calibration {
-        calibrations.push(Arc::new(read_calibration(file).map_err(Failure::Misuse)?));
+        calibrations.push(Arc::new(read_calibration(file, models).map_err(Failure::Misuse)?));
     }
     for model in models {
         // A table that was given goes before the model's own.
-        calibrations.extend(tables_of(model)?.into_iter().map(Arc::new));
+        match tables_of(model) {
+            Ok(own) => calibrations.extend(own.into_iter().map(Arc::new)),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "a model's own calibration is not used")
+            }
+        }
     }
     let policy = parse_policy(&config.reuse_policy, !calibrations.is_empty()).map_err(Failure::Misuse)?;
     let open = CacheConfig {
@@ -66,6 +74,7 @@ pub fn open_cache(config: &Config, dir: &Path, models: &[Pipeline]) -> Result<Re
     };
     let cache = Cache::open(open).context("cannot open the cache; --cache-dir names another directory")?;
     let secret = secret(&dir.join(SECRET))?;
+    forget_former_weights(&cache, &dir.join(WEIGHTS), models).await?;
     let options = ReuseOptions {
         store_prompt_text: config.store_prompt_text,
         shares: config.cache_shares.clone(),
@@ -80,9 +89,45 @@ pub fn stored(config: &Config, reuse: &Reuse, runtime: Handle) -> Stored {
     Stored::new(reuse.cache().clone(), runtime, Duration::from_millis(config.cache_timeout_ms))
 }
 
-fn read_calibration(file: &Path) -> anyhow::Result<Calibration> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("calibration: {}", file.display()))?;
-    Calibration::from_json(&text).with_context(|| format!("calibration: {}", file.display()))
+/// A table that the configuration names: it must have been measured of the weights that are served.
+fn read_calibration(file: &Path, models: &[Pipeline]) -> anyhow::Result<Calibration> {
+    let context = || format!("calibration: {}", file.display());
+    let table = Calibration::from_json(&std::fs::read_to_string(file).with_context(context)?)
+        .with_context(context)?;
+    let measured = &table.measured_for;
+    if let Some(model) = models.iter().find(|model| model.id() == measured.model) {
+        let weights = model.model().digest()?;
+        if weights != measured.weights {
+            return Err(anyhow!(
+                "was measured of {} with weights {}, not {weights}",
+                model.id(),
+                measured.weights
+            ))
+            .with_context(context);
+        }
+    }
+    Ok(table)
+}
+
+/// Forgets the pictures of models whose weights are others now than when this was last asked: no stored state or picture
+/// of theirs serves what the name stands for now.
+async fn forget_former_weights(cache: &Cache, file: &Path, models: &[Pipeline]) -> anyhow::Result<()> {
+    let known = std::fs::read(file).ok().and_then(|json| serde_json::from_slice(&json).ok());
+    let mut known: BTreeMap<String, String> = known.unwrap_or_default();
+    for model in models {
+        let weights = model.model().digest()?;
+        let before = known.insert(model.id().to_owned(), weights.clone());
+        if before.is_some_and(|before| before != weights) {
+            let filter = Filter { model: Some(model.id().to_owned()), ..Filter::default() };
+            let pictures = cache.purge(filter).await?;
+            tracing::warn!(
+                model = model.id(),
+                pictures,
+                "the model has other weights: its pictures are forgotten"
+            );
+        }
+    }
+    std::fs::write(file, serde_json::to_vec(&known)?).with_context(|| file.display().to_string())
 }
 
 /// A policy's name, or a policy with its settings.

@@ -83,7 +83,7 @@ async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure
     let limits =
         QueueLimits { length: config.queue_length, length_per_client: config.queue_length_per_client };
     let queue = LocalQueue::new(limits);
-    let reuse = Arc::new(open_cache(&config, &cache_directory(&config)?, &models)?);
+    let reuse = Arc::new(open_cache(&config, &cache_directory(&config)?, &models).await?);
     let worker = worker::spawn(models, queue.clone(), Some(stored(&config, &reuse, Handle::current())))?;
     let gateway = Arc::new(Gateway::new(catalogue, Some(Arc::clone(&reuse)), &config, queue.clone()));
     let (phase, phases) = watch::channel(Phase::Starting);

@@ -110,13 +110,19 @@ impl Gateway {
     ) -> Result<Accepted, Rejection> {
         let started = Instant::now();
         let mut jobs = request.jobs(&client.turn, request_id);
+        // Who is refused anyway costs no look-up.
+        self.queue.has_room(&client.turn, jobs.len())?;
         match &self.reuse {
             Some(reuse) => reuse.prepare(&request, &client.tenant, &mut jobs).await?,
             None if request.cache() == CacheMode::Only => return Err(Rejection::CacheMiss),
             None => {}
         }
         let look_up = started.elapsed();
+        let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
         let pictures = self.queue.submit(jobs)?;
+        if let Some(reuse) = &self.reuse {
+            reuse.prefetch(&states);
+        }
         Ok(Accepted { request, pictures, look_up })
     }
 

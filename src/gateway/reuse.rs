@@ -14,6 +14,7 @@ use pentimento_cache::{
 };
 use pentimento_pipelines::Pipeline;
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
@@ -31,6 +32,8 @@ const GUIDANCE_TOLERANCE: f32 = 1.25;
 /// Pictures of fewer than one in so many of the model's own number of steps are not kept: states of hasty pictures would
 /// serve all that come after them.
 const HASTY: usize = 2;
+/// From this similarity on, two prompts are the same prompt.
+const SAME_PROMPT: f32 = 0.9999;
 
 /// How the gateway uses the cache.
 #[derive(Debug, Clone)]
@@ -77,7 +80,7 @@ pub struct Reuse {
     calibrations: Vec<Arc<Calibration>>,
     live: RwLock<Live>,
     options: ReuseOptions,
-    embedding: Semaphore,
+    embedding: Arc<Semaphore>,
 }
 
 /// A request's place in the cache: whose it is, and what it may be compared with.
@@ -114,9 +117,12 @@ pub enum LookUpError {
     /// The model is not one that the cache was opened for.
     #[error("the cache does not know the model {0:?}")]
     Model(String),
-    /// The task was thrown away: the server is stopping.
-    #[error("stopping")]
-    Stopping,
+    /// The task was thrown away, or panicked.
+    #[error("the look-up came to no end")]
+    Lost,
+    /// The picture has no name.
+    #[error("naming the picture: {0}")]
+    Name(#[from] serde_json::Error),
 }
 
 impl Reuse {
@@ -136,7 +142,7 @@ impl Reuse {
         let known = models.iter().map(|model| Ok((model.id().to_owned(), Known::new(model)?)));
         let models = known.collect::<Result<_, EmbedError>>()?;
         let live = RwLock::new(Live::new(policy, &calibrations)?);
-        let embedding = Semaphore::new(EMBEDDING_AT_ONCE);
+        let embedding = Arc::new(Semaphore::new(EMBEDDING_AT_ONCE));
         Ok(Self { cache, secret, models, calibrations, live, options, embedding })
     }
 
@@ -203,21 +209,23 @@ impl Reuse {
         let known = self.known(request.model())?;
         let place = self.place(request, tenant).await?;
         for job in jobs {
-            let exact = self.exact(known, job);
+            let exact = self.exact(known, job)?;
             if request.cache() != CacheMode::Refresh {
                 let found = self.look_up(request, &place, job, &exact).await?;
                 telemetry::looked_up(&found.decision);
                 tracing::info!(picture = job.index, decision = found.decision.why(), "looked up");
-                job.start = start(found, request.cache());
-                if let Some(Reused { source, timestep, .. }) = job.start.reused() {
-                    self.cache.prefetch(source, *timestep);
-                }
+                job.start = start(found, request, job.index);
             }
             if job.plan.steps().len() >= known.full {
                 job.keep = Some(Box::new(self.keep(&place, job, exact)));
             }
         }
         Ok(())
+    }
+
+    /// Begins to load the states that jobs start from, ahead of their turn.
+    pub fn prefetch(&self, states: &[Reused]) {
+        states.iter().for_each(|Reused { source, timestep, .. }| self.cache.prefetch(source, *timestep));
     }
 
     /// What would be decided for a request's first picture, and what is near it: for people who want to know.
@@ -231,33 +239,41 @@ impl Reuse {
         job: &Job,
     ) -> Result<LookUp, LookUpError> {
         let place = self.place(request, tenant).await?;
-        self.look_up(request, &place, job, &self.exact(self.known(request.model())?, job)).await
+        let exact = self.exact(self.known(request.model())?, job)?;
+        self.look_up(request, &place, job, &exact).await
     }
 
+    /// Not on an async thread: a scan of a large index takes up to some milliseconds, and a disk may hang.
     async fn look_up(
         &self,
         request: &GenerationRequest,
-        place: &Place,
+        place: &Arc<Place>,
         job: &Job,
         exact: &str,
     ) -> Result<LookUp, LookUpError> {
         let timesteps: Vec<f64> = job.plan.steps().iter().map(|step| step.timestep).collect();
-        let query = Query {
-            model: &job.model,
-            embedding: &place.embedding,
-            content: &place.content,
-            exact: request.has_seed().then_some(exact),
-            timesteps: &timesteps,
-            // The same request decides alike as long as the cache is the same; without a seed chance does.
-            chance: job.seed,
-        };
-        let scale = guidance_scale(job);
-        let near = scale / GUIDANCE_TOLERANCE..=scale * GUIDANCE_TOLERANCE;
+        let exact = request.has_seed().then(|| exact.to_owned());
+        // The same request decides alike as long as the cache is the same; without a seed chance does.
+        let (model, chance, scale) = (job.model.clone(), job.seed, guidance_scale(job));
+        let (cache, place) = (self.cache.clone(), Arc::clone(place));
         let policy = Arc::clone(&self.live.read().policy);
-        Ok(self.cache.look_up(&place.scope, &place.compatibility, &query, &*policy, near).await?)
+        let runtime = Handle::current();
+        let found = tokio::task::spawn_blocking(move || {
+            let query = Query {
+                model: &model,
+                embedding: &place.embedding,
+                content: &place.content,
+                exact: exact.as_deref(),
+                timesteps: &timesteps,
+                chance,
+            };
+            let near = scale / GUIDANCE_TOLERANCE..=scale * GUIDANCE_TOLERANCE;
+            runtime.block_on(cache.look_up(&place.scope, &place.compatibility, &query, &*policy, near))
+        });
+        Ok(found.await.map_err(|_| LookUpError::Lost)??)
     }
 
-    async fn place(&self, request: &GenerationRequest, tenant: &str) -> Result<Place, LookUpError> {
+    async fn place(&self, request: &GenerationRequest, tenant: &str) -> Result<Arc<Place>, LookUpError> {
         let known = self.known(request.model())?;
         let shared = self.options.shared_namespaces.contains(request.namespace());
         let scope = Scope {
@@ -279,15 +295,20 @@ impl Reuse {
         };
         let span = tracing::info_span!("embed");
         let embedding = self.embed(&known.embedder, request.prompt()).instrument(span).await?;
-        Ok(Place { scope, compatibility, embedding, content: Content::of(request.prompt(), &self.secret) })
+        let content = Content::of(request.prompt(), &self.secret);
+        Ok(Arc::new(Place { scope, compatibility, embedding, content }))
     }
 
     /// Not on an async thread: a pass of an encoder takes up to some milliseconds.
     async fn embed(&self, embedder: &Arc<CachedEmbedder>, prompt: &str) -> Result<Vec<f32>, LookUpError> {
-        let _permit = self.embedding.acquire().await.map_err(|_| LookUpError::Stopping)?;
+        let permit = Arc::clone(&self.embedding).acquire_owned().await.map_err(|_| LookUpError::Lost)?;
         let (embedder, prompt) = (Arc::clone(embedder), prompt.to_owned());
-        let embedded = tokio::task::spawn_blocking(move || embedder.embed(&prompt)).await;
-        Ok(embedded.map_err(|_| LookUpError::Stopping)??)
+        let embedded = tokio::task::spawn_blocking(move || {
+            let _permit = permit; // until the pass is over, whoever has stopped waiting for it
+            embedder.embed(&prompt)
+        })
+        .await;
+        Ok(embedded.map_err(|_| LookUpError::Lost)??)
     }
 
     fn keep(&self, place: &Place, job: &Job, exact: String) -> Keep {
@@ -313,12 +334,19 @@ impl Reuse {
     }
 
     /// Names a picture by all that it depends on.
-    fn exact(&self, known: &Known, job: &Job) -> String {
+    fn exact(&self, known: &Known, job: &Job) -> Result<String, LookUpError> {
         let Job { model, prompt, negative_prompt, size, seed, noise, plan, .. } = job;
-        // Plain data of ours: writing it into memory does not fail.
-        let all =
-            serde_json::to_string(&(model, &known.weights, prompt, negative_prompt, size, seed, noise, plan));
-        self.hash("picture", &all.unwrap_or_default())
+        let all = serde_json::to_string(&(
+            model,
+            &known.weights,
+            prompt,
+            negative_prompt,
+            size,
+            seed,
+            noise,
+            plan,
+        ))?;
+        Ok(self.hash("picture", &all))
     }
 
     /// Nobody without the secret can tell from the hash whether a guessed text is right.
@@ -351,7 +379,7 @@ fn guidance_scale(job: &Job) -> f32 {
 }
 
 /// A decision as a job carries it.
-fn start(found: LookUp, mode: CacheMode) -> Start {
+fn start(found: LookUp, request: &GenerationRequest, index: usize) -> Start {
     let (hit, source, timestep, similarity) = match found.decision {
         Decision::Miss { .. } => return Start::Noise,
         Decision::State { entry, timestep, similarity, .. } => (Hit::State, entry, timestep, similarity),
@@ -362,6 +390,9 @@ fn start(found: LookUp, mode: CacheMode) -> Start {
     };
     let source_prompt =
         found.neighbours.into_iter().find(|near| near.entry.id == source).and_then(|near| near.entry.prompt);
-    let reused = Reused { hit, source, timestep, similarity, source_prompt };
-    if mode == CacheMode::Only { Start::State(reused) } else { Start::StateOrNoise(reused) }
+    // Whoever names no seed, asks for several pictures, or for a stored prompt again, wants another picture than the
+    // one that the same state brought before.
+    let varied = hit == Hit::State && (!request.has_seed() || index > 0 || similarity >= SAME_PROMPT);
+    let reused = Reused { hit, source, timestep, similarity, source_prompt, varied };
+    if request.cache() == CacheMode::Only { Start::State(reused) } else { Start::StateOrNoise(reused) }
 }

@@ -61,6 +61,9 @@ pub struct Reused {
     pub similarity: f32,
     /// The entry's prompt, to steer away from, where it is stored.
     pub source_prompt: Option<String>,
+    /// Whether the seed must tell in the picture: several ask for it, or the entry's own prompt is asked for again. A
+    /// resume is otherwise the same picture for every seed.
+    pub varied: bool,
 }
 
 /// Where a picture starts.

@@ -126,6 +126,26 @@ struct Shared {
     changed: Condvar,
 }
 
+impl QueueLimits {
+    fn room_in(&self, state: &State, client: &str, jobs: usize) -> Result<(), Busy> {
+        if state.phase != Phase::Open {
+            return Err(Busy::Closed);
+        }
+        let retry_after = |pictures: usize| {
+            Duration::from_secs_f64((pictures as f64 * state.picture_seconds).clamp(1.0, 600.0))
+        };
+        let of_client = state.waiting.len_of(client);
+        if of_client + jobs > self.length_per_client {
+            return Err(Busy::ClientFull { retry_after: retry_after(of_client) });
+        }
+        let all = state.waiting.len();
+        if all + jobs > self.length {
+            return Err(Busy::Full { retry_after: retry_after(all) });
+        }
+        Ok(())
+    }
+}
+
 /// The local queue; clones are the same queue.
 #[derive(Clone)]
 pub struct LocalQueue(Arc<Shared>);
@@ -142,27 +162,22 @@ impl LocalQueue {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether so many jobs of a client would be accepted now.
+    ///
+    /// # Errors
+    /// [`Busy`] where there is no room, or no time.
+    pub fn has_room(&self, client: &str, jobs: usize) -> Result<(), Busy> {
+        self.0.limits.room_in(&self.lock(), client, jobs)
+    }
+
     /// Accepts a request's jobs, all or none. Whoever drops a subscription cancels its job.
     ///
     /// # Errors
     /// [`Busy`] where there is no room, or no time.
     pub fn submit(&self, jobs: Vec<Job>) -> Result<Vec<Subscription>, Busy> {
         let mut state = self.lock();
-        if state.phase != Phase::Open {
-            return Err(Busy::Closed);
-        }
-        let seconds = |pictures: usize| {
-            Duration::from_secs_f64((pictures as f64 * state.picture_seconds).clamp(1.0, 600.0))
-        };
         if let Some(job) = jobs.first() {
-            let waiting = state.waiting.len_of(&job.client);
-            if waiting + jobs.len() > self.0.limits.length_per_client {
-                return Err(Busy::ClientFull { retry_after: seconds(waiting) });
-            }
-        }
-        let waiting = state.waiting.len();
-        if waiting + jobs.len() > self.0.limits.length {
-            return Err(Busy::Full { retry_after: seconds(waiting) });
+            self.0.limits.room_in(&state, &job.client, jobs.len())?;
         }
         let since = Instant::now();
         let subscriptions = jobs.into_iter().map(|job| {

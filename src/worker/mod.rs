@@ -83,8 +83,10 @@ fn serve(models: &[Pipeline], lease: Lease, stored: Option<&Stored>) {
             telemetry::reused(painted.reused.as_ref(), painted.skipped_steps, job.plan.steps().len());
             tracing::info!(waited = ?lease.waited, painted = ?started.elapsed(), skipped_steps = painted.skipped_steps, "painted");
             lease.complete(painted);
-            if let (Some(keeping), Some(stored)) = (keeping, stored) {
-                keeping.into_cache(&stored.cache);
+            if let (Some(keeping), Some(stored)) = (keeping, stored)
+                && catch_unwind(AssertUnwindSafe(|| keeping.into_cache(&stored.cache))).is_err()
+            {
+                tracing::error!("the cache panicked; the picture is not kept");
             }
         }
         Ok(Ok(Outcome::Cancelled)) => {
@@ -130,9 +132,12 @@ pub fn begin<'a>(
 ) -> Result<Option<Painting<'a>>, PaintError> {
     let started = Instant::now();
     if let (Some(stored), Some(reused)) = (stored, job.start.reused()) {
-        let state = stored.fetch(reused);
+        // Whatever the cache does, the picture is painted.
+        let state = catch_unwind(AssertUnwindSafe(|| stored.fetch(reused)));
         let load = started.elapsed();
-        let begun = state.map_err(|error| error.to_string()).and_then(|state| {
+        let state = state
+            .map_or_else(|_| Err("the cache panicked".to_owned()), |state| state.map_err(|e| e.to_string()));
+        let begun = state.and_then(|state| {
             let beginning = Beginning::State(reused, &state);
             Painting::begin(model, job, &beginning).map_err(|error| error.to_string())
         });

@@ -144,6 +144,9 @@ fn conditioning(model: &Pipeline, job: &Job) -> Result<Arc<Conditioning>, PaintE
     Ok(Arc::new(model.encode(&job.prompt, negative, job.size)?))
 }
 
+/// DDIM's η of a resume in which the seed must tell: DDPM's variance (Song et al., 2021, eq. 16).
+const VARIED: f32 = 1.0;
+
 /// Goes on from another picture's state: its first steps are steered away from that picture's prompt, where
 /// that is known. What is finished is left as it is.
 fn resume_stored(
@@ -152,14 +155,21 @@ fn resume_stored(
     reused: &Reused,
     state: &DenoisingState,
 ) -> Result<Trajectory, PaintError> {
-    let source = reused.source_prompt.as_ref().filter(|_| reused.hit == Hit::State);
-    let Some(source) = source.filter(|source| **source != job.prompt) else {
-        return resume(model, job, state, conditioning(model, job)?, job.plan.after(state.timestep));
-    };
-    let conditioning = Arc::unwrap_or_clone(conditioning(model, job)?);
-    let conditioning = Arc::new(conditioning.with_source(model.encode_prompt(source)?)?);
-    let plan = ResumeSteering::DEFAULT.plan(&job.plan, state.timestep)?;
-    resume(model, job, state, conditioning, plan)
+    if reused.hit != Hit::State {
+        // No step will ask for a prompt.
+        let nothing = Arc::new(model.encode("", None, job.size)?);
+        return resume(model, job, state, nothing, job.plan.after(state.timestep));
+    }
+    let mut conditioning = Arc::unwrap_or_clone(conditioning(model, job)?);
+    let mut plan = job.plan.after(state.timestep);
+    if let Some(source) = reused.source_prompt.as_ref().filter(|source| **source != job.prompt) {
+        conditioning = conditioning.with_source(model.encode_prompt(source)?)?;
+        plan = ResumeSteering::DEFAULT.plan(&job.plan, state.timestep)?;
+    }
+    if reused.varied {
+        plan = plan.with_eta(VARIED)?;
+    }
+    resume(model, job, state, Arc::new(conditioning), plan)
 }
 
 fn resume(

@@ -129,6 +129,7 @@ impl DatabaseFile {
         // The old one holds the file's lock.
         *database = None;
         *database = Some(open_database(&self.path, self.cache)?.0);
+        drop(database);
         self.failed.store(false, Ordering::Relaxed);
         Ok(true)
     }

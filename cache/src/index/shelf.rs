@@ -187,16 +187,18 @@ impl Shelf {
         n: usize,
     ) -> Vec<(EntryId, f32)> {
         let mut best = Best::new(n);
+        let mut scanned_from = 0;
         if let Some(graph) = &self.graph {
             let fits = |hit: &Hit| hit.slot < self.linked && self.fits(hit.slot, guidance_scale);
             graph.near(query, n).filter(fits).for_each(|hit| best.offer(hit));
-            self.offer_rows(&mut best, self.linked..self.ids.len(), query, guidance_scale);
+            // Where the graph's candidates were dead or of another guidance scale, nearer rows may be hidden behind
+            // them: only a scan is sure.
+            match best.len() < n.min(self.linked) {
+                true => best = Best::new(n),
+                false => scanned_from = self.linked,
+            }
         }
-        // Where the graph's candidates were dead or of another guidance scale, only a scan is sure.
-        if best.len() < n.min(self.slots.len()) {
-            best = Best::new(n);
-            self.offer_rows(&mut best, 0..self.ids.len(), query, guidance_scale);
-        }
+        self.offer_rows(&mut best, scanned_from..self.ids.len(), query, guidance_scale);
         let named = |hit: Hit| Some((self.ids[hit.slot].clone()?, hit.similarity.clamp(-1.0, 1.0)));
         best.into_hits().into_iter().filter_map(named).collect()
     }
