@@ -70,11 +70,13 @@ fn main() {
         .chain(&settings)
         .map(|setting| {
             let run = runtime.block_on(replay(&studio, &embedder, &requests, setting, &cache));
-            eprintln!("{} replayed", setting.name);
+            let steps: usize = run.outcomes.iter().map(|outcome| outcome.start.k).sum();
+            eprintln!("{}: {steps} steps saved", setting.name);
             (setting.name.as_str(), run)
         })
         .collect();
-    studio
-        .paint(&requests, runs.iter().flat_map(|(_, run)| run.outcomes.iter().map(|outcome| outcome.start)));
-    report::print(&studio, &requests, &runs);
+    paint(&mut runs.iter().flat_map(|(_, run)| run.outcomes.iter().map(|outcome| outcome.start)));
+    if part.is_none() {
+        report::print(&studio, &requests, &runs);
+    }
 }

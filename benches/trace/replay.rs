@@ -27,14 +27,16 @@ pub struct Setting {
 
 impl Setting {
     /// `off`, `exact`, `semantic=THRESHOLD[,ungated]`, `nirvana=OFFSET[,steered]`, `modm=OFFSET` or
-    /// `calibrated=LOSS[,plain][,variety=SHARE]`.
+    /// `calibrated=LOSS[,plain][,variety=SHARE][,least=SHARE]`.
     pub fn parse(name: &str) -> Self {
         let mut words = name.split(',').map(|word| word.split_once('=').unwrap_or((word, "")));
         let (kind, value) = words.next().unwrap();
         let rest: Vec<(&str, &str)> = words.collect();
         let has = |word: &str| rest.iter().any(|(w, _)| *w == word);
         let number = || value.parse::<f32>().unwrap();
-        let variety = rest.iter().find(|(word, _)| *word == "variety").map_or("0.4", |(_, value)| value);
+        let setting = |word: &str, usual: &'static str| {
+            rest.iter().find(|(w, _)| *w == word).map_or(usual, |(_, value)| value).to_owned()
+        };
         let with_final = |ks: &[usize]| [ks, &[STEPS]].concat();
         let (policy, how, keeps) = match kind {
             "off" => (r#"{"policy":"off"}"#.to_owned(), How::Plain, vec![]),
@@ -58,8 +60,9 @@ impl Setting {
             }
             "calibrated" => {
                 let how = if has("plain") { How::Plain } else { How::Steered };
+                let (variety, least) = (setting("variety", "0.4"), setting("least", "0.4"));
                 let policy = format!(
-                    r#"{{"policy":"calibrated","max_quality_loss":{},"variety":{variety}}}"#,
+                    r#"{{"policy":"calibrated","max_quality_loss":{},"variety":{variety},"least_share":{least}}}"#,
                     number()
                 );
                 (policy, how, KS.to_vec())

@@ -98,7 +98,7 @@ fn no_policy_of_ours_returns_a_wrong_whole_picture() {
         r#"{"policy":"semantic","threshold":0.95}"#,
         r#"{"policy":"semantic","threshold":0.0}"#,
         r#"{"policy":"nirvana"}"#,
-        r#"{"policy":"calibrated","max_quality_loss":1.0,"variety":1.0}"#,
+        r#"{"policy":"calibrated","max_quality_loss":1.0,"variety":1.0,"least_share":0}"#,
         r#"{"policy":"exact"}"#,
         r#"{"policy":"off"}"#,
     ];

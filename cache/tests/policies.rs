@@ -110,7 +110,7 @@ proptest! {
         let (plan, content) = (timesteps(), Content::of("a red house", KEY));
         for json in [
             r#"{"policy":"nirvana","offset":-0.5}"#,
-            r#"{"policy":"calibrated","max_quality_loss":0.5}"#,
+            r#"{"policy":"calibrated","max_quality_loss":0.5,"least_share":0}"#,
             r#"{"policy":"semantic","threshold":0.5}"#,
         ] {
             let decision = policy(json).decide(&query(&wanted, &content, &plan, chance), &near);
@@ -144,7 +144,7 @@ proptest! {
         let (wanted, near) = scene(seed);
         let (plan, content) = (timesteps(), Content::of("a red house", KEY));
         let at = |loss: f32| {
-            let calibrated = policy(&format!(r#"{{"policy":"calibrated","max_quality_loss":{loss}}}"#));
+            let calibrated = policy(&format!(r#"{{"policy":"calibrated","max_quality_loss":{loss},"least_share":0}}"#));
             share(&calibrated.decide(&query(&wanted, &content, &plan, chance), &near))
         };
         prop_assert!(at(a.min(b)) <= at(a.max(b)));
@@ -154,7 +154,7 @@ proptest! {
     fn chance_changes_the_source_and_nothing_else(seed: u64, a: u64, b: u64) {
         let (wanted, near) = scene(seed);
         let (plan, content) = (timesteps(), Content::of("a red house", KEY));
-        for json in [r#"{"policy":"calibrated","max_quality_loss":0.4}"#, r#"{"policy":"nirvana"}"#] {
+        for json in [r#"{"policy":"calibrated","max_quality_loss":0.4,"least_share":0}"#, r#"{"policy":"nirvana"}"#] {
             let decide = |chance| share(&policy(json).decide(&query(&wanted, &content, &plan, chance), &near));
             prop_assert_eq!(decide(a), decide(b));
         }
@@ -221,7 +221,7 @@ fn calibrated_is_bold_where_the_change_is_harmless() {
 #[test]
 fn variety_caps_requests_without_a_seed_and_repeats() {
     let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
-    let calibrated = policy(r#"{"policy":"calibrated","max_quality_loss":1.0}"#);
+    let calibrated = policy(r#"{"policy":"calibrated","max_quality_loss":1.0,"least_share":0}"#);
     let at = |exact, similarity| {
         let near = moved(&wanted, &mut Random(4));
         let stored = entry(1, "a blue house", near, &[0.1, 0.3, 0.5, 0.9, 1.0]);
@@ -231,6 +231,19 @@ fn variety_caps_requests_without_a_seed_and_repeats() {
     assert_eq!(at(Some("another"), 0.97), 0.9);
     assert_eq!(at(None, 0.97), 0.3);
     assert_eq!(at(Some("another"), 1.0), 0.3);
+}
+
+#[test]
+fn a_small_share_is_not_worth_a_picture_that_others_could_use() {
+    let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
+    let at = |least: f32, kept: &[f32]| {
+        let json = format!(r#"{{"policy":"calibrated","max_quality_loss":1.0,"least_share":{least}}}"#);
+        let stored = entry(1, "a blue house", moved(&wanted, &mut Random(4)), kept);
+        share(&policy(&json).decide(&query(&wanted, &content, &plan, 0), &[neighbour(stored, 0.97)]))
+    };
+    assert_eq!(at(0.5, &[0.1, 0.3]), 0.0);
+    assert_eq!(at(0.3, &[0.1, 0.3]), 0.3);
+    assert_eq!(at(0.5, &[0.1, 0.3, 0.5]), 0.5);
 }
 
 #[test]

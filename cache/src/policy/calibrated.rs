@@ -44,8 +44,9 @@ impl Calibrated {
         // A share between two measured ones costs at most what the larger does.
         let loss = |share: f32| bounds.iter().find(|(at, _)| share <= at + SAME_SHARE).map(|(_, loss)| *loss);
         let most = self.most(query, neighbour);
+        let worthwhile = self.config.least_share - SAME_SHARE..=most + SAME_SHARE;
         usable(query, entry)
-            .filter(|state| state.share <= most + SAME_SHARE)
+            .filter(|state| worthwhile.contains(&state.share))
             .filter_map(|state| Some(Candidate { neighbour, state, loss: loss(state.share)? }))
             .collect()
     }
@@ -101,7 +102,10 @@ impl Calibrated {
                 .into();
         }
         match candidates.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)) {
-            None => "no near picture keeps a state of a measured share that this plan can use".into(),
+            None => {
+                "no near picture keeps a state of a measured share, worth its while, that this plan can use"
+                    .into()
+            }
             Some(Candidate { neighbour, state, loss }) => format!(
                 "the safest state, a share of {} of a picture of similarity {:.4}, may lose {loss:.4}; allowed is {}",
                 state.share, neighbour.similarity, self.config.max_quality_loss

@@ -13,8 +13,8 @@ const VERSION: u32 = 2;
 const LEAST_ROWS: usize = 100;
 /// Each pair's loss is predicted by what was learned from the other parts.
 const FOLDS: u64 = 5;
-/// Fewest pairs that a bound rests on, and most bounds per share.
-const LEAST_PER_BIN: usize = 100;
+/// Fewest pairs of a like predicted loss, and most bounds per share.
+const LEAST_PER_BIN: usize = 40;
 const MOST_BINS: usize = 12;
 /// One-sided 95 % of the normal distribution.
 const Z: f64 = 1.645;
@@ -286,31 +286,37 @@ fn drawn(number: u64) -> u64 {
 }
 
 /// Equal parts of (prediction, loss) by rising prediction, each with a bound of its mean loss; bounds rise.
+///
+/// Pairs of a larger predicted loss lose no less: whatever bounds a part together with those that follow bounds
+/// the part alone, and on more pairs it may do so better.
 fn bins(mut rows: Vec<(f64, f64)>) -> Vec<Bin> {
     rows.sort_by(|a, b| a.0.total_cmp(&b.0));
     let count = (rows.len() / LEAST_PER_BIN).clamp(1, MOST_BINS);
     // All of the quality, if none of these pairs lost any.
     let worst = rows.iter().map(|(_, loss)| *loss).fold(1.0, f64::max);
     let mut least = f64::NEG_INFINITY;
-    let part = |i: usize| &rows[i * rows.len() / count..(i + 1) * rows.len() / count];
+    let end = |part: usize| (part + 1) * rows.len() / count;
     (0..count)
-        .map(|i| {
-            let (mean, bound) = bounded_mean(part(i), worst);
-            least = least.max(bound);
-            let up_to = part(i).last().map_or(f64::NEG_INFINITY, |(prediction, _)| *prediction);
-            Bin { up_to, rows: part(i).len(), mean: rounded(mean), bound: (least * 1e4).ceil() / 1e4 }
+        .map(|part| {
+            let from = part * rows.len() / count;
+            let bounds = (part..count).map(|last| bound_of_mean(&rows[from..end(last)], worst));
+            least = least.max(bounds.fold(f64::INFINITY, f64::min));
+            let own = &rows[from..end(part)];
+            let up_to = own.last().map_or(f64::NEG_INFINITY, |(prediction, _)| *prediction);
+            let mean = own.iter().map(|(_, loss)| loss).sum::<f64>() / own.len().max(1) as f64;
+            Bin { up_to, rows: own.len(), mean: rounded(mean), bound: (least * 1e4).ceil() / 1e4 }
         })
         .collect()
 }
 
-/// Mean loss and its one-sided upper confidence bound. One more pair with the worst loss is counted in: few pairs
+/// One-sided upper confidence bound of the mean loss. One more pair with the worst loss is counted in: few pairs
 /// without any loss do not prove that there is none.
-fn bounded_mean(rows: &[(f64, f64)], worst: f64) -> (f64, f64) {
+fn bound_of_mean(rows: &[(f64, f64)], worst: f64) -> f64 {
     let count = rows.len() as f64 + 1.0;
     let losses = || rows.iter().map(|(_, loss)| *loss).chain([worst]);
     let mean = losses().sum::<f64>() / count;
     let variance = losses().map(|loss| (loss - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-    (mean, mean + Z * (variance / count).sqrt())
+    mean + Z * (variance / count).sqrt()
 }
 
 #[cfg(test)]
@@ -319,8 +325,8 @@ mod tests {
 
     #[test]
     fn no_loss_seen_is_still_bounded_by_the_worst() {
-        let few = bounded_mean(&[(0.0, 0.0); 40], 1.0).1;
-        let many = bounded_mean(&[(0.0, 0.0); 4000], 1.0).1;
+        let few = bound_of_mean(&[(0.0, 0.0); 40], 1.0);
+        let many = bound_of_mean(&[(0.0, 0.0); 4000], 1.0);
         assert!(few > 0.03 && many < 0.001, "{few} {many}");
     }
 

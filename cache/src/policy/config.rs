@@ -77,13 +77,16 @@ pub struct CalibratedConfig {
     /// Largest share skipped for a request without a seed, and for a stored prompt asked for with another seed:
     /// later states would paint the source's picture once more. 1 trades variety for speed.
     pub variety: f32,
+    /// Smallest share worth skipping. A hit is not kept itself: where everybody starts a little way into some far
+    /// picture, nobody is painted from scratch, and the cache stays without the pictures that would save more.
+    pub least_share: f32,
     /// How many of the nearest pictures are considered.
     pub neighbours: usize,
 }
 
 impl Default for CalibratedConfig {
     fn default() -> Self {
-        Self { max_quality_loss: 0.03, variety: 0.4, neighbours: 8 }
+        Self { max_quality_loss: 0.03, variety: 0.4, least_share: 0.4, neighbours: 8 }
     }
 }
 
@@ -131,6 +134,7 @@ impl PolicyConfig {
             Self::Calibrated(config) => {
                 check(unit.contains(&config.max_quality_loss), "max_quality_loss", "from 0 to 1")?;
                 check(unit.contains(&config.variety), "variety", "from 0 to 1")?;
+                check(unit.contains(&config.least_share), "least_share", "from 0 to 1")?;
                 check((1..=64).contains(&config.neighbours), "neighbours", "from 1 to 64")
             }
         }
@@ -189,6 +193,7 @@ mod tests {
         refused(&format!(r#"{{"policy":"nirvana","thresholds":{falling}}}"#), "`thresholds`");
         refused(r#"{"policy":"calibrated","max_quality_loss":-0.1}"#, "`max_quality_loss`");
         refused(r#"{"policy":"calibrated","variety":2}"#, "`variety`");
+        refused(r#"{"policy":"calibrated","least_share":-1}"#, "`least_share`");
         refused(r#"{"policy":"calibrated","neighbours":0}"#, "`neighbours`");
         refused(r#"{"policy":"telepathy"}"#, "telepathy");
     }
