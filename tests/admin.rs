@@ -162,7 +162,7 @@ fn without_a_token_web_pages_are_refused() {
 
 #[test]
 fn what_the_cache_holds_can_be_seen_and_removed() {
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--reuse-policy", "exact"]);
     let empty = server.admin_get("cache/stats").json();
     assert_eq!((&empty["entries"], &empty["bytes"]), (&json!(0), &json!(0)));
     assert_eq!((&empty["reuse"]["policy"], &empty["eviction"]), (&json!("exact"), &json!("lcbfu")));
@@ -235,7 +235,7 @@ fn what_the_cache_holds_can_be_seen_and_removed() {
 
 #[test]
 fn a_look_up_explains_itself_and_policies_change_live() {
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--reuse-policy", "exact"]);
     painted(&server, &body("a large red house in the snow at night", 7));
     let look_up = |body: &Value| {
         let answer = server.admin_json("POST", "cache/lookup", body);
@@ -281,7 +281,7 @@ fn a_look_up_explains_itself_and_policies_change_live() {
         (json!({"reuse": {"policy": "telepathy"}}), "reuse.policy"),
         (json!({"reuse": {"policy": "nirvana", "offset": 3}}), "reuse.offset"),
         (json!({"reuse": {"policy": "semantic", "treshold": 0.9}}), "reuse.treshold"),
-        (json!({"reuse": {"policy": "calibrated"}}), "reuse.policy"),
+        (json!({"reuse": {"policy": "calibrated", "variety": 2}}), "reuse.variety"),
         (json!({"reuse": {"policy": "off"}, "eviction": "random"}), "eviction"),
         (json!({"reuse": "off"}), "reuse"),
         (json!({}), "reuse"),

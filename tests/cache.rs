@@ -57,7 +57,7 @@ fn painted(server: &Server, body: &Value) -> Answer {
 
 #[test]
 fn the_same_request_brings_the_same_picture_from_the_cache() {
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--reuse-policy", "exact"]);
     let first = painted(&server, &body("a red house", 7));
     assert_eq!(first.header("pentimento-outcome"), "miss");
     let again = server.post(&body("a red house", 7));
@@ -132,6 +132,20 @@ fn a_similar_prompt_starts_from_the_others_early_strokes() {
 }
 
 #[test]
+fn by_default_a_model_with_tables_is_calibrated() {
+    let server = Server::ready(&[]);
+    let policy = server.admin_get("cache/policy").json();
+    assert_eq!(policy["reuse"]["policy"], "calibrated", "{policy}");
+    let full = |prompt: &str, seed: u64| json!({"prompt": prompt, "seed": seed});
+    painted(&server, &full("a small red house on the left in the snow at night", 7));
+    // The same scene in other words, from its owner's states; what has nothing to do with it, from noise.
+    let reworded = server.post(&full("a tiny red cottage on the left in the snow by night", 8));
+    assert_eq!(outcome(&reworded), "state");
+    assert!(reworded.json()["pentimento"]["skipped_steps"].as_u64().unwrap() >= 5, "{}", reworded.text);
+    assert_eq!(outcome(&server.post(&full("three yellow boats on a stormy sea at noon", 8))), "miss");
+}
+
+#[test]
 fn a_request_narrows_what_the_policy_allows() {
     let server = Server::ready(&[]);
     let cache = |mode: &str| with(body("a boat", 3), json!({"cache": mode}));
@@ -190,7 +204,7 @@ fn without_a_seed_no_picture_comes_twice() {
 
 #[test]
 fn hasty_pictures_are_not_kept() {
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--reuse-policy", "exact"]);
     let hasty = json!({"prompt": "a red house", "seed": 1, "num_inference_steps": 10});
     assert_eq!(outcome(&server.post(&hasty)), "miss");
     painted(&server, &body("a red house", 1));
