@@ -1,4 +1,5 @@
-//! The policy that knows what a resume costs: the latest state whose loss is bounded by what the operator allows.
+//! The policy that knows what a resume costs: the latest state whose loss is bounded by what the operator allows,
+//! and of several that one of which the least is expected to be lost.
 
 use std::sync::Arc;
 
@@ -75,7 +76,10 @@ impl ReusePolicy for Calibrated {
         let Some(share) = within().map(|candidate| candidate.state.share).max_by(f32::total_cmp) else {
             return Decision::miss(self.why_none(query, neighbours, &candidates));
         };
-        let ties: Vec<_> = within().filter(|candidate| candidate.state.share >= share - SAME_SHARE).collect();
+        let latest = || within().filter(|candidate| candidate.state.share >= share - SAME_SHARE);
+        // The largest share of many is often an underestimated loss: the least expected one guards against that.
+        let least = latest().map(|candidate| candidate.loss).fold(f32::INFINITY, f32::min);
+        let ties: Vec<_> = latest().filter(|candidate| candidate.loss <= least).collect();
         let count = ties.len();
         match pick(ties, query.chance) {
             Some(Candidate { neighbour, state, loss }) => {

@@ -1,10 +1,14 @@
-//! What a resume costs in quality, learned from measured pairs of prompts: a predictor of the loss per share
-//! of the plan, and on top of it an upper confidence bound of the loss that held-out pairs really had.
+//! What a resume costs in quality, learned from measured pairs of prompts: a predictor of which changes cost more
+//! than others, and on top of it, per share of the plan, upper confidence bounds of the loss that pairs really had
+//! which the predictor had not seen.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{CalibrationFor, SAME_SHARE, nonnegative};
+use super::predictor::{Predictor, Seen, rounded};
+use super::{CalibrationFor, SAME_SHARE};
 use crate::content::Difference;
 
 /// Tables of another version are refused.
@@ -18,10 +22,6 @@ const LEAST_PER_BIN: usize = 40;
 const MOST_BINS: usize = 12;
 /// One-sided 95 % of the normal distribution.
 const Z: f64 = 1.645;
-/// More changed words than this are as many.
-const MOST_WORDS: u32 = 8;
-/// Columns before the embeddings' own.
-const WORD_COLUMNS: usize = 5;
 
 /// One measured resume: a prompt painted from another prompt's state.
 #[derive(Debug, Clone)]
@@ -80,6 +80,8 @@ pub struct Calibration {
     #[serde(rename = "for")]
     pub measured_for: CalibrationFor,
     dimensions: usize,
+    /// Of the loss over all shares, less what is usual at them.
+    predictor: Predictor,
     /// By rising share.
     levels: Vec<Level>,
 }
@@ -89,8 +91,6 @@ pub struct Calibration {
 #[serde(deny_unknown_fields)]
 struct Level {
     share: f32,
-    base: f64,
-    weights: Vec<f64>,
     /// By rising prediction.
     bins: Vec<Bin>,
 }
@@ -116,11 +116,12 @@ impl Calibration {
         }
         let mut by_share: Vec<&Measured> = measured.iter().collect();
         by_share.sort_by(|a, b| a.share.total_cmp(&b.share));
-        let levels = by_share
-            .chunk_by(|a, b| b.share - a.share <= SAME_SHARE)
-            .map(Level::fit)
-            .collect::<Result<_, _>>()?;
-        Ok(Self { version: VERSION, measured_for, dimensions, levels })
+        let by_share: Vec<&[&Measured]> = by_share.chunk_by(|a, b| b.share - a.share <= SAME_SHARE).collect();
+        let pairs = Pair::all(&by_share);
+        let learned: Vec<(&Seen, f64)> = pairs.values().map(|pair| (&pair.seen, pair.loss())).collect();
+        let predicted = predicted_unseen(&pairs);
+        let levels = by_share.iter().map(|rows| Level::fit(rows, &predicted)).collect::<Result<_, _>>()?;
+        Ok(Self { version: VERSION, measured_for, dimensions, predictor: Predictor::fit(&learned), levels })
     }
 
     /// Reads a table, of this version only.
@@ -140,7 +141,7 @@ impl Calibration {
 
     /// The table as JSON.
     pub fn to_json(&self) -> Result<String, CalibrationError> {
-        Ok(serde_json::to_string_pretty(self)?)
+        Ok(serde_json::to_string(self)?)
     }
 
     /// Shares that were measured, rising.
@@ -154,10 +155,10 @@ impl Calibration {
         if wanted.len() != self.dimensions || source.len() != self.dimensions {
             return Vec::new();
         }
-        let x = features(wanted, source, difference);
+        let prediction = self.predictor.predict(&Seen::new(wanted, source, difference));
         let mut largest = f64::NEG_INFINITY;
         let bound = |level: &Level| {
-            largest = largest.max(level.bound(&x));
+            largest = largest.max(level.bound(prediction));
             (level.share, largest as f32)
         };
         self.levels.iter().map(bound).collect()
@@ -168,7 +169,10 @@ impl Calibration {
         match self.levels.as_slice() {
             [] => Err("no shares"),
             _ if !rising => Err("shares do not rise"),
-            levels => levels.iter().try_for_each(|level| level.check(self.dimensions)),
+            _ if !self.predictor.check(self.dimensions) => {
+                Err("the predictor is none for embeddings of this length")
+            }
+            levels => levels.iter().try_for_each(Level::check),
         }
     }
 }
@@ -194,87 +198,74 @@ impl Measured {
     }
 }
 
+/// Two prompts, and what was lost between them at all shares, less the mean loss of each share: noise of one picture
+/// averages out, and it does not matter which shares a pair was measured at.
+struct Pair {
+    seen: Seen,
+    lost: f64,
+    rows: usize,
+}
+
+impl Pair {
+    /// By their hash, so that their order is a drawn one, whatever the list's.
+    fn all(by_share: &[&[&Measured]]) -> BTreeMap<u64, Self> {
+        let mut pairs = BTreeMap::new();
+        for rows in by_share {
+            let mean = rows.iter().map(|row| f64::from(row.loss)).sum::<f64>() / rows.len() as f64;
+            for row in *rows {
+                let seen = || Seen::new(&row.wanted, &row.source, &row.difference);
+                let pair = pairs.entry(drawn(row.prompts())).or_insert_with(|| Self {
+                    seen: seen(),
+                    lost: 0.0,
+                    rows: 0,
+                });
+                pair.lost += f64::from(row.loss) - mean;
+                pair.rows += 1;
+            }
+        }
+        pairs
+    }
+
+    fn loss(&self) -> f64 {
+        self.lost / self.rows as f64
+    }
+}
+
+/// Each pair's prediction by a predictor that has not seen it.
+fn predicted_unseen(pairs: &BTreeMap<u64, Pair>) -> BTreeMap<u64, f64> {
+    let mut predicted = BTreeMap::new();
+    for fold in 0..FOLDS {
+        let (held_out, seen): (Vec<_>, Vec<_>) = pairs.iter().partition(|(hash, _)| *hash % FOLDS == fold);
+        let learned: Vec<(&Seen, f64)> = seen.iter().map(|(_, pair)| (&pair.seen, pair.loss())).collect();
+        let predictor = Predictor::fit(&learned);
+        predicted.extend(held_out.iter().map(|(hash, pair)| (**hash, predictor.predict(&pair.seen))));
+    }
+    predicted
+}
+
 impl Level {
-    fn fit(pairs: &[&Measured]) -> Result<Self, CalibrationError> {
+    fn fit(rows: &[&Measured], predicted: &BTreeMap<u64, f64>) -> Result<Self, CalibrationError> {
         // Of one share, up to rounding; the least careful of them is the largest.
-        let share = pairs.last().map_or(0.0, |pair| pair.share);
-        if pairs.len() < LEAST_ROWS {
-            return Err(CalibrationError::TooFew { share, rows: pairs.len() });
+        let share = rows.last().map_or(0.0, |row| row.share);
+        if rows.len() < LEAST_ROWS {
+            return Err(CalibrationError::TooFew { share, rows: rows.len() });
         }
-        let row =
-            |pair: &&Measured| (features(&pair.wanted, &pair.source, &pair.difference), f64::from(pair.loss));
-        let rows: Vec<(Vec<f64>, f64)> = pairs.iter().map(row).collect();
-        // Bounds come from predictions by whoever has not seen the pair. The list's own order may follow the
-        // prompts, so the parts are drawn, all rows of two prompts into one.
-        let folds: Vec<u64> = pairs.iter().map(|pair| drawn(pair.prompts()) % FOLDS).collect();
-        let mut predicted = Vec::with_capacity(rows.len());
-        for fold in 0..FOLDS {
-            let (held_out, seen): (Vec<_>, Vec<_>) = rows.iter().zip(&folds).partition(|(_, f)| **f == fold);
-            let predictor = Self::predictor(share, seen.into_iter().map(|(row, _)| row));
-            predicted.extend(held_out.into_iter().map(|((x, loss), _)| (predictor.predict(x), *loss)));
-        }
-        Ok(Self { bins: bins(predicted), ..Self::predictor(share, rows.iter()) })
+        let row = |row: &&Measured| Some((*predicted.get(&drawn(row.prompts()))?, f64::from(row.loss)));
+        Ok(Self { share, bins: bins(rows.iter().filter_map(row).collect()) })
     }
 
-    /// What can be learned from these rows; without bounds yet.
-    fn predictor<'a>(share: f32, rows: impl Iterator<Item = &'a (Vec<f64>, f64)>) -> Self {
-        let rows: Vec<_> = rows.collect();
-        let width = rows.first().map_or(0, |(x, _)| x.len());
-        let columns: Vec<Vec<f64>> =
-            (0..width).map(|column| rows.iter().map(|(x, _)| x[column]).collect()).collect();
-        let losses: Vec<f64> = rows.iter().map(|(_, loss)| *loss).collect();
-        let nonnegative::Fit { base, weights } = nonnegative::fit(&columns, &losses);
-        Self {
-            share,
-            base: rounded(base),
-            weights: weights.into_iter().map(rounded).collect(),
-            bins: Vec::new(),
-        }
-    }
-
-    fn predict(&self, x: &[f64]) -> f64 {
-        self.base + self.weights.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()
-    }
-
-    fn bound(&self, x: &[f64]) -> f64 {
-        let prediction = self.predict(x);
+    fn bound(&self, prediction: f64) -> f64 {
         self.bins.iter().find(|bin| prediction <= bin.up_to).map_or(f64::INFINITY, |bin| bin.bound)
     }
 
-    fn check(&self, dimensions: usize) -> Result<(), &'static str> {
+    fn check(&self) -> Result<(), &'static str> {
         let rising = self.bins.windows(2).all(|w| w[0].up_to <= w[1].up_to && w[0].bound <= w[1].bound);
-        let weights =
-            self.weights.len() == WORD_COLUMNS + dimensions && self.weights.iter().all(|w| *w >= 0.0);
         match () {
             () if !(self.share > 0.0 && self.share < 1.0) => Err("a share is not between 0 and 1"),
-            () if !weights => Err("weights are negative or of another number than the embedding has"),
             () if self.bins.is_empty() || !rising => Err("bounds do not rise with the prediction"),
             () => Ok(()),
         }
     }
-}
-
-/// What a predictor sees of a pair: the distance, the counts of changed words, and each component's squared
-/// difference, which says in which direction the prompt moved.
-///
-/// Where the words are the same only the distance counts, by a weight of its own: what moved then is the
-/// wording, not the picture.
-fn features(wanted: &[f32], source: &[f32], difference: &Difference) -> Vec<f64> {
-    let pairs = || wanted.iter().zip(source).map(|(a, b)| (f64::from(*a), f64::from(*b)));
-    let distance = (1.0 - pairs().map(|(a, b)| a * b).sum::<f64>()).max(0.0);
-    let same = difference.is_none();
-    let words = [difference.removed, difference.added, difference.reordered];
-    let [removed, added, reordered] = words.map(|count| f64::from(count.min(MOST_WORDS)));
-    let mut x = Vec::with_capacity(WORD_COLUMNS + wanted.len());
-    x.extend(if same { [distance, 0.0] } else { [0.0, distance] });
-    x.extend([removed, added, reordered]);
-    x.extend(pairs().map(|(a, b)| if same { 0.0 } else { (a - b).powi(2) }));
-    x
-}
-
-/// Tables are for people, too, and lie in repositories: more digits say nothing.
-fn rounded(value: f64) -> f64 {
-    (value * 1e4).round() / 1e4
 }
 
 /// A fixed random number per number (SplitMix64's last step).
@@ -328,13 +319,5 @@ mod tests {
         let few = bound_of_mean(&[(0.0, 0.0); 40], 1.0);
         let many = bound_of_mean(&[(0.0, 0.0); 4000], 1.0);
         assert!(few > 0.03 && many < 0.001, "{few} {many}");
-    }
-
-    #[test]
-    fn the_same_words_hide_the_direction() {
-        let same = features(&[1.0, 0.0], &[0.8, 0.6], &Difference::default());
-        assert_eq!(same[5..], [0.0, 0.0]);
-        let changed = features(&[1.0, 0.0], &[0.8, 0.6], &Difference { added: 20, ..Default::default() });
-        assert_eq!((changed[0], changed[3]), (0.0, 8.0));
     }
 }

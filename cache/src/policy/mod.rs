@@ -7,7 +7,7 @@ mod config;
 mod exact;
 mod measured_for;
 mod nirvana;
-mod nonnegative;
+mod predictor;
 mod semantic;
 
 use serde::{Deserialize, Serialize};
