@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use pentimento_pipelines::Precision;
 use serde::{Deserialize, Serialize};
 
 /// `NAME=VALUE,NAME=VALUE` on the command line and in the environment, a table in the file.
@@ -105,6 +106,10 @@ settings! {
     model: Vec<String> = vec!["storybook".to_owned()];
     /// Threads that paint; 0 takes one per core.
     threads: usize = 0;
+    /// What convolutions and linear layers multiply: f32, or numbers rounded to bf16. That pays on processors with AMX
+    /// (Intel Xeon since Sapphire Rapids); on others it works, and gains nothing.
+    #[arg(value_name = "f32|bf16")]
+    precision: Precision = Precision::F32;
     /// Base of the urls of `response_format: "url"`, as clients reach this server. Without it they name
     /// the address listened on.
     #[arg(value_name = "URL")]
@@ -147,6 +152,54 @@ settings! {
     url_lifetime_seconds: u64 = 3600;
     /// Memory for pictures behind urls; the oldest go first.
     url_store_bytes: usize = 256 * 1024 * 1024;
+    /// Directory of the cache, which one process at a time can use. Without it `serve` uses the platform's
+    /// cache directory, `generate` no cache.
+    #[arg(value_name = "DIR")]
+    cache_dir: PathBuf = PathBuf::new();
+    /// Where the cache's states lie, if not in its directory: `s3://BUCKET/PREFIX`, `gs://…`, `az://…`,
+    /// `file:///…`. Nobody else may use the prefix.
+    #[arg(value_name = "URL")]
+    cache_states: String = String::new();
+    /// Memory for states of the cache.
+    cache_memory_bytes: usize = 256 * 1024 * 1024;
+    /// The most bytes of states that the cache holds.
+    cache_max_bytes: u64 = 10 * 1024 * 1024 * 1024;
+    /// The most pictures that the cache holds states of.
+    cache_max_entries: usize = 100_000;
+    /// How long the cache holds a picture; 0 is for ever.
+    cache_lifetime_seconds: u64 = 0;
+    /// The most pictures that wait to be written to the cache; further ones are not kept.
+    cache_queue_length: usize = 64;
+    /// Time that a picture waits for a look-up, and for a state; then it is painted from scratch.
+    cache_timeout_ms: u64 = 1000;
+    /// The shares of a plan after which states are kept.
+    #[arg(value_name = "SHARE,…", value_delimiter = ',')]
+    cache_shares: Vec<f32> = vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
+    /// What the cache is used for: `calibrated`, `nirvana`, `semantic`, `exact`, `off`, or such a policy with its
+    /// settings, as in {"policy": "calibrated", "max_quality_loss": 0.02}. `auto` is `calibrated` where a model
+    /// has a calibration table, otherwise `exact`.
+    #[arg(value_name = "POLICY|JSON")]
+    reuse_policy: String = "auto".to_owned();
+    /// What goes first when the cache is full: `lcbfu`, `lru`, `lfu` or `fifo`.
+    #[arg(value_name = "POLICY")]
+    eviction_policy: String = "lcbfu".to_owned();
+    /// Calibration tables, as `pentimento calibrate` writes them, beside those that come with a model.
+    #[arg(value_name = "FILE,…", value_delimiter = ',')]
+    calibration: Vec<PathBuf> = Vec::new();
+    /// Whether the cache may hold prompts as text. Without them a picture that starts from a stored state
+    /// cannot be steered away from that state's prompt.
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    store_prompt_text: bool = true;
+    /// Namespaces in which all tenants share the cache.
+    #[arg(value_name = "NAME,…", value_delimiter = ',')]
+    shared_namespaces: Vec<String> = Vec::new();
+    /// Address and port of the admin API; port 0 takes a free one.
+    #[arg(value_name = "ADDR:PORT")]
+    admin_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081));
+    /// File with the admin API's token; PENTIMENTO_ADMIN_TOKEN, the token itself, goes before it. Beyond
+    /// loopback there must be one.
+    #[arg(value_name = "FILE")]
+    admin_token_file: PathBuf = PathBuf::new();
     /// What is logged, as tracing's filter directives.
     #[arg(value_name = "FILTER")]
     log: String = "info".to_owned();
@@ -209,11 +262,21 @@ impl Config {
             ("drain_seconds", self.drain_seconds, 0, YEAR),
             ("url_lifetime_seconds", self.url_lifetime_seconds, 1, YEAR),
             ("url_store_bytes", self.url_store_bytes as u64, 1 << 20, BYTES),
+            ("cache_memory_bytes", self.cache_memory_bytes as u64, 0, BYTES),
+            ("cache_max_bytes", self.cache_max_bytes, 0, 1 << 50),
+            ("cache_max_entries", self.cache_max_entries as u64, 0, 100_000_000),
+            ("cache_lifetime_seconds", self.cache_lifetime_seconds, 0, 100 * YEAR),
+            ("cache_queue_length", self.cache_queue_length as u64, 1, COUNT),
+            ("cache_timeout_ms", self.cache_timeout_ms, 1, 60_000),
         ];
         for (key, value, least, most) in bounds {
             if !(least..=most).contains(&value) {
                 return wrong(key, &format!("must be between {least} and {most}"));
             }
+        }
+        let shares = &self.cache_shares;
+        if shares.len() > 32 || !shares.iter().all(|share| *share > 0.0 && *share < 1.0) {
+            return wrong("cache_shares", "must be at most 32 numbers between 0 and 1");
         }
         let url = &self.public_url;
         if !url.is_empty() && !url.starts_with("http://") && !url.starts_with("https://") {
@@ -256,6 +319,9 @@ mod tests {
     fn an_unknown_key_is_named_with_its_line() {
         let error = Config::load(Some(&file("max_n = 4\nmax_m = 5")), &Flags::default()).unwrap_err();
         assert!(error.to_string().contains("max_m") && error.to_string().contains("line 2"), "{error}");
+        let error =
+            Config::load(Some(&file("precision = \"f16\"")), &Flags::default()).unwrap_err().to_string();
+        assert!(error.contains("`f16`") && error.contains("`bf16`") && error.contains("line 1"), "{error}");
     }
 
     #[test]
@@ -269,6 +335,8 @@ mod tests {
             ("url_store_bytes = 0", "url_store_bytes"),
             ("public_url = \"ftp://x\"", "public_url"),
             ("model = []", "model"),
+            ("cache_shares = [0.5, 1.0]", "cache_shares"),
+            ("cache_timeout_ms = 0", "cache_timeout_ms"),
         ] {
             let error = Config::load(Some(&file(text)), &Flags::default()).unwrap_err().to_string();
             assert!(error.starts_with(key), "{text}: {error}");

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use pentimento_cache::{Decision, Stats};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+use crate::queue::{Hit, Reused};
 
 const REQUESTS: &str = "pentimento_http_requests_total";
 const REQUEST_SECONDS: &str = "pentimento_http_request_duration_seconds";
@@ -19,6 +21,19 @@ const FAILED: &str = "pentimento_failed_total";
 const CANCELLED: &str = "pentimento_cancelled_total";
 const STEPS: &str = "pentimento_steps_total";
 const STEP_SECONDS: &str = "pentimento_step_duration_seconds";
+const LOOK_UPS: &str = "pentimento_cache_lookups_total";
+const LOOK_UP_SECONDS: &str = "pentimento_cache_lookup_duration_seconds";
+const LOADS: &str = "pentimento_cache_loads_total";
+const LOAD_SECONDS: &str = "pentimento_cache_load_duration_seconds";
+const HITS: &str = "pentimento_cache_hits_total";
+const STEPS_SKIPPED: &str = "pentimento_steps_skipped_total";
+const CACHE_ENTRIES: &str = "pentimento_cache_entries";
+const CACHE_BYTES: &str = "pentimento_cache_bytes";
+const CACHE_MEMORY_BYTES: &str = "pentimento_cache_memory_bytes";
+const CACHE_QUEUED: &str = "pentimento_cache_queued";
+const CACHE_INSERT_DROPS: &str = "pentimento_cache_insert_drops_total";
+const CACHE_EVICTIONS: &str = "pentimento_cache_evictions_total";
+const CACHE_FAILURES: &str = "pentimento_cache_failures_total";
 
 /// Starts writing logs to stderr.
 ///
@@ -40,9 +55,12 @@ pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), Box<dyn std::err
 pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     let requests = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
     let steps = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+    let cache = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
     let handle = PrometheusBuilder::new()
         .set_buckets(&requests)?
         .set_buckets_for_metric(Matcher::Full(STEP_SECONDS.to_owned()), &steps)?
+        .set_buckets_for_metric(Matcher::Full(LOOK_UP_SECONDS.to_owned()), &cache)?
+        .set_buckets_for_metric(Matcher::Full(LOAD_SECONDS.to_owned()), &cache)?
         .install_recorder()?;
     describe_counter!(REQUESTS, "HTTP requests answered, by route, method and status");
     describe_histogram!(REQUEST_SECONDS, "Time from a request's head to the end of its answer's head");
@@ -54,6 +72,22 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_counter!(CANCELLED, "Pictures that nobody waited for any more, waiting or half painted");
     describe_counter!(STEPS, "Steps taken");
     describe_histogram!(STEP_SECONDS, "Time of a step");
+    describe_counter!(
+        LOOK_UPS,
+        "Look-ups in the cache, by what was decided; `failed` where it could not be asked"
+    );
+    describe_histogram!(LOOK_UP_SECONDS, "Time of a request's look-ups, embedding included");
+    describe_counter!(LOADS, "Stored states asked for, by whether they came");
+    describe_histogram!(LOAD_SECONDS, "Time a picture waited for its stored state");
+    describe_counter!(HITS, "Pictures made from a stored state, by outcome and share of the plan skipped");
+    describe_counter!(STEPS_SKIPPED, "Steps that stored states spared");
+    describe_gauge!(CACHE_ENTRIES, "Pictures that the cache holds states of");
+    describe_gauge!(CACHE_BYTES, "Bytes of states in the cache's store");
+    describe_gauge!(CACHE_MEMORY_BYTES, "Bytes of states in memory");
+    describe_gauge!(CACHE_QUEUED, "Pictures that wait to be written to the cache");
+    describe_counter!(CACHE_INSERT_DROPS, "Pictures not kept because too many waited to be written");
+    describe_counter!(CACHE_EVICTIONS, "States evicted, and entries that were too old");
+    describe_counter!(CACHE_FAILURES, "Failures of the cache's index and store, damaged states among them");
     queue_length(0);
     counter!(CANCELLED).absolute(0);
     counter!(FAILED).absolute(0);
@@ -93,4 +127,51 @@ pub fn picture(model: &str, waited: Duration, time: Duration) {
     counter!(PICTURES, "model" => model.to_owned()).increment(1);
     histogram!(QUEUE_SECONDS).record(waited.as_secs_f64());
     histogram!(PICTURE_SECONDS, "model" => model.to_owned()).record(time.as_secs_f64());
+}
+
+/// A picture was looked up in the cache.
+pub fn looked_up(decision: &Decision) {
+    let decision = match decision {
+        Decision::Miss { .. } => "miss",
+        Decision::State { .. } => Hit::State.name(),
+        Decision::Semantic { .. } => Hit::Semantic.name(),
+        Decision::Exact { .. } => Hit::Exact.name(),
+    };
+    counter!(LOOK_UPS, "decision" => decision).increment(1);
+}
+
+/// The cache could not be asked.
+pub fn look_up_failed() {
+    counter!(LOOK_UPS, "decision" => "failed").increment(1);
+}
+
+/// A request's look-ups are done.
+pub fn look_up_time(time: Duration) {
+    histogram!(LOOK_UP_SECONDS).record(time.as_secs_f64());
+}
+
+/// A picture waited for its state, which came or did not.
+pub fn state_loaded(time: Duration, came: bool) {
+    counter!(LOADS, "result" => if came { "ok" } else { "failed" }).increment(1);
+    histogram!(LOAD_SECONDS).record(time.as_secs_f64());
+}
+
+/// A picture is finished that skipped so many of its plan's steps.
+pub fn reused(reused: Option<&Reused>, skipped: usize, steps: usize) {
+    let Some(Reused { hit, .. }) = reused else { return };
+    // In twentieths: NIRVANA's K of 50 are even ones.
+    let share = (20 * skipped).checked_div(steps).unwrap_or(0) as f64 / 20.0;
+    counter!(HITS, "outcome" => hit.name(), "share" => format!("{share:.2}")).increment(1);
+    counter!(STEPS_SKIPPED).increment(skipped as u64);
+}
+
+/// How the cache is doing.
+pub fn cache(stats: &Stats) {
+    gauge!(CACHE_ENTRIES).set(stats.entries as f64);
+    gauge!(CACHE_BYTES).set(stats.bytes as f64);
+    gauge!(CACHE_MEMORY_BYTES).set(stats.memory_bytes as f64);
+    gauge!(CACHE_QUEUED).set(stats.queued as f64);
+    counter!(CACHE_INSERT_DROPS).absolute(stats.insert_drops);
+    counter!(CACHE_EVICTIONS).absolute(stats.evictions);
+    counter!(CACHE_FAILURES).absolute(stats.failures);
 }

@@ -88,9 +88,8 @@ fn a_wrong_value_names_its_field() {
     let nested = |ours: Value| server.post(&json!({"prompt": "a", "pentimento": ours}));
     is_error(&nested(json!({"cache": "never"})), 400, json!("pentimento.cache"), "invalid_value");
     is_error(&nested(json!({"cache": "only"})), 404, json!("pentimento.cache"), "cache_miss");
-    for (field, value) in
-        [("namespace", json!("a")), ("max_latency_ms", json!(5)), ("min_quality", json!(0.5))]
-    {
+    is_error(&nested(json!({"namespace": "a b"})), 400, json!("pentimento.namespace"), "invalid_value");
+    for (field, value) in [("max_latency_ms", json!(5)), ("min_quality", json!(0.5))] {
         let param = json!(format!("pentimento.{field}"));
         is_error(&nested(json!({ field: value })), 400, param, "unsupported_parameter");
     }

@@ -59,6 +59,8 @@ fn a_picture_says_how_it_was_painted_and_can_be_painted_again() {
     );
     painted(folder.path(), &[&arguments[..], &["-o", "b.png", "--threads", "1"]].concat());
     assert_eq!(folder.read("a.png"), folder.read("b.png"), "the same seed must give the same bytes");
+    painted(folder.path(), &[&arguments[..], &["-o", "c.png", "--precision", "bf16"]].concat());
+    assert_ne!(folder.read("a.png"), folder.read("c.png"), "rounded weights paint another picture");
 }
 
 #[test]
@@ -142,6 +144,7 @@ fn misuse_exits_with_2_and_says_which_argument() {
         (&["a", "-o", "no/such/folder/a.png"], "--output"),
         (&["a", "--model", "no-such-model"], "--model"),
         (&["a", "--noise", "white"], "--noise"),
+        (&["a", "--precision", "f16"], "--precision"),
         (&["a", "--latents-in", "not.safetensors"], "--latents-in"),
         (&["a", "--latents-in", "missing.safetensors"], "--latents-in"),
         (&["a", "-n", "2", "--latents-out", "x"], "--latents-out"),

@@ -53,6 +53,22 @@ def plain():
     picture(answer.data[0].b64_json, "JPEG")
 
 
+def cached():
+    # 25 steps: half the model's own, enough for the cache to keep it.
+    body = {"num_inference_steps": 25, "seed": 11, "pentimento": {"namespace": "client"}}
+    first = client.images.generate(prompt="a lighthouse", extra_body=body)
+    assert first.pentimento["outcome"] == "miss"
+    for _ in range(100):  # it is written behind the answer
+        raw = client.images.with_raw_response.generate(prompt="a lighthouse", extra_body=body)
+        answer = raw.parse()
+        if answer.pentimento["outcome"] == "exact":
+            break
+        time.sleep(0.05)
+    assert raw.headers["pentimento-outcome"] == "exact" and raw.headers["pentimento-skipped-steps"] == "25"
+    assert answer.data[0].b64_json == first.data[0].b64_json
+    assert answer.data[0].pentimento["source"] == answer.pentimento["source"]
+
+
 def streaming():
     stream = client.images.generate(
         model="gpt-image-1", prompt="a boat", stream=True, partial_images=2, size="auto", extra_body=quick
@@ -188,7 +204,7 @@ def late():
         raise AssertionError("half a body must not be enough")
 
 
-checks = {"--usual": [plain, streaming, models, errors], "--slow": [slow], "--late": [late], "--stopping": [stopping]}
+checks = {"--usual": [plain, cached, streaming, models, errors], "--slow": [slow], "--late": [late], "--stopping": [stopping]}
 for check in checks[sys.argv[2]]:
     check()
     print(check.__name__, "ok")

@@ -1,5 +1,6 @@
-//! How long a look-up takes, by graph and by exact scan in the same run, and how often the graph finds the
-//! nearest entry: `cargo bench -p pentimento-cache --bench lookup -- 1000 10000 100000`.
+//! How long a look-up takes, by graph and by exact scan in the same run, how often the graph finds the
+//! nearest entry, how long look-ups and changes take while a graph is built, and how long it takes to have it
+//! again from its file: `cargo bench -p pentimento-cache --bench lookup -- 1000 10000 100000`.
 //!
 //! The vectors are clustered, as prompts are: a few words apart from their neighbours. Each is a centre, drawn
 //! from a space of few dimensions and carried into many by a random map, plus noise.
@@ -29,8 +30,9 @@ fn main() {
         let mut source = Source::new(size);
         let entries: Vec<Vec<f32>> = (0..size).map(|_| source.vector(0.25)).collect();
         let queries: Vec<Vec<f32>> = (0..QUERIES).map(|_| source.vector(0.25)).collect();
-        let (graph, graph_found, built) = measure(&entries, &queries, 1);
+        let (graph, graph_found, building) = measure(&entries, &queries, 1);
         let (scan, scan_found, _) = measure(&entries, &queries, usize::MAX);
+        let Building { built, again, mut searches, mut changes } = building;
         let right = graph_found.iter().zip(&scan_found).filter(|(a, b)| a == b).count();
         println!(
             "{size:>7}   {:>9.1} s   {:>6.0} us   {:>6.0} us   {:>6.0} us   {:>12.1}   {:.3}",
@@ -41,15 +43,41 @@ fn main() {
             micros(&scan, 0.5) / micros(&graph, 0.5),
             right as f64 / QUERIES as f64
         );
+        searches.sort();
+        changes.sort();
+        println!(
+            "          meanwhile, of {} probes: search p50 {:.0} us, longest {:.0} us; change p50 {:.0} us, longest {:.0} us",
+            searches.len(),
+            micros(&searches, 0.5),
+            micros(&searches, 1.0),
+            micros(&changes, 0.5),
+            micros(&changes, 1.0),
+        );
+        println!(
+            "          opened again: the graph is back from its file after {:.1} s, built / read {:.0}",
+            again.as_secs_f64(),
+            built.as_secs_f64() / again.as_secs_f64()
+        );
     }
 }
 
-/// Times of all queries in order of length, what they found, and how long the graph took to build.
+/// How long a graph took to build, and what took how long meanwhile: look-ups, by scan, and changes, of an
+/// entry that stays the same.
+#[derive(Default)]
+struct Building {
+    built: Duration,
+    /// From opening the index again until its saved graph serves.
+    again: Duration,
+    searches: Vec<Duration>,
+    changes: Vec<Duration>,
+}
+
+/// Times of all queries in order of length, what they found, and how the graph was built.
 fn measure(
     entries: &[Vec<f32>],
     queries: &[Vec<f32>],
     graph_from: usize,
-) -> (Vec<Duration>, Vec<Option<EntryId>>, Duration) {
+) -> (Vec<Duration>, Vec<Option<EntryId>>, Building) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("index.redb");
@@ -65,12 +93,20 @@ fn measure(
         runtime.block_on(index.flush()).unwrap();
     }
     let index = EmbeddedIndex::open(&path, &IndexOptions { graph_from, ..IndexOptions::default() }).unwrap();
+    let sought = Sought { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0 };
+    let mut building = Building::default();
     let begun = Instant::now();
     while graph_from <= entries.len() && !index.has_graph(&scope, &compatibility) {
-        std::thread::sleep(Duration::from_millis(10));
+        let begun = Instant::now();
+        runtime.block_on(index.search(&sought, &queries[0], 1)).unwrap();
+        building.searches.push(begun.elapsed());
+        let same = entry(0, &scope, &compatibility, entries[0].clone());
+        let begun = Instant::now();
+        runtime.block_on(index.upsert(same)).unwrap();
+        building.changes.push(begun.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
     }
-    let built = begun.elapsed();
-    let sought = Sought { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0 };
+    building.built = begun.elapsed();
     let look_up = |query: &Vec<f32>| {
         let begun = Instant::now();
         let near = runtime.block_on(index.search(&sought, query, 1)).unwrap();
@@ -79,7 +115,18 @@ fn measure(
     queries.iter().take(50).for_each(|query| drop(look_up(query)));
     let (mut times, found): (Vec<_>, Vec<_>) = queries.iter().map(look_up).unzip();
     times.sort();
-    (times, found, built)
+    drop(index);
+    if graph_from <= entries.len() {
+        let begun = Instant::now();
+        let options = IndexOptions { graph_from, ..IndexOptions::default() };
+        let index = EmbeddedIndex::open(&path, &options).unwrap();
+        while !index.has_graph(&scope, &compatibility) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        building.again = begun.elapsed();
+        assert_eq!(index.stats().graphs_loaded, 1, "read, not built");
+    }
+    (times, found, building)
 }
 
 fn micros(times: &[Duration], share: f64) -> f64 {

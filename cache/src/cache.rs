@@ -1,14 +1,16 @@
 //! The cache as the service uses it.
 
 use std::ops::RangeInclusive;
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use object_store::ObjectStore;
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::closing::{Closing, leave, wait_for_leaving};
 use crate::config::{CacheConfig, CacheError, create_private, local_objects, remote_objects};
 use crate::entry::{Compatibility, Entry, EntryId, Kept, Scope};
 use crate::eviction::EvictionPolicy;
@@ -23,10 +25,9 @@ use crate::writer::{Reply, Work, Writer};
 
 /// Orders, other than pictures to insert, that may wait for the writer.
 const ORDERS: usize = 1024;
-/// How long a cache that is closed goes on writing what is queued.
-const GRACE: Duration = Duration::from_secs(5);
 /// States fetched ahead of their use at one time.
 const PREFETCHES: usize = 32;
+
 /// What a look-up found.
 #[derive(Debug, Clone)]
 pub struct LookUp {
@@ -37,7 +38,9 @@ pub struct LookUp {
 }
 
 /// The cache of denoising states. Clones are the same cache. When the last one goes, it writes what is
-/// queued, for five seconds at most, and releases its directory.
+/// queued, for [`CacheConfig::grace`] at most, and releases its directory. Within a tokio runtime that happens
+/// in the background, and whoever opens the directory again in this process waits for it; a process that is
+/// about to end calls [`Cache::close`] first.
 #[derive(Clone)]
 pub struct Cache(Arc<Open>);
 
@@ -48,45 +51,71 @@ struct Open {
     places: Arc<Semaphore>,
     queue_length: usize,
     prefetches: Arc<Semaphore>,
+    grace: Duration,
+    dir: PathBuf,
     writer: Option<JoinHandle<()>>,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.shared.deadline.get_or_init(|| Instant::now() + GRACE);
+        self.shared.closing.begin(self.grace);
         self.queue = None;
-        if let Some(writer) = self.writer.take() {
+        let Some(writer) = self.writer.take() else { return };
+        if tokio::runtime::Handle::try_current().is_err() {
             let _ = writer.join();
+            return;
         }
+        let shared = Arc::clone(&self.shared);
+        leave(std::mem::take(&mut self.dir), move || {
+            let _ = writer.join();
+            drop(shared);
+        });
     }
 }
 
 impl Cache {
-    /// Opens the cache, or creates it. Reads the whole index: about a second for 100,000 entries.
+    /// Opens the cache, or creates it. Reads the whole index, about a second for 100,000 entries, and waits for
+    /// an object store to say whose its prefix is: call it from a thread that may block.
     ///
     /// # Errors
     /// The directory is in use by another process or cannot be used, the index is damaged or of another
-    /// version, the URL is not understood.
+    /// version, the URL is not understood, the states under it are another cache's.
     pub fn open(config: CacheConfig) -> Result<Self, CacheError> {
         create_private(&config.dir)?;
+        wait_for_leaving(&real(&config.dir));
         let index = EmbeddedIndex::open(&config.dir.join("index.redb"), &config.index)?;
         let (objects, prefix) = match &config.states {
             Some(url) => remote_objects(url)?,
-            None => (local_objects(&config.dir.join("states"))?, object_store::path::Path::default()),
+            // Its index is locked, and beside it: nobody else can be here.
+            None => {
+                let objects = local_objects(&config.dir.join("states"))?;
+                return Self::start(config, Arc::new(index), objects, Default::default(), true);
+            }
         };
         Self::with(config, Arc::new(index), objects, prefix)
     }
 
     /// A cache over an index and an object store of the caller's; `dir` and `states` are not looked at.
-    /// Nobody else may use `prefix` in the store.
+    /// `prefix` is marked as the index's. A store that does not answer is no error: nothing is written or
+    /// swept until it is known whose the prefix is.
     ///
     /// # Errors
-    /// The writer cannot be started.
+    /// The writer cannot be started, or the states under `prefix` are another index's, or nobody's.
     pub fn with(
         config: CacheConfig,
         index: Arc<dyn PromptIndex>,
         objects: Arc<dyn ObjectStore>,
         prefix: object_store::path::Path,
+    ) -> Result<Self, CacheError> {
+        Self::start(config, index, objects, prefix, false)
+    }
+
+    fn start(
+        config: CacheConfig,
+        index: Arc<dyn PromptIndex>,
+        objects: Arc<dyn ObjectStore>,
+        prefix: object_store::path::Path,
+        owned: bool,
     ) -> Result<Self, CacheError> {
         let shared = Arc::new(Shared {
             index,
@@ -96,18 +125,28 @@ impl Cache {
             lifetime: config.lifetime,
             store_prompt_text: config.store_prompt_text,
             counters: Counters::default(),
-            deadline: OnceLock::new(),
+            closing: Closing::new(),
         });
         let (queue, work) = mpsc::channel(config.queue + ORDERS);
-        let writer = start_writer(Writer::new(Arc::clone(&shared)), work).map_err(|why| {
-            CacheError::Open { place: config.dir.display().to_string(), why: why.to_string() }
+        let (opened, may_open) = std::sync::mpsc::channel();
+        let writer = Writer::new(Arc::clone(&shared), owned);
+        let writer = start_writer(writer, work, opened).map_err(|why| CacheError::Open {
+            place: config.dir.display().to_string(),
+            why: why.to_string(),
         })?;
+        if let Ok(Err(refused)) = may_open.recv() {
+            drop(queue);
+            let _ = writer.join();
+            return Err(refused);
+        }
         Ok(Self(Arc::new(Open {
             shared,
             queue: Some(queue),
             places: Arc::new(Semaphore::new(config.queue)),
             queue_length: config.queue,
             prefetches: Arc::new(Semaphore::new(PREFETCHES)),
+            grace: config.grace,
+            dir: real(&config.dir),
             writer: Some(writer),
         })))
     }
@@ -224,7 +263,7 @@ impl Cache {
             }
         };
         let permit = Arc::clone(&self.0.places).try_acquire_owned().ok();
-        let closed = self.shared().deadline.get().is_some();
+        let closed = self.shared().closing.has_begun();
         let queued = permit.is_some() && !closed && self.order(Work::Insert(Box::new(picture), permit, None));
         if !queued {
             self.shared().counters.insert_drops.add(1);
@@ -270,6 +309,11 @@ impl Cache {
         self.counted(self.shared().index.get(id).await)
     }
 
+    /// The name of the policy that evicts.
+    pub fn eviction(&self) -> &'static str {
+        self.shared().eviction.read().name()
+    }
+
     /// Evicts by another policy from now on.
     pub fn set_eviction(&self, policy: Arc<dyn EvictionPolicy>) {
         *self.shared().eviction.write() = policy;
@@ -286,6 +330,7 @@ impl Cache {
             insert_drops: counters.insert_drops.get(),
             evictions: counters.evictions.get(),
             failures: counters.failures.get(),
+            index: self.shared().index.stats(),
         }
     }
 
@@ -297,14 +342,22 @@ impl Cache {
         self.ask(Work::Flush).await
     }
 
-    /// Takes no more pictures, writes what is queued, for five seconds at most, and makes it durable. The
-    /// directory is released when the last clone goes.
+    /// Takes no more pictures, writes what is queued, for [`CacheConfig::grace`] at most, and makes it durable.
+    /// Afterwards nothing is changed any more. The directory is released when the last clone goes. Must be
+    /// called within a tokio runtime with timers.
     ///
     /// # Errors
-    /// Index or store fails.
+    /// Index or store fails; [`CacheError::Full`] where not all was written in time.
     pub async fn close(&self) -> Result<(), CacheError> {
-        self.shared().deadline.get_or_init(|| Instant::now() + GRACE);
-        self.flush().await
+        let closing = &self.shared().closing;
+        closing.begin(self.0.grace);
+        tokio::select! {
+            done = self.flush() => match done {
+                Err(CacheError::Closed) => Err(CacheError::Full),
+                done => done,
+            },
+            () = closing.deadline() => Err(CacheError::Full),
+        }
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -332,10 +385,19 @@ impl Cache {
     }
 }
 
-fn start_writer(writer: Writer, work: mpsc::Receiver<Work>) -> std::io::Result<JoinHandle<()>> {
+/// One spelling for a directory, where it exists.
+fn real(dir: &std::path::Path) -> PathBuf {
+    std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned())
+}
+
+fn start_writer(
+    writer: Writer,
+    work: mpsc::Receiver<Work>,
+    opened: std::sync::mpsc::Sender<Result<(), CacheError>>,
+) -> std::io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("cache-writer".into()).spawn(move || {
-        runtime.block_on(writer.run(work));
+        runtime.block_on(writer.run(work, opened));
         // A hanging file system must not keep the process from ending.
         runtime.shutdown_background();
     })

@@ -45,7 +45,8 @@ pub struct CacheConfig {
     /// Directory of the index, and of the states unless `states` says otherwise. Created if missing.
     pub dir: PathBuf,
     /// URL of an object store for the states: `s3://bucket/prefix`, `gs://…`, `az://…` where the crate is
-    /// built with them. Credentials come from the environment, as the store's own tools read them.
+    /// built with them. Credentials come from the environment, as the store's own tools read them. A prefix
+    /// belongs to one cache, which marks it.
     pub states: Option<String>,
     /// Bytes of states kept in memory.
     pub memory_bytes: usize,
@@ -59,6 +60,8 @@ pub struct CacheConfig {
     pub queue: usize,
     /// How long one operation of the store may take.
     pub time_limit: Duration,
+    /// How long a cache that is closed goes on writing what is queued.
+    pub grace: Duration,
     /// What goes first when the cache is full.
     pub eviction: Arc<dyn EvictionPolicy>,
     /// Whether prompts may be kept as text, those of imported entries among them.
@@ -79,6 +82,7 @@ impl CacheConfig {
             lifetime: None,
             queue: 64,
             time_limit: Duration::from_secs(10),
+            grace: Duration::from_secs(5),
             eviction: Arc::new(Lcbfu),
             store_prompt_text: true,
             index: IndexOptions::default(),
@@ -95,8 +99,27 @@ pub(crate) fn create_private(dir: &Path) -> Result<(), CacheError> {
     builder.create(dir).map_err(|why| cannot_open(dir.display(), why))
 }
 
+/// Takes from others what they may do with something of ours. An operator's own directory keeps the mode that
+/// he gave it; what the cache makes in it is private even so.
+pub(crate) fn tighten(path: &Path, mode: u32) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let wider = |found: std::fs::Metadata| found.permissions().mode() & 0o077 != 0;
+        let private = || std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+        if std::fs::metadata(path).is_ok_and(wider)
+            && let Err(error) = private()
+        {
+            tracing::warn!(%error, path = %path.display(), "others may read prompts in it");
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (path, mode);
+}
+
 pub(crate) fn local_objects(dir: &Path) -> Result<Arc<dyn ObjectStore>, CacheError> {
     create_private(dir)?;
+    tighten(dir, 0o700);
     remove_unfinished(dir).map_err(|why| cannot_open(dir.display(), why))?;
     let objects = LocalFileSystem::new_with_prefix(dir).map_err(|why| cannot_open(dir.display(), why))?;
     Ok(Arc::new(objects.with_automatic_cleanup(true)))

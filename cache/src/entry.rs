@@ -123,4 +123,70 @@ impl Entry {
     pub fn kept(&self, timestep: f64) -> Option<&Kept> {
         self.states.iter().find(|kept| kept.timestep == timestep)
     }
+
+    /// What people are shown of it.
+    pub fn summary(&self) -> EntrySummary<'_> {
+        EntrySummary {
+            id: &self.id,
+            scope: &self.scope,
+            compatibility: &self.compatibility,
+            model: &self.model,
+            guidance_scale: self.guidance_scale,
+            prompt: self.prompt.as_deref(),
+            prompt_hash: &self.prompt_hash,
+            seed: self.seed,
+            states: &self.states,
+            bytes: self.states.iter().map(|kept| kept.bytes).sum(),
+            created: self.created,
+            last_used: self.last_used,
+        }
+    }
+}
+
+/// An entry without what only machines read: its embedding, and the hashes of its words and of its picture.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EntrySummary<'a> {
+    /// See [`Entry::id`].
+    pub id: &'a EntryId,
+    /// See [`Entry::scope`].
+    #[serde(flatten)]
+    pub scope: &'a Scope,
+    /// See [`Entry::compatibility`].
+    pub compatibility: &'a Compatibility,
+    /// See [`Entry::model`].
+    pub model: &'a str,
+    /// See [`Entry::guidance_scale`].
+    pub guidance_scale: f32,
+    /// See [`Entry::prompt`].
+    pub prompt: Option<&'a str>,
+    /// See [`Entry::prompt_hash`].
+    pub prompt_hash: &'a str,
+    /// See [`Entry::seed`].
+    pub seed: u64,
+    /// See [`Entry::states`].
+    pub states: &'a [Kept],
+    /// Bytes of all its states in the store.
+    pub bytes: u64,
+    /// See [`Entry::created`].
+    pub created: u64,
+    /// See [`Entry::last_used`].
+    pub last_used: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::index::conformance;
+
+    #[test]
+    fn a_summary_tells_people_all_but_numbers() {
+        let entry = conformance::entry(7, &conformance::scope("tenant", "here"), conformance::at_angle(0.0));
+        let json = serde_json::to_value(entry.summary()).unwrap();
+        for (field, value) in [("tenant", "tenant"), ("namespace", "here"), ("prompt", "prompt 7")] {
+            assert_eq!(json[field], value);
+        }
+        assert_eq!((json["bytes"].as_u64(), json["states"].as_array().map(Vec::len)), (Some(200), Some(2)));
+        for hidden in ["embedding", "content", "exact"] {
+            assert!(json.get(hidden).is_none(), "{hidden}");
+        }
+    }
 }

@@ -11,6 +11,7 @@
 
 mod archive;
 mod cache;
+mod closing;
 mod config;
 mod content;
 mod entry;
@@ -28,9 +29,9 @@ pub use archive::{ArchiveError, Moved};
 pub use cache::{Cache, LookUp};
 pub use config::{CacheConfig, CacheError};
 pub use content::{Content, Difference, same_content};
-pub use entry::{Compatibility, Entry, EntryId, FINISHED, Kept, Scope};
+pub use entry::{Compatibility, Entry, EntryId, EntrySummary, FINISHED, Kept, Scope};
 pub use eviction::{EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Usage, eviction_policy};
-pub use index::{Filter, IndexError, PromptIndex};
+pub use index::{Filter, IndexError, IndexStats, PromptIndex};
 pub use picture::NewPicture;
 pub use policy::{
     Calibrated, CalibratedConfig, Calibration, CalibrationError, CalibrationFor, Decision, Measured,

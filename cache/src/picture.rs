@@ -1,5 +1,7 @@
 //! Pictures on their way into the cache.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::CacheError;
 use crate::content::Content;
 use crate::entry::{Compatibility, Entry, EntryId, Kept, Scope};
@@ -16,8 +18,9 @@ pub(crate) struct Picture {
     pub states: Vec<State>,
 }
 
-/// A picture just painted from scratch with a full plan, to be kept.
-#[derive(Debug, Clone)]
+/// A picture just painted from scratch with a full plan, to be kept. Without its states it can travel with the
+/// order to paint it.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct NewPicture {
     /// Who may see it.
     pub scope: Scope,
@@ -40,6 +43,7 @@ pub struct NewPicture {
     /// The seed it was painted from.
     pub seed: u64,
     /// Its states, each with the share of the plan that lay before it (see [`Kept::share`]).
+    #[serde(skip)]
     pub states: Vec<(State, f32)>,
 }
 

@@ -1,10 +1,11 @@
 //! What the cache's users and its writer share, and the clock they go by.
 
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
 
+use crate::closing::Closing;
 use crate::entry::Entry;
 use crate::eviction::EvictionPolicy;
 use crate::index::PromptIndex;
@@ -21,15 +22,10 @@ pub(crate) struct Shared {
     pub lifetime: Option<Duration>,
     pub store_prompt_text: bool,
     pub counters: Counters,
-    /// Set when the cache is closed: what is not written by then is dropped.
-    pub deadline: OnceLock<Instant>,
+    pub closing: Closing,
 }
 
 impl Shared {
-    pub(crate) fn is_late(&self) -> bool {
-        self.deadline.get().is_some_and(|deadline| Instant::now() > *deadline)
-    }
-
     pub(crate) fn is_expired(&self, entry: &Entry) -> bool {
         self.lifetime.is_some_and(|lifetime| entry.created.saturating_add(lifetime.as_secs()) < now())
     }

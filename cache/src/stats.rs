@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use crate::index::IndexStats;
+
 /// How the cache is doing. Counts begin at 0 when it is opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
@@ -21,6 +23,8 @@ pub struct Stats {
     pub evictions: u64,
     /// Failures of index and store, damaged states among them.
     pub failures: u64,
+    /// The index's own counts.
+    pub index: IndexStats,
 }
 
 #[derive(Default)]

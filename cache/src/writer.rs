@@ -16,7 +16,7 @@ use crate::index::Filter;
 use crate::ledger::{Ledger, Victim};
 use crate::picture::Picture;
 use crate::shared::{Shared, now};
-use crate::store::StateError;
+use crate::store::{Claim, StateError};
 
 /// Changes become durable this long after they are made, at most.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
@@ -24,6 +24,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// Entries read from the index at once.
 const PAGE: usize = 256;
+/// States whose removal failed that are remembered.
+const MOST_DOOMED: usize = 100_000;
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, CacheError>>;
 
@@ -45,17 +47,54 @@ pub(crate) struct Writer {
     ledger: Ledger,
     /// States whose entries are gone from the index, but not durably yet.
     doomed: Vec<Victim>,
+    /// Whether the store's prefix is known to be this index's: nothing is written or swept before.
+    owned: bool,
+    /// Of the index, when stock was taken last.
+    upheavals: u64,
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, ledger: Ledger::default(), doomed: Vec::new() }
+    pub(crate) fn new(shared: Arc<Shared>, owned: bool) -> Self {
+        Self { shared, ledger: Ledger::default(), doomed: Vec::new(), owned, upheavals: 0 }
     }
 
-    /// Works until nobody is left to ask for anything.
-    pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+    /// Works until nobody is left to ask for anything, or the cache has been closed for long enough. Says
+    /// first whether the cache may open at all.
+    pub(crate) async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Work>,
+        opened: std::sync::mpsc::Sender<Result<(), CacheError>>,
+    ) {
+        match self.own().await {
+            Err(refused @ CacheError::Open { .. }) => {
+                let _ = opened.send(Err(refused));
+                return;
+            }
+            Err(error) => self.failed(&error),
+            Ok(()) => {}
+        }
+        let _ = opened.send(Ok(()));
+        let shared = Arc::clone(&self.shared);
         // Beside the work: a slow store must not keep what is inserted from becoming durable.
-        let flusher = tokio::spawn(keep_flushing(Arc::clone(&self.shared)));
+        let flusher = tokio::spawn(keep_flushing(Arc::clone(&shared)));
+        // Work that is given up leaves what a killed process leaves: states that no entry names, at most.
+        tokio::select! {
+            () = self.serve(&mut queue) => {}
+            () = shared.closing.deadline() => {}
+        }
+        flusher.abort();
+        queue.close();
+        while let Ok(work) = queue.try_recv() {
+            if matches!(work, Work::Insert(..)) {
+                shared.counters.insert_drops.add(1);
+            }
+        }
+        if let Err(error) = shared.index.flush().await {
+            tracing::warn!(%error, "the index could not be flushed at the end");
+        }
+    }
+
+    async fn serve(&mut self, queue: &mut mpsc::Receiver<Work>) {
         if let Err(error) = self.take_stock().await {
             self.failed(&error);
         }
@@ -74,29 +113,73 @@ impl Writer {
             }
         }
         self.flush_or_count().await;
-        flusher.abort();
+    }
+
+    /// Makes sure that the store's prefix is this index's.
+    async fn own(&mut self) -> Result<(), CacheError> {
+        if self.owned {
+            return Ok(());
+        }
+        let store = &self.shared.store;
+        let why = match store.claim(&self.shared.index.name()).await? {
+            Claim::Ours => {
+                self.owned = true;
+                return Ok(());
+            }
+            Claim::Anothers(name) => format!(
+                "holds the states of another cache, whose index is named {name}; give this one a prefix of \
+                 its own, and move what it should have with an export and an import"
+            ),
+            Claim::Nobodys => {
+                "holds states, but no object \"owner\" that says which cache's; give this one an \
+                               empty prefix, or remove the states"
+                    .to_owned()
+            }
+        };
+        Err(CacheError::Open { place: store.place(), why })
     }
 
     /// Reads what the index holds, and removes states that no entry names.
     async fn take_stock(&mut self) -> Result<(), CacheError> {
+        self.upheavals = self.index_upheavals();
+        self.ledger = Ledger::default();
+        // The sweep finds them, unless their entries have come back.
+        self.doomed.clear();
         let mut after = None;
         loop {
             let page = self.shared.index.scan(&Filter::default(), after.as_ref(), PAGE).await?;
             page.iter().for_each(|entry| self.ledger.put(entry));
             let Some(last) = page.last() else { break };
             after = Some(last.id.clone());
+            if !self.shared.store_prompt_text {
+                self.forget_prompts(page).await?;
+            }
+            tokio::task::yield_now().await; // so that a deadline can end it
         }
         self.publish();
-        self.shared.store.sweep(|id, timestep| self.ledger.holds(id, timestep)).await?;
+        if self.owned {
+            self.shared.store.sweep(|id, timestep| self.ledger.holds(id, timestep)).await?;
+        }
         self.evict().await;
+        Ok(())
+    }
+
+    /// Of entries that were stored while prompts might be.
+    async fn forget_prompts(&self, page: Vec<Entry>) -> Result<(), CacheError> {
+        for entry in page.into_iter().filter(|entry| entry.prompt.is_some()) {
+            self.shared.index.upsert(Entry { prompt: None, ..entry }).await?;
+        }
         Ok(())
     }
 
     async fn work(&mut self, work: Work) {
         match work {
             Work::Insert(picture, permit, reply) => {
-                let done =
-                    if self.shared.is_late() { Err(CacheError::Full) } else { self.insert(*picture).await };
+                let done = if self.shared.closing.is_late() {
+                    Err(CacheError::Full)
+                } else {
+                    self.insert(*picture).await
+                };
                 drop(permit);
                 self.evict().await;
                 self.answer(reply, done);
@@ -136,6 +219,7 @@ impl Writer {
         if !self.shared.store_prompt_text {
             entry.prompt = None;
         }
+        self.own().await?;
         let writes = states.iter().map(|state| self.shared.store.write(&entry, state));
         for (at, written) in join_all(writes).await.into_iter().enumerate() {
             match written {
@@ -209,6 +293,7 @@ impl Writer {
     async fn expire(&mut self) {
         let Some(lifetime) = self.shared.lifetime else { return };
         for id in self.ledger.older_than(now().saturating_sub(lifetime.as_secs())) {
+            tokio::task::yield_now().await; // as in `evict`
             match self.remove(&id).await {
                 Ok(_) => self.shared.counters.evictions.add(1),
                 Err(error) => return self.failed(&error),
@@ -231,17 +316,33 @@ impl Writer {
 
     async fn flush(&mut self) -> Result<(), CacheError> {
         self.shared.index.flush().await?;
-        while let Some(victim) = self.doomed.pop() {
+        if self.index_upheavals() != self.upheavals {
+            self.take_stock().await?;
+        }
+        let mut failed = None;
+        for victim in std::mem::take(&mut self.doomed) {
+            // A store that is gone fails them all: then one attempt is enough.
+            if matches!(failed, Some(StateError::Timeout)) {
+                self.doomed.push(victim);
+                continue;
+            }
             match self.shared.store.remove(&victim.entry, victim.timestep).await {
                 Ok(()) | Err(StateError::Missing) => {}
-                // Tried again with the next flush, and swept when the cache is next opened.
                 Err(error) => {
                     self.doomed.push(victim);
-                    return Err(error.into());
+                    failed = Some(error);
                 }
             }
         }
-        Ok(())
+        // Tried again with the next flush; what is too many is swept when the cache is next opened.
+        self.doomed.truncate(MOST_DOOMED);
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// How often entries went, or came back, without the writer's doing.
+    fn index_upheavals(&self) -> u64 {
+        let stats = self.shared.index.stats();
+        stats.damaged + stats.reopened
     }
 
     async fn flush_or_count(&mut self) {

@@ -192,7 +192,7 @@ async fn files_that_no_entry_names_are_swept_when_the_cache_opens() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
     cache.insert(picture("a red house", 0.0));
-    drop(cache);
+    std::thread::spawn(|| drop(cache)).join().unwrap(); // outside the runtime it is waited for
     let orphan = format!("ab/ab{}", "0".repeat(30));
     let orphan = dir.path().join("states").join(orphan);
     std::fs::create_dir_all(&orphan).unwrap();

@@ -3,7 +3,7 @@
     python -m venv VENV && VENV/bin/pip install -r pipelines/benches/requirements.txt
     VENV/bin/python pipelines/benches/compare.py                  # storybook, all peers, 1 and 2 threads
     VENV/bin/python pipelines/benches/compare.py --shape sd15     # Stable Diffusion 1.5's shape at 256x256
-    python3 pipelines/benches/compare.py --peers candle           # without any peer to install
+    python3 pipelines/benches/compare.py --peers bf16,candle      # without any peer to install
 
 Prints a table and writes it, and a plot, to docs/benchmarks/.
 """
@@ -25,7 +25,7 @@ GAINS = (
     "A network whose convolutions are candle's does without our helper threads, too. On two threads candle's pool and our helpers get in "
     "each other's way, so that the ratios there say more than the operator's own speed."
 )
-NAMES = {"torch": "PyTorch diffusers", "ov-f32": "OpenVINO f32", "ov-bf16": "OpenVINO bf16", "candle": "candle"}
+NAMES = {"ours": "ours", "bf16": "ours in bf16", "torch": "PyTorch diffusers", "ov-f32": "OpenVINO f32", "ov-bf16": "OpenVINO bf16", "candle": "candle"}
 
 
 def pinned(command, threads):
@@ -77,14 +77,18 @@ def model_folder(shape, work):
     return folder
 
 
+def commands(shape, folder, peers):
+    """{name: what runs it}, ours first."""
+    size, ours = SHAPES[shape], engine()
+    found = {"ours": [ours, folder, size], "bf16": [ours, "--bf16", folder, size], "candle": [ours, "--candle", folder, size]}
+    found |= {p: [sys.executable, HERE / "peers.py", p, folder, size] for p in ("torch", "ov-f32", "ov-bf16")}
+    return {name: found[name] for name in ("ours", *peers)}
+
+
 def measure(shape, folder, peers, threads, rounds, rows, steps):
     """{(part, peer): [milliseconds]}, call by call in turn."""
-    size, ours = SHAPES[shape], engine()
-    commands = {"ours": [ours, folder, size], "candle": [ours, "--candle", folder, size]}
-    commands |= {p: [sys.executable, HERE / "peers.py", p, folder, size] for p in ("torch", "ov-f32", "ov-bf16")}
-    names = ["ours", *peers]
-    runners = {name: Runner(commands[name], threads) for name in names}
-    times = {}
+    runners = {name: Runner(command, threads) for name, command in commands(shape, folder, peers).items()}
+    names, times = list(runners), {}
     parts = [f"unet {n}" for n in rows] + ["vae", "text", f"picture {steps}"]
     for part in parts:
         measured = min(3, rounds) if part.startswith("picture") else rounds
@@ -103,11 +107,20 @@ def measure(shape, folder, peers, threads, rounds, rows, steps):
                 if round_ >= 1 or long:
                     times.setdefault((part, name), []).append(taken)
         print(f"  {threads} threads, {part}: " + ", ".join(f"{n} {statistics.median(times[part, n]):.2f} ms" for n in runners), flush=True)
-    memory = {name: run("memory") for name, run in runners.items()}
-    print(f"  {threads} threads, largest resident size: " + ", ".join(f"{n} {m:.0f} MiB" for n, m in memory.items()), flush=True)
     for run in runners.values():
         run.close()
     return times
+
+
+def memory(shape, folder, peers):
+    """The largest resident size of a process that paints one picture, as a sentence."""
+    sizes = []
+    for name, command in commands(shape, folder, peers).items():
+        run = Runner(command, 1)
+        run("picture 1")
+        sizes.append(f"{NAMES[name]} {run('memory'):.0f} MiB")
+        run.close()
+    return "Largest resident size after one picture: " + ", ".join(sizes) + ".\n"
 
 
 def gains(folder, size, threads, steps):
@@ -131,14 +144,25 @@ def ratio(ours, theirs):
     return middle, low, high
 
 
+def compared(peers):
+    """What is divided by what."""
+    pairs = [("ours", peer) for peer in peers]
+    return pairs + ([("bf16", "ov-bf16")] if {"bf16", "ov-bf16"} <= {*peers} else [])
+
+
+def label(pair):
+    return f"{'bf16 ' if pair[0] == 'bf16' else ''}÷ {NAMES[pair[1]]}"
+
+
 def report(shape, results, peers):
     """A Markdown table: ours in milliseconds, and ours divided by each peer's."""
-    lines = [f"Shape {shape}, {SHAPES[shape]}. Time of ours, and ours divided by the peer's: median (quartiles) over interleaved calls.", ""]
-    lines += ["| threads | part | ours, ms | " + " | ".join(f"÷ {NAMES[p]}" for p in peers) + " |", "|---" * (3 + len(peers)) + "|"]
+    pairs = compared(peers)
+    lines = [f"Shape {shape}, {SHAPES[shape]}. Time of ours in f32, and ours divided by the peer's; *bf16 ÷* is ours in bf16: median (quartiles) over interleaved calls.", ""]
+    lines += ["| threads | part | ours, ms | " + " | ".join(map(label, pairs)) + " |", "|---" * (3 + len(pairs)) + "|"]
     for threads, times in results.items():
         for part in dict.fromkeys(part for part, _ in times):
             ours = times[part, "ours"]
-            cells = ["{:.2f} ({:.2f}–{:.2f})".format(*ratio(ours, times[part, p])) for p in peers]
+            cells = ["{:.2f} ({:.2f}–{:.2f})".format(*ratio(times[part, a], times[part, b])) for a, b in pairs]
             lines.append(f"| {threads} | {part} | {statistics.median(ours):.2f} | " + " | ".join(cells) + " |")
     if 1 in results and 2 in results:
         speedup = {n: statistics.median(results[1][f"unet {n}", "ours"]) / statistics.median(results[2][f"unet {n}", "ours"]) for n in (1, 8)}
@@ -158,11 +182,12 @@ def plot(shape, results, peers, path):
     fig, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.2), sharey=True, squeeze=False)
     for ax, (threads, times) in zip(axes[0], results.items()):
         parts = list(dict.fromkeys(part for part, _ in times))
-        for i, peer in enumerate(peers):
-            stats = [ratio(times[part, "ours"], times[part, peer]) for part in parts]
-            at = [k + (i - (len(peers) - 1) / 2) * 0.8 / len(peers) for k in range(len(parts))]
+        pairs = compared(peers)
+        for i, (a, b) in enumerate(pairs):
+            stats = [ratio(times[part, a], times[part, b]) for part in parts]
+            at = [k + (i - (len(pairs) - 1) / 2) * 0.8 / len(pairs) for k in range(len(parts))]
             spread = [[m - low for m, low, _ in stats], [high - m for m, _, high in stats]]
-            ax.bar(at, [m for m, _, _ in stats], 0.8 / len(peers), yerr=spread, label=NAMES[peer])
+            ax.bar(at, [m for m, _, _ in stats], 0.8 / len(pairs), yerr=spread, label=label((a, b)))
         ax.axhline(1, color="black", linewidth=1)
         ax.set_xticks(range(len(parts)), parts, rotation=30, ha="right")
         ax.set_title(f"{shape}, {threads} thread{'s' if threads > 1 else ''}")
@@ -175,7 +200,7 @@ def plot(shape, results, peers, path):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shape", choices=SHAPES, default="storybook")
-    p.add_argument("--peers", default="torch,ov-f32,ov-bf16,candle", help="comma-separated (default: %(default)s)")
+    p.add_argument("--peers", default="bf16,torch,ov-f32,ov-bf16,candle", help="comma-separated (default: %(default)s); bf16 is ours")
     p.add_argument("--threads", default="1,2")
     p.add_argument("--rows", default="1,2,8,16", help="UNet rows; 1 and 8 are always measured")
     p.add_argument("--rounds", type=int, default=20)
@@ -188,11 +213,14 @@ def main():
     results = {t: measure(args.shape, folder, peers, t, args.rounds, rows, args.steps) for t in map(int, args.threads.split(","))}
     out = ROOT / "docs/benchmarks"
     out.mkdir(parents=True, exist_ok=True)
-    table = report(args.shape, results, peers)
+    table = report(args.shape, results, peers) + memory(args.shape, folder, peers)
     for threads in results:
-        table += f"\n## Where a step's time goes, {threads} thread{'s' if threads > 1 else ''}\n\n"
-        table += subprocess.run(**pinned([engine(), "--profile", folder, SHAPES[args.shape]], threads), check=True).stdout
-        if args.shape == "storybook":
+        for flags, precision in (([], "f32"), (["--bf16"], "bf16")):
+            if precision == "bf16" and precision not in peers:
+                continue
+            table += f"\n## Where a step's time goes, {precision}, {threads} thread{'s' if threads > 1 else ''}\n\n"
+            table += subprocess.run(**pinned([engine(), *flags, "--profile", folder, SHAPES[args.shape]], threads), check=True).stdout
+        if args.shape == "storybook" and "candle" in peers:
             table += f"\n## What each operator gains, {threads} thread{'s' if threads > 1 else ''}\n\n"
             table += gains(folder, SHAPES[args.shape], threads, args.steps)
     print(table)

@@ -1,12 +1,12 @@
 //! Runs parts of the engine on demand and says how long each took. `compare.py` drives it beside its peers.
 //!
 //! ```text
-//! cargo bench --workspace --bench engine -- [--candle[=KIND]|--profile] MODEL WIDTHxHEIGHT THREADS
+//! cargo bench --workspace --bench engine -- [--bf16] [--candle[=KIND]|--profile] MODEL WIDTHxHEIGHT THREADS
 //! ```
 //! Reads lines from stdin and answers each with milliseconds of wall time: `unet ROWS` (one denoising step of that
 //! many pictures without guidance), `text` (a prompt and the empty one), `vae` (a latent to pixels), `picture STEPS`
 //! (a whole picture at the model's guidance); `memory` with the largest resident size in MiB. `--candle` uses
-//! candle's operators instead of our own, all or those of one kind. `--profile` prints where a step's time goes, and ends.
+//! candle's operators instead of our own, all or those of one kind. `--bf16` rounds weights. `--profile` prints where a step's time goes, and ends.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pentimento_pipelines::layers::{Kind, peak_flops, take_profile, with_candle_operators};
-use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Size, Trajectory};
+use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Precision, Size, Trajectory};
 
 // As the binary has it.
 #[global_allocator]
@@ -150,7 +150,8 @@ fn main() {
     };
     rayon::ThreadPoolBuilder::new().num_threads(threads.parse().unwrap()).build_global().unwrap();
     let model = Model::find(model).unwrap();
-    let load = || Pipeline::load(&model, &Components::default(), &Device::Cpu).unwrap();
+    let precision = if flags.iter().any(|flag| flag == "--bf16") { Precision::Bf16 } else { Precision::F32 };
+    let load = || Pipeline::load(&model, &Components::of(precision), &Device::Cpu).unwrap();
     let candles: Vec<Kind> = Kind::ALL
         .into_iter()
         .filter(|kind| flags.iter().any(|flag| *flag == "--candle" || *flag == format!("--candle={kind:?}")))

@@ -1,5 +1,5 @@
-//! The layers that the networks are built of: our operators (`cpu/`) on a CPU in f32, candle's own elsewhere.
-//! Which, is decided as a layer is made.
+//! The layers that the networks are built of: our operators (`cpu/`) on a CPU, candle's own elsewhere. Which, is decided
+//! as a layer is made, by the type that its weights are to have.
 //!
 //! Pictures are (B, C, H, W) for whoever calls. What our operators make of them lies in memory channels last, as a
 //! permuted tensor, and so passes from layer to layer without a copy.
@@ -13,11 +13,14 @@ use candle_nn::{Conv2dConfig, VarBuilder, ops};
 use crate::cpu;
 pub(crate) use crate::cpu::Geometry;
 use crate::error::Result;
+use crate::precision::Precision;
 
 /// Whose operators a layer uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operators {
-    Own,
+    /// Whose tensors are f32, whatever the precision of the weights.
+    Own(Precision),
+    /// Whose tensors have the weights' type.
     Candle,
 }
 
@@ -33,8 +36,8 @@ fn bit(kind: Kind) -> u8 {
 impl Operators {
     /// Whose operators of a kind layers made from `vb` use.
     fn of(vb: &VarBuilder, kind: Kind) -> Self {
-        let own = vb.device().is_cpu() && vb.dtype() == DType::F32 && CANDLES.get() & bit(kind) == 0;
-        if own { Self::Own } else { Self::Candle }
+        let own = vb.device().is_cpu() && CANDLES.get() & bit(kind) == 0;
+        Precision::of(vb.dtype()).filter(|_| own).map_or(Self::Candle, Self::Own)
     }
 
     /// Whose operators a network made from `vb` uses for the most part.
@@ -44,7 +47,18 @@ impl Operators {
 
     /// Runs a network's call where its operators run best.
     pub(crate) fn run<T>(self, f: impl FnOnce() -> T) -> T {
-        if self == Self::Own { cpu::with_helpers(f) } else { f() }
+        if self == Self::Candle { f() } else { cpu::with_helpers(f) }
+    }
+
+    /// The type of a network's tensors, its weights aside.
+    pub(crate) fn dtype(self, vb: &VarBuilder) -> DType {
+        if self == Self::Candle { vb.dtype() } else { DType::F32 }
+    }
+
+    /// Where a layer reads its weights from, in that type: our operators round them as they pack them.
+    fn source<'a>(self, vb: VarBuilder<'a>) -> VarBuilder<'a> {
+        let dtype = self.dtype(&vb);
+        vb.set_dtype(dtype)
     }
 }
 
@@ -118,9 +132,12 @@ impl Conv2d {
         let Geometry { stride, near, far } = geometry;
         let config = Conv2dConfig { stride, padding: near, ..Default::default() };
         let operators = Operators::of(&vb, Kind::Convolution);
-        let conv = candle_nn::conv2d(input, output, side, config, vb)?;
+        let conv = candle_nn::conv2d(input, output, side, config, operators.source(vb))?;
         Ok(match operators {
-            Operators::Own => Self::Own(Arc::new(cpu::Conv::new(conv.weight(), conv.bias(), geometry)?)),
+            Operators::Own(precision) => {
+                let conv = cpu::Conv::new(precision, conv.weight(), conv.bias(), geometry)?;
+                Self::Own(Arc::new(conv))
+            }
             Operators::Candle => Self::Candle { conv, pad_far: near < far },
         })
     }
@@ -189,7 +206,8 @@ impl GroupNorm {
     pub(crate) fn new(vb: VarBuilder, groups: usize, channels: usize, eps: f64) -> Result<Self> {
         let operators = Operators::of(&vb, Kind::GroupNorm);
         Ok(match operators {
-            Operators::Own => {
+            Operators::Own(_) => {
+                let vb = operators.source(vb);
                 let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
                 Self::Own(Arc::new(cpu::Norm::new(&weight, &bias, groups, eps)?))
             }
@@ -225,7 +243,8 @@ impl LayerNorm {
     pub(crate) fn new(vb: VarBuilder, width: usize, eps: f64) -> Result<Self> {
         let operators = Operators::of(&vb, Kind::LayerNorm);
         Ok(match operators {
-            Operators::Own => {
+            Operators::Own(_) => {
+                let vb = operators.source(vb);
                 let (weight, bias) = (vb.get(width, "weight")?, vb.get(width, "bias")?);
                 Self::Own(Arc::new(cpu::Norm::new(&weight, &bias, 1, eps)?))
             }
@@ -251,26 +270,27 @@ pub(crate) enum Linear {
 impl Linear {
     pub(crate) fn new(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
         let operators = Operators::of(&vb, Kind::Linear);
-        Self::of(operators, candle_nn::linear(input, output, vb)?)
+        Self::of(operators, candle_nn::linear(input, output, operators.source(vb))?)
     }
 
     pub(crate) fn without_bias(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
         let operators = Operators::of(&vb, Kind::Linear);
-        Self::of(operators, candle_nn::linear_no_bias(input, output, vb)?)
+        Self::of(operators, candle_nn::linear_no_bias(input, output, operators.source(vb))?)
     }
 
     /// Stored as a 1×1 convolution.
     pub(crate) fn stored_conv(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
+        let operators = Operators::of(&vb, Kind::Linear);
+        let vb = operators.source(vb);
         let weight = vb.get((output, input, 1, 1), "weight")?.reshape((output, input))?;
-        Self::of(
-            Operators::of(&vb, Kind::Linear),
-            candle_nn::Linear::new(weight, Some(vb.get(output, "bias")?)),
-        )
+        Self::of(operators, candle_nn::Linear::new(weight, Some(vb.get(output, "bias")?)))
     }
 
     fn of(operators: Operators, linear: candle_nn::Linear) -> Result<Self> {
         Ok(match operators {
-            Operators::Own => Self::Own(Arc::new(cpu::Linear::new(linear.weight(), linear.bias())?)),
+            Operators::Own(precision) => {
+                Self::Own(Arc::new(cpu::Linear::new(precision, linear.weight(), linear.bias())?))
+            }
             Operators::Candle => Self::Candle(linear),
         })
     }
@@ -308,7 +328,7 @@ impl Heads {
 
     /// (B, T, C), (B, S, C), (B, S, C) -> (B, T, C). Scores are f32 in a half-precision model as well.
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        if self.operators == Operators::Own {
+        if self.operators != Operators::Candle {
             return Ok(cpu::attention(q, k, v, self.heads, self.causal)?);
         }
         let (q, k, v) = (self.split(q)?, self.split(k)?, self.split(v)?);
@@ -346,7 +366,7 @@ impl Geglu {
 
     /// (…, 2 C) -> (…, C).
     pub(crate) fn forward(self, x: &Tensor) -> Result<Tensor> {
-        if self.0 == Operators::Own {
+        if self.0 != Operators::Candle {
             return Ok(cpu::geglu(x)?);
         }
         let half = x.dim(D::Minus1)? / 2;

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::manifest::{Defaults, Manifest, Size, SizeRange};
+use crate::precision::Precision;
 use crate::prompt_encoder::{Family, PromptEncoder};
 use crate::schedule::NoiseSchedule;
 use crate::text::{ClipTextConfig, ClipTextEncoder, ClipTokenizer};
@@ -115,12 +116,26 @@ impl Model {
     }
 }
 
-/// Components in memory, so that models which share one load it once, for as long as any of them lives.
+/// Components in memory, so that models which share one load it once, for as long as any of them lives. All are of
+/// one precision.
 #[derive(Debug, Default)]
 pub struct Components {
+    precision: Precision,
     unets: Shared<UNet>,
     vaes: Shared<Vae>,
     text_encoders: Shared<ClipTextEncoder>,
+}
+
+impl Components {
+    /// How exactly weights are kept.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// None yet; those to come will be of this precision.
+    pub fn of(precision: Precision) -> Self {
+        Self { precision, ..Self::default() }
+    }
 }
 
 #[derive(Debug)]
@@ -166,16 +181,27 @@ struct ModelIndex {
 impl Loaded {
     pub(crate) fn new(model: &Model, components: &Components, device: &Device) -> Result<Self> {
         let files = &model.files;
+        let precision = components.precision;
+        if precision != Precision::F32 && !device.is_cpu() {
+            return Err(Error::invalid(
+                "precision",
+                format!("{precision} is for the CPU, not for {device:?}"),
+            ));
+        }
+        let weights = |component: &str| -> Result<_> {
+            let weights = files.weights(component, "diffusion_pytorch_model", device)?;
+            Ok(weights.set_dtype(precision.dtype()))
+        };
         let index: ModelIndex = serde_json::from_slice(&files.require("model_index.json")?)
             .map_err(|e| Error::config("model_index.json", e.to_string()))?;
         let family = Family::from_class(&index._class_name)?;
         let unet = components.unets.get_or_load(files.component_key("unet"), || {
             let config = UNetConfig::from_json(&files.require("unet/config.json")?)?;
-            UNet::new(config, files.weights("unet", "diffusion_pytorch_model", device)?)
+            UNet::new(config, weights("unet")?)
         })?;
         let vae = components.vaes.get_or_load(files.component_key("vae"), || {
             let config = VaeConfig::from_json(&files.require("vae/config.json")?)?;
-            Vae::new(config, files.weights("vae", "diffusion_pytorch_model", device)?)
+            Vae::new(config, weights("vae")?)
         })?;
         let text = |suffix: &str| -> Result<_> {
             let (folder, tokenizer) = (format!("text_encoder{suffix}"), format!("tokenizer{suffix}"));

@@ -12,6 +12,7 @@ use crate::model::{Components, Loaded, Model};
 use crate::noise::{self, NoiseSource};
 use crate::picture::Picture;
 use crate::plan::{Guidance, Steering, Step, StepPlan};
+use crate::precision::Precision;
 use crate::schedule::{FINISHED, NoiseSchedule};
 use crate::text::ClipTokenizer;
 use crate::trajectory::{DenoisingState, Trajectory};
@@ -23,6 +24,7 @@ pub struct Pipeline {
     model: Arc<Model>,
     id: Arc<str>,
     loaded: Arc<Loaded>,
+    precision: Precision,
     device: Device,
 }
 
@@ -33,7 +35,13 @@ impl Pipeline {
     /// [`Error::Io`], [`Error::Digest`], [`Error::Config`] naming the file at fault.
     pub fn load(model: &Model, components: &Components, device: &Device) -> Result<Self> {
         let loaded = Arc::new(Loaded::new(model, components, device)?);
-        Ok(Self { model: Arc::new(model.clone()), id: model.id().into(), loaded, device: device.clone() })
+        Ok(Self {
+            model: Arc::new(model.clone()),
+            id: model.id().into(),
+            loaded,
+            precision: components.precision(),
+            device: device.clone(),
+        })
     }
 
     /// The model's name and files.
@@ -44,6 +52,11 @@ impl Pipeline {
     /// What requests and answers call it.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// How exactly its weights are kept.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The values it paints best with.
@@ -304,7 +317,11 @@ impl Pipeline {
         Ok(DenoisingState { timestep: FINISHED, shape: [c, h, w], latent })
     }
 
-    fn latent_shape(&self, size: Size) -> Result<[usize; 3]> {
+    /// The shape (C, H, W) of a picture's latent.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming `size` where the model cannot paint it.
+    pub fn latent_shape(&self, size: Size) -> Result<[usize; 3]> {
         self.loaded.sizes.check(size)?;
         let factor = self.loaded.vae.config().spatial_factor();
         let channels = self.loaded.unet.config().in_channels;

@@ -300,6 +300,7 @@ impl Vae {
     pub fn new(config: VaeConfig, vb: VarBuilder) -> Result<Self> {
         let conv = |name: &str, channels: usize| Conv2d::point(vb.pp(name), channels, channels);
         let latent = config.latent_channels;
+        let operators = Operators::of_network(&vb);
         Ok(Self {
             encoder: Encoder::new(vb.pp("encoder"), &config)?,
             quant_conv: config.use_quant_conv.then(|| conv("quant_conv", 2 * latent)).transpose()?,
@@ -308,8 +309,8 @@ impl Vae {
                 .then(|| conv("post_quant_conv", latent))
                 .transpose()?,
             decoder: Decoder::new(vb.pp("decoder"), &config)?,
-            dtype: vb.dtype(),
-            operators: Operators::of_network(&vb),
+            dtype: operators.dtype(&vb),
+            operators,
             config,
         })
     }

@@ -7,10 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::wire::{
     Appearance, Background, ImageData, ImageRequest, ImagesResponse, OutputFormat, Provenance, Quality,
-    ResponseFormat, TimingsMs, Usage,
+    ResponseFormat, Reuse, TimingsMs, Usage,
 };
 use super::{ApiError, App};
-use crate::gateway::GenerationRequest;
+use crate::gateway::Accepted;
 use crate::queue::{Painted, Timings};
 
 /// Bytes of an end user's name, which every event repeats.
@@ -43,7 +43,6 @@ impl Answer {
         }
         if let Some(ours) = &request.pentimento {
             let later = [
-                ("pentimento.namespace", ours.namespace.is_some()),
                 ("pentimento.max_latency_ms", ours.max_latency_ms.is_some()),
                 ("pentimento.min_quality", ours.min_quality.is_some()),
             ];
@@ -84,11 +83,13 @@ pub struct About {
     steps: usize,
     seeds: Vec<u64>,
     started: Instant,
+    look_up: Duration,
 }
 
 impl About {
     /// Of an accepted request.
-    pub fn new(answer: Answer, request: &GenerationRequest, started: Instant) -> Self {
+    pub fn new(answer: Answer, accepted: &Accepted, started: Instant) -> Self {
+        let request = &accepted.request;
         Self {
             appearance: Appearance {
                 size: request.size().to_string(),
@@ -102,27 +103,29 @@ impl About {
             steps: request.steps(),
             seeds: request.seeds().to_vec(),
             started,
+            look_up: accepted.look_up,
         }
     }
 
-    /// How pictures came about: all, or one of them.
-    pub fn provenance(&self, one: Option<usize>, timings: &[Timings]) -> Provenance {
+    /// How pictures came about: all, or the one of an index.
+    pub fn provenance(&self, one: Option<usize>, painted: &[Painted]) -> Provenance {
         let seeds = match one {
             Some(index) => self.seeds.iter().skip(index).take(1).copied().collect(),
             None => self.seeds.clone(),
         };
-        let sum = |part: fn(&Timings) -> Duration| milliseconds(timings.iter().map(part).sum());
+        let timings = || painted.iter().map(|picture| &picture.timings);
+        let sum = |part: fn(&Timings) -> Duration| milliseconds(timings().map(part).sum());
+        let least = painted.iter().min_by_key(|picture| (picture.skipped_steps, picture.reused.is_some()));
         Provenance {
-            outcome: "miss",
+            reuse: least.map_or_else(Reuse::default, Reuse::of),
             model: self.model.clone(),
             steps: self.steps,
-            skipped_steps: 0,
-            similarity: None,
-            source: None,
             seeds,
             image_index: one,
             timings_ms: TimingsMs {
-                queue: milliseconds(timings.iter().map(|t| t.queue).min().unwrap_or_default()),
+                lookup: milliseconds(self.look_up),
+                queue: milliseconds(timings().map(|t| t.queue).min().unwrap_or_default()),
+                load: sum(|t| t.load),
                 encode: sum(|t| t.encode),
                 denoise: sum(|t| t.denoise),
                 decode: sum(|t| t.decode),
@@ -136,14 +139,14 @@ impl About {
     /// # Errors
     /// [`ApiError`], where a picture cannot be kept for its url.
     pub fn response(self, app: &App, painted: Vec<Painted>) -> Result<ImagesResponse, ApiError> {
-        let timings: Vec<Timings> = painted.iter().map(|p| p.timings).collect();
-        let pentimento = self.provenance(None, &timings);
+        let pentimento = self.provenance(None, &painted);
         let data = painted.into_iter().map(|picture| {
+            let pentimento = Reuse::of(&picture);
             if !self.urls {
-                return Ok(ImageData { b64_json: Some(base64(&picture.file)), url: None });
+                return Ok(ImageData { b64_json: Some(base64(&picture.file)), url: None, pentimento });
             }
             let name = app.files.put(picture.file, self.appearance.output_format, Instant::now())?;
-            Ok(ImageData { b64_json: None, url: Some(app.file_url(&name)) })
+            Ok(ImageData { b64_json: None, url: Some(app.file_url(&name)), pentimento })
         });
         let data = data.collect::<Result<_, ApiError>>()?;
         Ok(ImagesResponse {

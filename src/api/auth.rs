@@ -12,18 +12,15 @@ use sha2::{Digest, Sha256};
 
 use super::{ApiError, App};
 use crate::config::{Config, ConfigError};
+use crate::gateway::{ANONYMOUS, Client};
 
 /// The address at the connection's other end.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// Who is served in turn: `tenant:NAME` or `address:IP`.
-#[derive(Debug, Clone)]
-pub struct Client(pub Arc<str>);
-
 /// The API keys' digests and their tenants. The keys themselves are nowhere kept.
 #[derive(Debug, Default)]
-pub struct Keys(HashMap<[u8; 32], Arc<str>>);
+pub struct Keys(HashMap<[u8; 32], Client>);
 
 impl Keys {
     /// The keys of the configuration and of the file that it names.
@@ -52,7 +49,14 @@ impl Keys {
 
     fn add(&mut self, pairs: impl IntoIterator<Item = (String, String)>) -> Result<(), String> {
         for (digest, tenant) in pairs {
-            if self.0.insert(parse_digest(&digest)?, format!("tenant:{tenant}").into()).is_some() {
+            if tenant == ANONYMOUS {
+                return Err(format!(
+                    "no tenant can be called {ANONYMOUS:?}: so are all where there are no keys"
+                ));
+            }
+            let turn = format!("tenant:{tenant}").into();
+            let client = Client { turn, tenant: tenant.as_str().into() };
+            if self.0.insert(parse_digest(&digest)?, client).is_some() {
                 return Err(format!("the key of tenant {tenant:?} is there twice"));
             }
         }
@@ -63,17 +67,23 @@ impl Keys {
     fn client(&self, headers: &HeaderMap, peer: Option<SocketAddr>) -> Result<Client, ApiError> {
         if self.is_empty() {
             let address = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.ip().to_string());
-            return Ok(Client(format!("address:{address}").into()));
+            return Ok(Client { turn: format!("address:{address}").into(), tenant: ANONYMOUS.into() });
         }
-        let given = headers.get(header::AUTHORIZATION).ok_or_else(|| ApiError::key(false))?;
-        let (scheme, key) = given.to_str().ok().and_then(|v| v.split_once(' ')).unwrap_or_default();
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(ApiError::key(true));
-        }
+        let key = bearer(headers).map_err(ApiError::key)?;
         // Looked up by digest: how long that takes says nothing about a key.
-        let digest: [u8; 32] = Sha256::digest(key.trim()).into();
-        self.0.get(&digest).cloned().map(Client).ok_or_else(|| ApiError::key(true))
+        let digest: [u8; 32] = Sha256::digest(key).into();
+        self.0.get(&digest).cloned().ok_or_else(|| ApiError::key(true))
     }
+}
+
+/// What `Authorization: Bearer …` carries.
+///
+/// # Errors
+/// Whether there was such a header, if of another kind.
+pub fn bearer(headers: &HeaderMap) -> Result<&str, bool> {
+    let given = headers.get(header::AUTHORIZATION).ok_or(false)?;
+    let (scheme, key) = given.to_str().ok().and_then(|v| v.split_once(' ')).ok_or(true)?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(key.trim()) } else { Err(true) }
 }
 
 /// The pairs of a key file. One without any is a mistake, such as a secret that was not mounted: it must
@@ -138,17 +148,19 @@ mod tests {
             headers.insert(header::AUTHORIZATION, value.parse().unwrap());
         }
         let peer = Some(SocketAddr::from(([10, 0, 0, 7], 999)));
-        keys.client(&headers, peer).map(|c| c.0.to_string()).map_err(|e| e.detail.code.unwrap())
+        keys.client(&headers, peer)
+            .map(|c| format!("{} {}", c.turn, c.tenant))
+            .map_err(|e| e.detail.code.unwrap())
     }
 
     #[test]
     fn a_key_names_its_tenant_and_no_key_the_address() {
-        assert_eq!(ask(&keys(), Some("Bearer secret")).unwrap(), "tenant:studio");
-        assert_eq!(ask(&keys(), Some("bearer  secret")).unwrap(), "tenant:studio");
+        assert_eq!(ask(&keys(), Some("Bearer secret")).unwrap(), "tenant:studio studio");
+        assert_eq!(ask(&keys(), Some("bearer  secret")).unwrap(), "tenant:studio studio");
         for wrong in [None, Some("Bearer Secret"), Some("Bearer"), Some("Basic secret"), Some("secret")] {
             assert_eq!(ask(&keys(), wrong), Err("invalid_api_key"), "{wrong:?}");
         }
-        assert_eq!(ask(&Keys::default(), Some("Bearer any")).unwrap(), "address:10.0.0.7");
+        assert_eq!(ask(&Keys::default(), Some("Bearer any")).unwrap(), "address:10.0.0.7 anonymous");
     }
 
     #[test]

@@ -13,9 +13,9 @@ use super::ApiError;
 
 /// How much of a body beyond its limit is still read, so that the client reads the answer instead of
 /// finding the connection reset while it writes.
-const POLITENESS: usize = 16;
+pub const POLITENESS: usize = 16;
 
-/// The request's JSON body.
+/// The request's JSON body, of plain values and `pentimento`.
 ///
 /// # Errors
 /// [`ApiError`], for a wrong type, too large or too slow a body, broken JSON, or a field.
@@ -24,13 +24,26 @@ pub async fn json<T: DeserializeOwned>(
     limit: usize,
     time: Duration,
 ) -> Result<T, ApiError> {
+    parse(&bytes(request, limit, time).await?)
+}
+
+/// The request's JSON body, of any values.
+///
+/// # Errors
+/// As [`json`].
+pub async fn nested_json<T: DeserializeOwned>(
+    request: Request,
+    limit: usize,
+    time: Duration,
+) -> Result<T, ApiError> {
+    Ok(parse_nested(&bytes(request, limit, time).await?)?.0)
+}
+
+async fn bytes(request: Request, limit: usize, time: Duration) -> Result<Vec<u8>, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::content_type());
     }
-    let bytes = tokio::time::timeout(time, read(request.into_body(), limit))
-        .await
-        .map_err(|_| ApiError::broken_body())??;
-    parse(&bytes)
+    tokio::time::timeout(time, read(request.into_body(), limit)).await.map_err(|_| ApiError::broken_body())?
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -55,6 +68,12 @@ async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let (value, fields) = parse_nested(bytes)?;
+    only_plain_values(&fields, "")?;
+    Ok(value)
+}
+
+fn parse_nested<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, serde_json::Map<String, Value>), ApiError> {
     // Whether it is JSON at all. The fields are then read from the text: a `Value` forgets those given twice.
     let fields = match serde_json::from_slice(bytes) {
         Ok(Value::Object(fields)) => fields,
@@ -66,8 +85,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let path = e.path().to_string();
         describe(&path, &e.into_inner())
     })?;
-    only_plain_values(&fields, "")?;
-    Ok(value)
+    Ok((value, fields))
 }
 
 /// Refuses arrays and objects, which serde takes for structs and enums in its own notation; no field's value

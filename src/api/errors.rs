@@ -32,15 +32,15 @@ pub struct ErrorDetail {
     pub code: Option<&'static str>,
 }
 
-const INVALID_REQUEST: &str = "invalid_request_error";
+pub(super) const INVALID_REQUEST: &str = "invalid_request_error";
 const RATE_LIMIT: &str = "rate_limit_error";
-const SERVER: &str = "server_error";
+pub(super) const SERVER: &str = "server_error";
 
 /// As much of the client's own words as an error repeats, in characters.
 const MAX_ECHO: usize = 300;
 
 /// A text without its middle where it is long: what is wrong often stands at its end.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     let length = text.chars().count();
     if length <= MAX_ECHO {
         return text.to_owned();
@@ -60,7 +60,12 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
         let detail = ErrorDetail { message: message.into(), kind, param: None, code: Some(code) };
         Self { status, detail, retry_after: None }
     }
@@ -210,6 +215,7 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Engine(reason) => Self::internal(&reason),
+            Failure::StateGone => Self::from(Rejection::CacheMiss),
             Failure::Stopped => Self::from(Rejection::Busy(Busy::Closed)),
         }
     }

@@ -77,7 +77,7 @@ impl Streaming {
             created_at: unix_seconds(),
             appearance: self.about.appearance.clone(),
             usage: Usage::default(),
-            pentimento: self.about.provenance(Some(image_index), &[painted.timings]),
+            pentimento: self.about.provenance(Some(image_index), std::slice::from_ref(painted)),
         };
         json(COMPLETED, &event)
     }

@@ -8,11 +8,10 @@ use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
 
 use super::answer::{About, Answer};
-use super::auth::Client;
 use super::observe::RequestId;
-use super::wire::{CacheUse, ImageRequest, ImagesResponse};
+use super::wire::{ImageRequest, ImagesResponse};
 use super::{ApiError, App, ErrorBody, body, events};
-use crate::gateway::{Accepted, Wanted};
+use crate::gateway::{Accepted, CacheMode, Client, Wanted};
 use crate::queue::{Event, Painted, Subscription};
 
 /// Paints pictures.
@@ -41,16 +40,18 @@ pub async fn generate(
     let answer = Answer::new(&request)?;
     // Short enough to be typed again.
     let random = u64::from(getrandom::u32().map_err(|e| ApiError::internal(&e))?);
-    let accepted = app.gateway.accept(wanted(request), &client.0, &id, random)?;
+    let request = app.gateway.validate(wanted(request), random)?;
+    let accepted = app.gateway.accept(request, &client, &id).await?;
     let deadline = started + app.request_timeout;
     let stream = answer.stream;
-    let about = About::new(answer, &accepted.request, started);
+    let about = About::new(answer, &accepted, started);
     if stream {
         return Ok(events::stream(about, accepted.pictures, deadline).into_response());
     }
     let painted = tokio::time::timeout_at(deadline.into(), collect(accepted)).await;
     let painted = painted.map_err(|_| ApiError::timeout())??;
-    Ok(Json(about.response(&app, painted)?).into_response())
+    let answer = about.response(&app, painted)?;
+    Ok((answer.pentimento.headers(), Json(answer)).into_response())
 }
 
 /// Waits for every picture. Dropped half-way (the client hung up, or time ran out), it cancels the rest.
@@ -73,7 +74,7 @@ async fn last_event(picture: &mut Subscription) -> Result<Painted, ApiError> {
 }
 
 fn wanted(request: ImageRequest) -> Wanted {
-    let cache = request.pentimento.and_then(|ours| ours.cache);
+    let ours = request.pentimento.unwrap_or_default();
     Wanted {
         model: request.model,
         prompt: request.prompt,
@@ -86,7 +87,8 @@ fn wanted(request: ImageRequest) -> Wanted {
         previews: request.partial_images,
         format: request.output_format.map(Into::into),
         compression: request.output_compression,
-        cached_only: cache == Some(CacheUse::Only),
+        cache: ours.cache.map_or(CacheMode::Auto, Into::into),
+        namespace: ours.namespace,
         ..Wanted::default()
     }
 }

@@ -1,5 +1,6 @@
 //! HTTP, and only HTTP: parse, ask the gateway, shape the answer.
 
+pub mod admin;
 mod answer;
 mod auth;
 mod body;
@@ -39,7 +40,7 @@ use crate::gateway::Gateway;
 
 /// What the handlers share.
 pub struct App {
-    gateway: Gateway,
+    gateway: Arc<Gateway>,
     keys: Keys,
     files: files::FileStore,
     phase: watch::Receiver<Phase>,
@@ -59,7 +60,7 @@ impl App {
     pub fn new(
         config: &Config,
         address: SocketAddr,
-        gateway: Gateway,
+        gateway: Arc<Gateway>,
         keys: Keys,
         phase: watch::Receiver<Phase>,
         metrics: PrometheusHandle,
@@ -111,14 +112,23 @@ pub fn router(mut app: App) -> Router {
     let app = Arc::new(app);
     let keyed = keyed.route_layer(from_fn_with_state(app.clone(), auth::authenticate));
     let (router, _) = open.merge(keyed).split_for_parts();
+    observed(with_fallbacks(router)).with_state(app)
+}
+
+/// Answers what no route does.
+fn with_fallbacks<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
     router
         .method_not_allowed_fallback(async |request: Request| {
             ApiError::method(request.method().as_str(), request.uri().path())
         })
         .fallback(async |request: Request| ApiError::route(request.method().as_str(), request.uri().path()))
+}
+
+/// Wraps every request; goes around all else.
+fn observed<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
+    router
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             ApiError::internal(&"a handler panicked").into_response()
         }))
         .layer(from_fn(observe::observe))
-        .with_state(app)
 }

@@ -1,9 +1,11 @@
 //! What travels: the request and the answers, OpenAI's fields and ours.
 
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::queue::Format;
+use crate::gateway::CacheMode;
+use crate::queue::{Format, Painted};
 
 /// `POST /v1/images/generations`. Unknown fields are refused.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -67,9 +69,11 @@ pub struct ImageRequest {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Extensions {
-    /// How to use the cache, which is always empty so far.
+    /// How to use the cache, `auto` by default. It can only narrow what the operator's policy allows.
     pub cache: Option<CacheUse>,
-    /// Not supported yet.
+    /// Whose pictures may be reused, and who may reuse these: requests of the same namespace, and tenant.
+    /// 1 to 64 letters, digits, `-`, `_` or `.`; `default` where there is none.
+    #[schema(max_length = 64)]
     pub namespace: Option<String>,
     /// Not supported yet.
     pub max_latency_ms: Option<f64>,
@@ -83,12 +87,23 @@ pub struct Extensions {
 pub enum CacheUse {
     /// Whatever fits.
     Auto,
-    /// Not at all.
+    /// Not at all: nothing is looked up, nothing is kept.
     Off,
     /// No look-up; the result replaces what is stored.
     Refresh,
-    /// Nothing is painted: 404 `cache_miss` where nothing fits.
+    /// Nothing is painted from scratch: 404 `cache_miss` where nothing fits.
     Only,
+}
+
+impl From<CacheUse> for CacheMode {
+    fn from(cache: CacheUse) -> Self {
+        match cache {
+            CacheUse::Auto => Self::Auto,
+            CacheUse::Off => Self::Off,
+            CacheUse::Refresh => Self::Refresh,
+            CacheUse::Only => Self::Only,
+        }
+    }
 }
 
 /// A picture's quality.
@@ -228,21 +243,50 @@ pub struct UsageDetails {
     pub text_tokens: u32,
 }
 
+/// What of the cache a picture was made from.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Reuse {
+    /// `miss`: painted from scratch. `state`: the later steps were painted, from a state of another picture.
+    /// `semantic`: the stored picture of a prompt that means the same. `exact`: the stored picture of the same
+    /// prompt, seed and parameters.
+    pub outcome: &'static str,
+    /// Steps of the plan that this spared.
+    pub skipped_steps: usize,
+    /// Cosine of both prompts' embeddings.
+    pub similarity: Option<f32>,
+    /// The entry of the cache.
+    pub source: Option<String>,
+}
+
+impl Default for Reuse {
+    fn default() -> Self {
+        Self { outcome: "miss", skipped_steps: 0, similarity: None, source: None }
+    }
+}
+
+impl Reuse {
+    /// Of a picture.
+    pub fn of(painted: &Painted) -> Self {
+        let Some(reused) = &painted.reused else { return Self::default() };
+        Self {
+            outcome: reused.hit.name(),
+            skipped_steps: painted.skipped_steps,
+            similarity: Some(reused.similarity),
+            source: Some(reused.source.as_str().to_owned()),
+        }
+    }
+}
+
 /// How pictures came about.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Provenance {
-    /// `miss`: painted from scratch.
-    pub outcome: &'static str,
+    /// Of several pictures: of the one that reused least. `data` says it of each.
+    #[serde(flatten)]
+    pub reuse: Reuse,
     /// The id of the model that painted.
     pub model: String,
     /// Steps of each picture's plan.
     pub steps: usize,
-    /// Steps that a reused state saved.
-    pub skipped_steps: usize,
-    /// Similarity to the prompt of the reused state.
-    pub similarity: Option<f32>,
-    /// The reused state.
-    pub source: Option<String>,
     /// Each picture's seed.
     pub seeds: Vec<u64>,
     /// In an event: which of the request's pictures, from 0.
@@ -252,16 +296,48 @@ pub struct Provenance {
     pub timings_ms: TimingsMs,
 }
 
-/// Where the time went, in milliseconds. Of several pictures: `queue` until the first one's turn, `encode`,
-/// `denoise` and `decode` summed up, `total` until the last one's end.
+impl Provenance {
+    /// What was reused, for those who do not read the body.
+    pub fn headers(&self) -> HeaderMap {
+        let Reuse { outcome, skipped_steps, similarity, source } = &self.reuse;
+        let values = [
+            ("pentimento-outcome", Some((*outcome).to_owned())),
+            ("pentimento-skipped-steps", Some(skipped_steps.to_string())),
+            ("pentimento-similarity", similarity.map(|similarity| format!("{similarity:.4}"))),
+            ("pentimento-source", source.clone()),
+            ("server-timing", Some(self.timings_ms.server_timing())),
+        ];
+        // Letters and digits of ours: each of them is a header's value.
+        let header = |(name, value): (&'static str, Option<String>)| {
+            Some((HeaderName::from_static(name), HeaderValue::try_from(value?).ok()?))
+        };
+        values.into_iter().filter_map(header).collect()
+    }
+}
+
+/// Where the time went, in milliseconds. Of several pictures: `lookup` all look-ups, `queue` until the first one's
+/// turn, `load`, `encode`, `denoise` and `decode` summed up, `total` until the last one's end.
 #[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct TimingsMs {
+    pub lookup: f64,
     pub queue: f64,
+    pub load: f64,
     pub encode: f64,
     pub denoise: f64,
     pub decode: f64,
     pub total: f64,
+}
+
+impl TimingsMs {
+    /// As the header that browsers read (W3C Server Timing).
+    fn server_timing(&self) -> String {
+        let Self { lookup, queue, load, encode, denoise, decode, total } = self;
+        format!(
+            "lookup;dur={lookup}, queue;dur={queue}, load;dur={load}, encode;dur={encode}, \
+             denoise;dur={denoise}, decode;dur={decode}, total;dur={total}"
+        )
+    }
 }
 
 /// One picture.
@@ -273,6 +349,8 @@ pub struct ImageData {
     /// Where the file is, for a while.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// What it was made from.
+    pub pentimento: Reuse,
 }
 
 /// The answer to a request without `stream`.

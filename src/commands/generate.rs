@@ -2,17 +2,19 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
-use pentimento_pipelines::{NoiseSource, Pipeline};
+use pentimento_pipelines::{NoiseSource, Pipeline, Precision};
 
+use super::open_cache::{open_cache, stored};
 use super::{ConfigFile, Failure, load_models, use_threads};
 use super::{latents, terminal};
 use crate::config::{Config, Flags};
-use crate::gateway::{GenerationRequest, Limits, Rejection, Wanted};
-use crate::queue::{Format, Job};
-use crate::worker::Painting;
+use crate::gateway::{ANONYMOUS, GenerationRequest, Limits, Rejection, Wanted};
+use crate::queue::{Format, Job, Painted};
+use crate::worker::{self, Beginning, Painting, Stored};
 
 /// What `generate` is given.
 #[derive(Debug, clap::Args)]
@@ -54,9 +56,20 @@ pub struct Arguments {
     /// Write the latent after the last step, before VAE scaling, to a safetensors file: tensor `latent`.
     #[arg(long, value_name = "FILE")]
     latents_out: Option<PathBuf>,
+    /// Directory of a cache: start from the states it holds of similar pictures, and keep this one's. One process
+    /// at a time can use it.
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// What the cache is used for: calibrated, nirvana, semantic, exact, off, or a policy with its settings as JSON.
+    #[arg(long, value_name = "POLICY|JSON")]
+    reuse_policy: Option<String>,
     /// Threads that paint; 0 takes one per core.
     #[arg(long)]
     threads: Option<usize>,
+    /// What convolutions and linear layers multiply: f32, or numbers rounded to bf16. That pays on processors with AMX
+    /// (Intel Xeon since Sapphire Rapids); on others it works, and gains nothing.
+    #[arg(long, value_name = "f32|bf16")]
+    precision: Option<Precision>,
     #[command(flatten)]
     file: ConfigFile,
 }
@@ -66,6 +79,7 @@ Examples:
   pentimento generate \"a large red house on the left in the snow at night\" -o house.png --seed 7
   pentimento generate \"a windmill at dawn\" -n 4 --steps 20 -o windmill.webp
   pentimento generate \"a boat\" --model ./my-diffusers-folder --size 512x512 --negative-prompt fog
+  pentimento generate \"a red house at night\" --cache-dir ./cache
   pentimento generate \"a boat\" --noise torch --seed 0 --latents-out boat.safetensors";
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -82,25 +96,42 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let flags = Flags {
         model: arguments.model.clone().map(|model| vec![model]),
         threads: arguments.threads,
+        precision: arguments.precision,
+        cache_dir: arguments.cache_dir.clone(),
+        reuse_policy: arguments.reuse_policy.clone(),
         ..Flags::default()
     };
     let config = Config::load(arguments.file.config.as_deref(), &flags)?;
     let format = format_of(arguments.output.as_deref())?;
     use_threads(config.threads)?;
-    let models = load_models(&config.model[..1])?;
+    let models = load_models(&config.model[..1], config.precision)?;
     let [model] = models.as_slice() else { return Err(anyhow!("no model was loaded").into()) };
     let request = request(&arguments, format, model, &config)?;
-    let jobs = request.jobs("", "");
-    if jobs.len() > 1 && (arguments.latents_in.is_some() || arguments.latents_out.is_some()) {
+    let mut jobs = request.jobs("", "");
+    let latents = arguments.latents_in.is_some() || arguments.latents_out.is_some();
+    if jobs.len() > 1 && latents {
         return Err(Failure::Misuse(anyhow!(
             "--latents-in and --latents-out are for one picture, not -n {}",
             jobs.len()
         )));
     }
-    for job in &jobs {
-        paint(model, job, &arguments, jobs.len())?;
+    if config.cache_dir.as_os_str().is_empty() {
+        return jobs.iter().try_for_each(|job| paint(model, job, &arguments, jobs.len(), None));
     }
-    Ok(())
+    if latents {
+        return Err(Failure::Misuse(anyhow!("--latents-in and --latents-out cannot be had with a cache")));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let reuse = runtime.block_on(open_cache(&config, &config.cache_dir, &models))?;
+    runtime.block_on(reuse.prepare(&request, ANONYMOUS, &mut jobs))?;
+    let stored = stored(&config, &reuse, runtime.handle().clone());
+    let painted = jobs.iter().try_for_each(|job| paint(model, job, &arguments, jobs.len(), Some(&stored)));
+    if let Err(error) = runtime.block_on(reuse.cache().close()) {
+        eprintln!("warning: the cache did not write all that it was to keep: {error}");
+    }
+    // A read from a store that hangs would be waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    painted
 }
 
 fn request(
@@ -164,14 +195,16 @@ fn format_of(output: Option<&Path>) -> Result<Format, Failure> {
     }
 }
 
-fn paint(model: &Pipeline, job: &Job, arguments: &Arguments, pictures: usize) -> Result<(), Failure> {
-    let start = arguments.latents_in.as_deref().map(|path| latents::read(path, job)).transpose();
-    let start = start.map_err(Failure::Misuse)?;
-    let mut painting = Painting::begin(model, job, start.as_ref()).map_err(|error| match &start {
-        Some(_) => Failure::Misuse(anyhow!(error).context("--latents-in")),
-        None => error.into(),
-    })?;
+fn paint(
+    model: &Pipeline,
+    job: &Job,
+    arguments: &Arguments,
+    pictures: usize,
+    cache: Option<&Stored>,
+) -> Result<(), Failure> {
+    let mut painting = begin(model, job, arguments, cache)?;
     let bar = progress_bar(job.plan.steps().len(), job.index, pictures);
+    bar.inc(painting.skipped_steps() as u64);
     while !painting.is_finished() {
         painting.step()?;
         bar.inc(1);
@@ -179,7 +212,7 @@ fn paint(model: &Pipeline, job: &Job, arguments: &Arguments, pictures: usize) ->
     if let Some(path) = &arguments.latents_out {
         latents::write(path, &painting.trajectory().snapshot()?)?;
     }
-    let painted = painting.finish()?;
+    let (painted, keeping) = painting.finish()?;
     bar.finish_and_clear();
     let path = match &arguments.output {
         Some(output) if pictures > 1 => numbered(output, job.index + 1),
@@ -187,10 +220,35 @@ fn paint(model: &Pipeline, job: &Job, arguments: &Arguments, pictures: usize) ->
         None => free_name(job.seed)?,
     };
     std::fs::write(&path, &painted.file).with_context(|| format!("cannot write {}", path.display()))?;
+    if let (Some(keeping), Some(stored)) = (keeping, cache) {
+        keeping.into_cache(&stored.cache);
+    }
     show(&painted.file);
     // Whoever closed stdout does not want to know.
-    let _ = writeln!(std::io::stdout(), "{} (seed {})", path.display(), job.seed);
+    let _ = writeln!(std::io::stdout(), "{} (seed {}{})", path.display(), job.seed, reused(&painted, job));
     Ok(())
+}
+
+fn begin<'a>(
+    model: &'a Pipeline,
+    job: &'a Job,
+    arguments: &Arguments,
+    cache: Option<&Stored>,
+) -> Result<Painting<'a>, Failure> {
+    if let Some(path) = &arguments.latents_in {
+        let latent = latents::read(path, job).map_err(Failure::Misuse)?;
+        return Painting::begin(model, job, &Beginning::Latent(&latent))
+            .map_err(|error| Failure::Misuse(anyhow!(error).context("--latents-in")));
+    }
+    worker::begin(model, job, cache)?.ok_or_else(|| anyhow!("the stored state is gone").into())
+}
+
+/// What of the cache a picture was made from, in a few words.
+fn reused(painted: &Painted, job: &Job) -> String {
+    painted.reused.as_ref().map_or_else(String::new, |reused| {
+        let (name, steps) = (reused.hit.name(), job.plan.steps().len());
+        format!(", {name} hit: {} of {steps} steps skipped", painted.skipped_steps)
+    })
 }
 
 /// Drawn on stderr, and only where that is a terminal.

@@ -1,15 +1,17 @@
 //! One file per subcommand, and what they share: how a command ends.
 
+pub mod cache;
 pub mod calibrate;
 pub mod generate;
 mod latents;
+mod open_cache;
 pub mod serve;
 mod terminal;
 
 use std::process::ExitCode;
 
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
-use pentimento_pipelines::{Components, Device, Model, Pipeline};
+use pentimento_pipelines::{Components, Device, Model, Pipeline, Precision};
 
 use crate::config::{Config, ConfigError};
 
@@ -24,9 +26,11 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   pentimento generate \"a large red house in the snow at night\" -o house.png --seed 7
-  pentimento serve --listen 127.0.0.1:8080";
+  pentimento serve --listen 127.0.0.1:8080
+  pentimento cache stats";
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one is made, once")]
 enum Subcommands {
     /// Measure what reuse costs in quality, for the `calibrated` reuse policy.
     Calibrate(calibrate::Arguments),
@@ -34,6 +38,8 @@ enum Subcommands {
     Generate(generate::Arguments),
     /// Serve the Images API: one process with API and worker.
     Serve(serve::Arguments),
+    /// Look at a running server's cache, and change it.
+    Cache(cache::Arguments),
 }
 
 /// Why a command failed.
@@ -60,6 +66,7 @@ pub fn main() -> ExitCode {
         Subcommands::Calibrate(arguments) => calibrate::run(arguments),
         Subcommands::Generate(arguments) => generate::run(arguments),
         Subcommands::Serve(arguments) => serve::run(arguments),
+        Subcommands::Cache(arguments) => cache::run(arguments),
     };
     let (error, code) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
@@ -106,8 +113,8 @@ fn use_threads(threads: usize) -> anyhow::Result<()> {
 }
 
 /// Loads the models of these names; what several share is loaded once.
-fn load_models(names: &[String]) -> Result<Vec<Pipeline>, Failure> {
-    let components = Components::default();
+fn load_models(names: &[String], precision: Precision) -> Result<Vec<Pipeline>, Failure> {
+    let components = Components::of(precision);
     let load = |name: &String| {
         let model = Model::find(name).map_err(|e| Failure::Misuse(anyhow::anyhow!("--model: {e}")))?;
         Ok(Pipeline::load(&model, &components, &Device::Cpu)?)

@@ -1,18 +1,22 @@
-//! `pentimento serve`: API and worker in one process.
+//! `pentimento serve`: API, admin API and worker in one process.
 
 use std::future::pending;
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
+use super::open_cache::{cache_directory, open_cache, stored};
 use super::{ConfigFile, Failure, load_models, use_threads};
+use crate::api::admin::{self, Access, Admin};
 use crate::api::{App, ConnectionLimits, Keys, Phase, router};
 use crate::config::{Config, Flags};
-use crate::gateway::{Catalogue, Gateway};
+use crate::gateway::{Catalogue, Gateway, Reuse};
 use crate::queue::{LocalQueue, QueueLimits};
 use crate::worker::{self, Worker};
 use crate::{api, telemetry};
@@ -52,28 +56,39 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             give --api-keys-file, or --allow-anonymous if everybody may paint";
         return Err(Failure::Misuse(anyhow!("listen: {}: {reason}", config.listen)));
     }
+    let access = Access::new(&config)?;
     use_threads(config.threads)?;
     // The painting thread is the busy one; these only talk.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(config, keys))
+    let outcome = runtime.block_on(serve(config, keys, access));
+    // A read from a store that hangs would be waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
-async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {
+async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure> {
     let metrics = telemetry::init_metrics()?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
-    let models = load_models(&config.model)?;
+    let admin_listener = TcpListener::bind(config.admin_listen).await.with_context(|| {
+        let address = config.admin_listen;
+        format!("cannot listen on {address} for the admin API; --admin-listen names another address")
+    })?;
+    let admin_address = admin_listener.local_addr()?;
+    let models = load_models(&config.model, config.precision)?;
     let catalogue =
         Catalogue::new(models.clone(), &config.aliases.0).map_err(|e| Failure::Misuse(e.into()))?;
     let limits =
         QueueLimits { length: config.queue_length, length_per_client: config.queue_length_per_client };
     let queue = LocalQueue::new(limits);
-    let worker = worker::spawn(models, queue.clone())?;
-    let gateway = Gateway::new(catalogue, &config, queue.clone());
+    let reuse = Arc::new(open_cache(&config, &cache_directory(&config)?, &models).await?);
+    let worker = worker::spawn(models, queue.clone(), Some(stored(&config, &reuse, Handle::current())))?;
+    let gateway = Arc::new(Gateway::new(catalogue, Some(Arc::clone(&reuse)), &config, queue.clone()));
     let (phase, phases) = watch::channel(Phase::Starting);
-    tokio::spawn(keep_histograms_small(metrics.clone()));
+    tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse)));
+    let admin = Admin::new(&config, access, Arc::clone(&gateway), Arc::clone(&reuse));
     let app = App::new(&config, address, gateway, keys, phases, metrics);
     let drain = Duration::from_secs(config.drain_seconds);
     let connections = ConnectionLimits {
@@ -83,15 +98,23 @@ async fn serve(config: Config, keys: Keys) -> Result<(), Failure> {
         end: Duration::from_secs(5),
     };
     // Whoever closed stdout does not want to know.
-    let _ = writeln!(std::io::stdout(), "listening on http://{address}");
+    let _ = writeln!(std::io::stdout(), "listening on http://{address}\nadmin on http://{admin_address}");
     let mut outcome = Ok(());
+    let (ends, ended) = oneshot::channel::<()>();
     let life = async {
         outcome = live(worker, &queue, phase, drain).await;
         // However it ended: what is left is cancelled, and whoever waits hears of it. The painting thread
         // sees it before its next step.
         queue.stop();
+        drop(ends);
     };
-    api::run(listener, router(app), connections, life).await;
+    tokio::join!(
+        api::run(listener, router(app), connections, life),
+        api::run(admin_listener, admin::router(admin), connections, async { _ = ended.await }),
+    );
+    if let Err(error) = reuse.cache().close().await {
+        tracing::warn!(%error, "the cache did not write all that it was to keep");
+    }
     tracing::info!("stopped");
     outcome
 }
@@ -141,11 +164,12 @@ async fn stop_signal() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Histograms keep every sample until somebody sums them up.
-async fn keep_histograms_small(metrics: metrics_exporter_prometheus::PrometheusHandle) {
-    let mut every = tokio::time::interval(Duration::from_secs(5));
+/// Histograms keep every sample until somebody sums them up; the cache counts by itself.
+async fn keep_metrics(metrics: metrics_exporter_prometheus::PrometheusHandle, reuse: Arc<Reuse>) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
         every.tick().await;
+        telemetry::cache(&reuse.cache().stats());
         metrics.run_upkeep();
     }
 }

@@ -1,14 +1,21 @@
 //! What happens to a request before a worker sees it: validated, planned, queued.
 
+mod archive;
 mod catalogue;
 pub mod embedder;
 mod request;
+mod reuse;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::queue::{Busy, LocalQueue, Subscription};
 
+pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
-pub use request::{GenerationRequest, Limits, MAX_SEED, Wanted};
+pub use request::{CacheMode, GenerationRequest, Limits, MAX_SEED, Wanted};
+pub use reuse::{LookUpError, Reuse, ReuseError, ReuseOptions};
 
 /// Why a request is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -50,41 +57,73 @@ pub struct Accepted {
     pub request: GenerationRequest,
     /// One subscription per picture, in order.
     pub pictures: Vec<Subscription>,
+    /// How long the look-up in the cache took.
+    pub look_up: Duration,
+}
+
+/// The tenant of all clients where there are no API keys.
+pub const ANONYMOUS: &str = "anonymous";
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Who is served in turn: a tenant, or an address.
+    pub turn: Arc<str>,
+    /// Whose pictures may be reused.
+    pub tenant: Arc<str>,
 }
 
 /// The way from a client's wishes to queued jobs.
 pub struct Gateway {
     /// The models served.
     pub catalogue: Catalogue,
+    /// The cache, where there is one.
+    pub reuse: Option<Arc<Reuse>>,
     limits: Limits,
     queue: LocalQueue,
 }
 
 impl Gateway {
     /// A gateway to a queue.
-    pub fn new(catalogue: Catalogue, config: &Config, queue: LocalQueue) -> Self {
-        Self { catalogue, limits: Limits::from(config), queue }
+    pub fn new(catalogue: Catalogue, reuse: Option<Arc<Reuse>>, config: &Config, queue: LocalQueue) -> Self {
+        Self { catalogue, reuse, limits: Limits::from(config), queue }
     }
 
-    /// Validates and queues what `client` wants. `random_seed` serves where he names none.
+    /// Validates what is wanted. `random_seed` serves where no seed is named.
     ///
     /// # Errors
     /// [`Rejection`], naming the field.
-    pub fn accept(
-        &self,
-        wanted: Wanted,
-        client: &str,
-        request_id: &str,
-        random_seed: u64,
-    ) -> Result<Accepted, Rejection> {
+    pub fn validate(&self, wanted: Wanted, random_seed: u64) -> Result<GenerationRequest, Rejection> {
         let model = self.catalogue.find(wanted.model.as_deref())?;
-        let cached_only = wanted.cached_only;
-        let request = GenerationRequest::new(wanted, model, &self.limits, random_seed)?;
-        if cached_only {
-            return Err(Rejection::CacheMiss); // nothing is cached so far
+        GenerationRequest::new(wanted, model, &self.limits, random_seed)
+    }
+
+    /// Finds what a request can start from, and queues its pictures.
+    ///
+    /// # Errors
+    /// [`Rejection`]
+    pub async fn accept(
+        &self,
+        request: GenerationRequest,
+        client: &Client,
+        request_id: &str,
+    ) -> Result<Accepted, Rejection> {
+        let started = Instant::now();
+        let mut jobs = request.jobs(&client.turn, request_id);
+        // Who is refused anyway costs no look-up.
+        self.queue.has_room(&client.turn, jobs.len())?;
+        match &self.reuse {
+            Some(reuse) => reuse.prepare(&request, &client.tenant, &mut jobs).await?,
+            None if request.cache() == CacheMode::Only => return Err(Rejection::CacheMiss),
+            None => {}
         }
-        let pictures = self.queue.submit(request.jobs(client, request_id))?;
-        Ok(Accepted { request, pictures })
+        let look_up = started.elapsed();
+        let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
+        let pictures = self.queue.submit(jobs)?;
+        if let Some(reuse) = &self.reuse {
+            reuse.prefetch(&states);
+        }
+        Ok(Accepted { request, pictures, look_up })
     }
 
     /// Whether new requests are refused because the server is shutting down.

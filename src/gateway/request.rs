@@ -4,12 +4,15 @@ use pentimento_pipelines::{NoiseSource, Pipeline, Size, StepPlan};
 
 use super::Rejection;
 use crate::config::Config;
-use crate::queue::{Encoding, Format, Job};
+use crate::queue::{Encoding, Format, Job, Start};
 
 /// The largest seed: the largest integer that every JSON implementation carries unharmed.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
 const MAX_GUIDANCE: f64 = 100.0;
 const MAX_PREVIEWS: i64 = 3;
+const MAX_NAMESPACE: usize = 64;
+/// The namespace of requests that name none.
+const DEFAULT_NAMESPACE: &str = "default";
 
 /// The bounds of a request, from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -55,8 +58,24 @@ pub struct Wanted {
     pub format: Option<Format>,
     /// JPEG's quality, 0 to 100.
     pub compression: Option<i64>,
-    /// Paint nothing: answer from the cache or not at all.
-    pub cached_only: bool,
+    /// How to use the cache.
+    pub cache: CacheMode,
+    /// Whose pictures within the tenant's may be reused, and who may reuse this one.
+    pub namespace: Option<String>,
+}
+
+/// How a request uses the cache. It can only narrow what the operator's policy allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Whatever fits.
+    #[default]
+    Auto,
+    /// Not at all: nothing is looked up, nothing is kept.
+    Off,
+    /// No look-up; the result replaces what is stored.
+    Refresh,
+    /// Nothing is painted from scratch: a rejection where nothing fits.
+    Only,
 }
 
 /// A request that a worker can fulfil: whatever this holds is possible.
@@ -67,10 +86,13 @@ pub struct GenerationRequest {
     negative_prompt: String,
     size: Size,
     seeds: Vec<u64>,
+    has_seed: bool,
     noise: NoiseSource,
     plan: StepPlan,
     previews: Vec<usize>,
     encoding: Encoding,
+    cache: CacheMode,
+    namespace: String,
 }
 
 impl GenerationRequest {
@@ -116,14 +138,17 @@ impl GenerationRequest {
             negative_prompt,
             size,
             seeds: seeds(wanted.seed, n, random_seed)?,
+            has_seed: wanted.seed.is_some(),
             noise: wanted.noise,
             previews: preview_steps(plan.steps().len(), previews),
             plan,
             encoding: encoding(wanted.format.unwrap_or(Format::Png), wanted.compression)?,
+            cache: wanted.cache,
+            namespace: namespace(wanted.namespace)?,
         })
     }
 
-    /// One job per picture.
+    /// One job per picture, from noise.
     pub fn jobs(&self, client: &str, request_id: &str) -> Vec<Job> {
         let job = |(index, &seed)| Job {
             request_id: request_id.to_owned(),
@@ -136,6 +161,8 @@ impl GenerationRequest {
             seed,
             noise: self.noise,
             plan: self.plan.clone(),
+            start: Start::Noise,
+            keep: None,
             previews: self.previews.clone(),
             encoding: self.encoding,
         };
@@ -145,6 +172,31 @@ impl GenerationRequest {
     /// The model's id.
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// The prompt.
+    pub fn prompt(&self) -> &str {
+        &self.prompt
+    }
+
+    /// The negative prompt; empty where there is none.
+    pub fn negative_prompt(&self) -> &str {
+        &self.negative_prompt
+    }
+
+    /// Whether the client gave the seed.
+    pub fn has_seed(&self) -> bool {
+        self.has_seed
+    }
+
+    /// How it uses the cache.
+    pub fn cache(&self) -> CacheMode {
+        self.cache
+    }
+
+    /// Its namespace within the tenant's.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// The pictures' size.
@@ -198,6 +250,16 @@ fn seeds(first: Option<i64>, n: usize, random: u64) -> Result<Vec<u64>, Rejectio
         None => random % (last_first + 1),
     };
     Ok((first..).take(n).collect())
+}
+
+fn namespace(wanted: Option<String>) -> Result<String, Rejection> {
+    let name = wanted.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    let sane = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if !(1..=MAX_NAMESPACE).contains(&name.len()) || !name.bytes().all(sane) {
+        let reason = format!("must be 1 to {MAX_NAMESPACE} letters, digits, '-', '_' or '.'");
+        return invalid("pentimento.namespace", reason);
+    }
+    Ok(name)
 }
 
 fn encoding(format: Format, compression: Option<i64>) -> Result<Encoding, Rejection> {

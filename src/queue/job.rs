@@ -1,5 +1,6 @@
 //! One picture to be painted, as data.
 
+use pentimento_cache::{EntryId, NewPicture};
 use pentimento_pipelines::{NoiseSource, Size, StepPlan};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,79 @@ pub struct Encoding {
     pub quality: u8,
 }
 
+/// What of the cache a picture was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hit {
+    /// A denoising state of another picture: the later steps are painted.
+    State,
+    /// The stored picture itself, of a prompt that means the same.
+    Semantic,
+    /// The stored picture itself, of the same prompt, seed and parameters.
+    Exact,
+}
+
+impl Hit {
+    /// Its name in answers and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Semantic => "semantic",
+            Self::Exact => "exact",
+        }
+    }
+}
+
+/// A stored state to start from, by its key.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+pub struct Reused {
+    /// What it is to this picture.
+    pub hit: Hit,
+    /// The entry in the cache.
+    pub source: EntryId,
+    /// The state's timestep; -1 for the finished latent.
+    pub timestep: f64,
+    /// Cosine of both prompts' embeddings.
+    pub similarity: f32,
+    /// The entry's prompt, to steer away from, where it is stored.
+    pub source_prompt: Option<String>,
+    /// Whether the seed must tell in the picture: several ask for it, or the entry's own prompt is asked for again. A
+    /// resume is otherwise the same picture for every seed.
+    pub varied: bool,
+}
+
+/// Where a picture starts.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// The seed's noise.
+    #[default]
+    Noise,
+    /// A stored state; the seed's noise where it cannot be had.
+    StateOrNoise(Reused),
+    /// A stored state, or there is no picture.
+    State(Reused),
+}
+
+impl Start {
+    /// The stored state, if one is meant.
+    pub fn reused(&self) -> Option<&Reused> {
+        match self {
+            Self::Noise => None,
+            Self::StateOrNoise(reused) | Self::State(reused) => Some(reused),
+        }
+    }
+}
+
+/// What the cache keeps of a picture, if it is painted from noise.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+pub struct Keep {
+    /// What is known of it before it is painted; its states are not.
+    pub picture: NewPicture,
+    /// After how many steps a state is kept, ascending. The finished latent is kept anyway.
+    pub after_steps: Vec<usize>,
+}
+
 /// One picture to be painted. Plain data: it means the same in another process, and later.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Job {
@@ -45,8 +119,12 @@ pub struct Job {
     pub seed: u64,
     /// The generator of the initial noise.
     pub noise: NoiseSource,
-    /// The steps to take.
+    /// All steps from noise to picture; those before the state that it starts from are skipped.
     pub plan: StepPlan,
+    /// Where it starts.
+    pub start: Start,
+    /// What the cache keeps of it; `None`: nothing.
+    pub keep: Option<Box<Keep>>,
     /// After how many steps previews are wanted, ascending.
     pub previews: Vec<usize>,
     /// The file to make of it.
@@ -71,6 +149,8 @@ mod tests {
             seed: 7,
             noise: NoiseSource::Pentimento,
             plan: serde_json::from_str(plan).unwrap(),
+            start: Start::Noise,
+            keep: None,
             previews: vec![1],
             encoding: Encoding { format: Format::Jpeg, quality: 90 },
         };

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::Job;
 use super::turns::{Parts, Turns};
+use super::{Job, Reused};
 use crate::telemetry;
 
 /// How much may wait.
@@ -44,6 +44,8 @@ pub enum Busy {
 pub struct Timings {
     /// Waiting for its turn.
     pub queue: Duration,
+    /// Getting the state that it starts from.
+    pub load: Duration,
     /// Encoding the prompts.
     pub encode: Duration,
     /// All steps.
@@ -53,12 +55,16 @@ pub struct Timings {
 }
 
 /// A finished picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Painted {
     /// The image file.
     pub file: Vec<u8>,
     /// Where the time went.
     pub timings: Timings,
+    /// What of the cache it was made from; `None`: it was painted from noise.
+    pub reused: Option<Reused>,
+    /// The steps of its plan that this spared.
+    pub skipped_steps: usize,
 }
 
 /// Why an accepted picture was not painted.
@@ -67,13 +73,16 @@ pub enum Failure {
     /// The engine failed; the reason is for the log.
     #[error("{0}")]
     Engine(String),
+    /// The state to start from was gone when its turn came, and nothing else was wanted.
+    #[error("the stored state is gone")]
+    StateGone,
     /// The worker is gone, or had no time left to shut down in.
     #[error("the worker stopped before the picture was finished")]
     Stopped,
 }
 
 /// What a subscriber hears of a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The predicted picture, as an image file; `index` counts previews from 0.
     Preview {
@@ -117,6 +126,26 @@ struct Shared {
     changed: Condvar,
 }
 
+impl QueueLimits {
+    fn room_in(&self, state: &State, client: &str, jobs: usize) -> Result<(), Busy> {
+        if state.phase != Phase::Open {
+            return Err(Busy::Closed);
+        }
+        let retry_after = |pictures: usize| {
+            Duration::from_secs_f64((pictures as f64 * state.picture_seconds).clamp(1.0, 600.0))
+        };
+        let of_client = state.waiting.len_of(client);
+        if of_client + jobs > self.length_per_client {
+            return Err(Busy::ClientFull { retry_after: retry_after(of_client) });
+        }
+        let all = state.waiting.len();
+        if all + jobs > self.length {
+            return Err(Busy::Full { retry_after: retry_after(all) });
+        }
+        Ok(())
+    }
+}
+
 /// The local queue; clones are the same queue.
 #[derive(Clone)]
 pub struct LocalQueue(Arc<Shared>);
@@ -133,27 +162,22 @@ impl LocalQueue {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether so many jobs of a client would be accepted now.
+    ///
+    /// # Errors
+    /// [`Busy`] where there is no room, or no time.
+    pub fn has_room(&self, client: &str, jobs: usize) -> Result<(), Busy> {
+        self.0.limits.room_in(&self.lock(), client, jobs)
+    }
+
     /// Accepts a request's jobs, all or none. Whoever drops a subscription cancels its job.
     ///
     /// # Errors
     /// [`Busy`] where there is no room, or no time.
     pub fn submit(&self, jobs: Vec<Job>) -> Result<Vec<Subscription>, Busy> {
         let mut state = self.lock();
-        if state.phase != Phase::Open {
-            return Err(Busy::Closed);
-        }
-        let seconds = |pictures: usize| {
-            Duration::from_secs_f64((pictures as f64 * state.picture_seconds).clamp(1.0, 600.0))
-        };
         if let Some(job) = jobs.first() {
-            let waiting = state.waiting.len_of(&job.client);
-            if waiting + jobs.len() > self.0.limits.length_per_client {
-                return Err(Busy::ClientFull { retry_after: seconds(waiting) });
-            }
-        }
-        let waiting = state.waiting.len();
-        if waiting + jobs.len() > self.0.limits.length {
-            return Err(Busy::Full { retry_after: seconds(waiting) });
+            self.0.limits.room_in(&state, &job.client, jobs.len())?;
         }
         let since = Instant::now();
         let subscriptions = jobs.into_iter().map(|job| {
@@ -300,7 +324,7 @@ mod tests {
     use pentimento_pipelines::{NoiseSource, Size};
 
     use super::*;
-    use crate::queue::{Encoding, Format};
+    use crate::queue::{Encoding, Format, Start};
 
     fn jobs(client: &str, n: usize) -> Vec<Job> {
         let job = |index| Job {
@@ -314,6 +338,8 @@ mod tests {
             seed: 0,
             noise: NoiseSource::Pentimento,
             plan: serde_json::from_str(r#"{"steps":[]}"#).unwrap(),
+            start: Start::Noise,
+            keep: None,
             previews: vec![],
             encoding: Encoding { format: Format::Png, quality: 100 },
         };
@@ -355,7 +381,7 @@ mod tests {
     async fn whatever_happens_the_subscriber_hears_an_end() {
         let queue = queue();
         let mut subscriptions = queue.submit(jobs("a", 3)).unwrap();
-        let painted = Painted { file: vec![1], timings: Timings::default() };
+        let painted = Painted { file: vec![1], timings: Timings::default(), reused: None, skipped_steps: 0 };
         queue.pull().unwrap().complete(painted.clone());
         drop(queue.pull()); // as a worker that dies
         let _kept = queue.submit(jobs("b", 1)).unwrap();

@@ -4,5 +4,5 @@ mod job;
 mod local;
 mod turns;
 
-pub use job::{Encoding, Format, Job};
+pub use job::{Encoding, Format, Hit, Job, Keep, Reused, Start};
 pub use local::{Busy, Event, Failure, Lease, LocalQueue, Painted, QueueLimits, Subscription, Timings};

@@ -53,8 +53,11 @@ impl<K: PartialEq, Q: Parts + Default> Turns<K, Q> {
     }
 
     /// How many parts of a key wait.
-    pub(super) fn len_of(&self, key: &K) -> usize {
-        self.line.iter().find(|(k, _)| k == key).map_or(0, |(_, q)| q.len())
+    pub(super) fn len_of<R: PartialEq + ?Sized>(&self, key: &R) -> usize
+    where
+        K: std::borrow::Borrow<R>,
+    {
+        self.line.iter().find(|(k, _)| k.borrow() == key).map_or(0, |(_, q)| q.len())
     }
 }
 

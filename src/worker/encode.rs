@@ -4,7 +4,7 @@ use image::codecs::{jpeg::JpegEncoder, webp::WebPEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 use pentimento_pipelines::{NoiseSource, Picture};
 
-use crate::queue::{Format, Job};
+use crate::queue::{Format, Hit, Job, Reused};
 
 /// Why pixels did not become a file.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +17,9 @@ pub enum EncodeError {
     Image(#[from] image::ImageError),
 }
 
-/// The generation parameters as AUTOMATIC1111's tools, and those after them, read them.
-pub fn parameters(job: &Job) -> String {
+/// The generation parameters as AUTOMATIC1111's tools, and those after them, read them. A picture that was made
+/// from another one's state says so: its seed alone does not paint it again.
+pub fn parameters(job: &Job, reused: Option<&Reused>, skipped_steps: usize) -> String {
     let mut text = format!("{}\n", job.prompt);
     if !job.negative_prompt.is_empty() {
         text += &format!("Negative prompt: {}\n", job.negative_prompt);
@@ -34,6 +35,9 @@ pub fn parameters(job: &Job) -> String {
     if job.noise == NoiseSource::Torch {
         text += "RNG: CPU, "; // what these tools call PyTorch's CPU generator
     }
+    if let Some(Reused { hit: Hit::State | Hit::Semantic, source, .. }) = reused {
+        text += &format!("Reused steps: {skipped_steps} of {}, ", source.as_str());
+    }
     text + "Version: pentimento " + env!("CARGO_PKG_VERSION")
 }
 
@@ -41,8 +45,13 @@ pub fn parameters(job: &Job) -> String {
 ///
 /// # Errors
 /// The encoder's, such as for a side longer than the format allows.
-pub fn encode(picture: &Picture, job: &Job) -> Result<Vec<u8>, EncodeError> {
-    let text = parameters(job);
+pub fn encode(
+    picture: &Picture,
+    job: &Job,
+    reused: Option<&Reused>,
+    skipped_steps: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let text = parameters(job, reused, skipped_steps);
     let mut file = Vec::new();
     match job.encoding.format {
         Format::Png => write_png(picture, text, &mut file)?,
@@ -106,7 +115,7 @@ mod tests {
     use pentimento_pipelines::Size;
 
     use super::*;
-    use crate::queue::Encoding;
+    use crate::queue::{Encoding, Start};
 
     fn job(prompt: &str, format: Format) -> Job {
         let plan =
@@ -122,6 +131,8 @@ mod tests {
             seed: 7,
             noise: NoiseSource::Pentimento,
             plan: serde_json::from_str(plan).unwrap(),
+            start: Start::Noise,
+            keep: None,
             previews: vec![],
             encoding: Encoding { format, quality: 50 },
         }
@@ -134,7 +145,7 @@ mod tests {
     #[test]
     fn png_says_how_it_was_painted_in_any_script() {
         for prompt in ["a château", "雪の家"] {
-            let file = encode(&picture(), &job(prompt, Format::Png)).unwrap();
+            let file = encode(&picture(), &job(prompt, Format::Png), None, 0).unwrap();
             let reader = png::Decoder::new(std::io::Cursor::new(&file)).read_info().unwrap();
             let info = reader.info();
             let text = match info.utf8_text.first() {
@@ -156,7 +167,7 @@ mod tests {
     #[test]
     fn every_format_decodes_and_the_lossless_ones_to_the_same_pixels() {
         for format in [Format::Png, Format::Jpeg, Format::Webp] {
-            let file = encode(&picture(), &job("a", format)).unwrap();
+            let file = encode(&picture(), &job("a", format), None, 0).unwrap();
             let back = image::load_from_memory(&file).unwrap().into_rgb8();
             assert_eq!(back.dimensions(), (16, 8));
             assert_eq!(back.into_raw() == picture().rgb, format != Format::Jpeg, "{format:?}");

@@ -2,6 +2,7 @@
 
 mod encode;
 mod painting;
+mod stored;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,9 +12,10 @@ use pentimento_pipelines::{NoiseSource, Pipeline};
 use tokio::sync::oneshot;
 
 pub use encode::{EncodeError, parameters};
-pub use painting::{PaintError, Painting};
+pub use painting::{Beginning, PaintError, Painting};
+pub use stored::{Keeping, StateError, Stored};
 
-use crate::queue::{Failure, Lease, LocalQueue, Painted};
+use crate::queue::{Failure, Job, Lease, LocalQueue, Painted, Start};
 use crate::telemetry;
 
 /// The painting thread, from outside.
@@ -24,11 +26,12 @@ pub struct Worker {
     pub done: oneshot::Receiver<()>,
 }
 
-/// Starts the painting thread. It ends when `queue` is closed and empty.
+/// Starts the painting thread. It ends when `queue` is closed and empty. Without `stored` every picture starts
+/// from noise.
 ///
 /// # Errors
 /// Where no thread can be had.
-pub fn spawn(models: Vec<Pipeline>, queue: LocalQueue) -> std::io::Result<Worker> {
+pub fn spawn(models: Vec<Pipeline>, queue: LocalQueue, stored: Option<Stored>) -> std::io::Result<Worker> {
     let (warm_sender, warm) = oneshot::channel();
     let (done_sender, done) = oneshot::channel();
     std::thread::Builder::new().name("painter".to_owned()).spawn(move || {
@@ -37,7 +40,7 @@ pub fn spawn(models: Vec<Pipeline>, queue: LocalQueue) -> std::io::Result<Worker
         // Nobody listens where the server is already gone; so below.
         let _ = warm_sender.send(warmed);
         while let Some(lease) = works.then(|| queue.pull()).flatten() {
-            serve(&models, lease);
+            serve(&models, lease, stored.as_ref());
         }
         let _ = done_sender.send(());
     })?;
@@ -57,8 +60,15 @@ fn warm_up(model: &Pipeline) -> pentimento_pipelines::Result<()> {
     Ok(())
 }
 
+/// What came of a lease.
+enum Outcome {
+    Painted(Painted, Option<Keeping>),
+    Cancelled,
+    StateGone,
+}
+
 /// Serves one lease. A panic in the engine costs that picture, not the thread.
-fn serve(models: &[Pipeline], lease: Lease) {
+fn serve(models: &[Pipeline], lease: Lease, stored: Option<&Stored>) {
     let job = &lease.job;
     let span =
         tracing::info_span!("picture", request_id = job.request_id, index = job.index, model = job.model);
@@ -67,28 +77,35 @@ fn serve(models: &[Pipeline], lease: Lease) {
         return fail(lease, "this worker does not have the job's model".to_owned());
     };
     let started = Instant::now();
-    match catch_unwind(AssertUnwindSafe(|| paint(model, &lease))) {
-        Ok(Ok(Some(painted))) => {
+    match catch_unwind(AssertUnwindSafe(|| paint(model, &lease, stored))) {
+        Ok(Ok(Outcome::Painted(painted, keeping))) => {
             telemetry::picture(model.id(), lease.waited, started.elapsed());
-            tracing::info!(waited = ?lease.waited, painted = ?started.elapsed(), "painted");
+            telemetry::reused(painted.reused.as_ref(), painted.skipped_steps, job.plan.steps().len());
+            tracing::info!(waited = ?lease.waited, painted = ?started.elapsed(), skipped_steps = painted.skipped_steps, "painted");
             lease.complete(painted);
+            if let (Some(keeping), Some(stored)) = (keeping, stored)
+                && catch_unwind(AssertUnwindSafe(|| keeping.into_cache(&stored.cache))).is_err()
+            {
+                tracing::error!("the cache panicked; the picture is not kept");
+            }
         }
-        Ok(Ok(None)) => {
+        Ok(Ok(Outcome::Cancelled)) => {
             telemetry::cancelled(1);
             tracing::info!(after = ?started.elapsed(), "cancelled");
         }
+        Ok(Ok(Outcome::StateGone)) => lease.fail(Failure::StateGone),
         Ok(Err(error)) => fail(lease, error.to_string()),
         Err(_) => fail(lease, "the engine panicked".to_owned()),
     }
 }
 
-/// Paints a lease's job, a step at a time; `None` if it is cancelled meanwhile.
-fn paint(model: &Pipeline, lease: &Lease) -> Result<Option<Painted>, PaintError> {
-    let mut painting = Painting::begin(model, &lease.job, None)?;
+/// Paints a lease's job, a step at a time.
+fn paint(model: &Pipeline, lease: &Lease, stored: Option<&Stored>) -> Result<Outcome, PaintError> {
+    let Some(mut painting) = begin(model, &lease.job, stored)? else { return Ok(Outcome::StateGone) };
     painting.timings.queue = lease.waited;
     while !painting.is_finished() {
         if lease.is_cancelled() {
-            return Ok(None);
+            return Ok(Outcome::Cancelled);
         }
         let time = timed(|| painting.step())?;
         telemetry::step(model.id(), time);
@@ -100,9 +117,45 @@ fn paint(model: &Pipeline, lease: &Lease) -> Result<Option<Painted>, PaintError>
         }
     }
     if lease.is_cancelled() {
+        return Ok(Outcome::Cancelled);
+    }
+    let (painted, keeping) = painting.finish()?;
+    Ok(Outcome::Painted(painted, keeping))
+}
+
+/// Begins with the job's stored state or, where that is not to be had or does not fit, with noise; `None` where the job
+/// does not want that.
+pub fn begin<'a>(
+    model: &'a Pipeline,
+    job: &'a Job,
+    stored: Option<&Stored>,
+) -> Result<Option<Painting<'a>>, PaintError> {
+    let started = Instant::now();
+    if let (Some(stored), Some(reused)) = (stored, job.start.reused()) {
+        // Whatever the cache does, the picture is painted.
+        let state = catch_unwind(AssertUnwindSafe(|| stored.fetch(reused)));
+        let load = started.elapsed();
+        let state = state
+            .map_or_else(|_| Err("the cache panicked".to_owned()), |state| state.map_err(|e| e.to_string()));
+        let begun = state.and_then(|state| {
+            let beginning = Beginning::State(reused, &state);
+            Painting::begin(model, job, &beginning).map_err(|error| error.to_string())
+        });
+        match begun {
+            Ok(mut painting) => {
+                painting.timings.load = load;
+                return Ok(Some(painting));
+            }
+            Err(error) => tracing::warn!(error, source = reused.source.as_str(), "not resumed"),
+        }
+    }
+    if matches!(job.start, Start::State(_)) {
         return Ok(None);
     }
-    painting.finish().map(Some)
+    let load = started.elapsed();
+    let mut painting = Painting::begin(model, job, &Beginning::Noise)?;
+    painting.timings.load = load;
+    Ok(Some(painting))
 }
 
 fn timed<E>(action: impl FnOnce() -> Result<(), E>) -> Result<Duration, E> {

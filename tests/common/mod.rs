@@ -51,22 +51,43 @@ impl Drop for Folder {
 pub struct Server {
     process: Child,
     pub address: String,
+    /// Of the admin API.
+    pub admin: String,
+    /// Its cache's, where the test does not name one.
+    cache: Folder,
 }
 
 impl Server {
-    /// Starts on a free port.
+    /// Starts on free ports, with an empty cache.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(&[], arguments)
+    }
+
+    /// The same with more environment.
+    pub fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let cache = Folder::new("cache");
         let mut process = pentimento()
             .env("PENTIMENTO_LISTEN", "127.0.0.1:0")
+            .env("PENTIMENTO_ADMIN_LISTEN", "127.0.0.1:0")
+            .env("PENTIMENTO_CACHE_DIR", cache.path())
+            .envs(environment.iter().copied())
             .args(["serve", "--log", "warn"])
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").expect("the server says its address");
-        Self { address: address.to_owned(), process }
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut said = |prefix: &str| {
+            let line = lines.next().expect("the server says its addresses").unwrap();
+            line.strip_prefix(prefix).unwrap_or_else(|| panic!("{line}")).to_owned()
+        };
+        let (address, admin) = (said("listening on http://"), said("admin on http://"));
+        Self { address, admin, process, cache }
+    }
+
+    /// Where its cache lies, unless the arguments say otherwise.
+    pub fn cache_dir(&self) -> &Path {
+        self.cache.path()
     }
 
     /// Starts, and waits until it is ready.
@@ -92,6 +113,22 @@ impl Server {
         let request = agent().post(self.url("/v1/images/generations"));
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         Answer::of(request.send(body))
+    }
+
+    /// A request to the admin API.
+    pub fn admin(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let url = format!("http://{}/admin/v1/{path}", self.admin);
+        let request = ureq::http::Request::builder().method(method).uri(url);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        Answer::of(agent().run(request.body(body).unwrap()))
+    }
+
+    pub fn admin_get(&self, path: &str) -> Answer {
+        self.admin("GET", path, &[], b"")
+    }
+
+    pub fn admin_json(&self, method: &str, path: &str, body: &Value) -> Answer {
+        self.admin(method, path, &[("content-type", "application/json")], body.to_string().as_bytes())
     }
 
     /// Sends a request and leaves the answer to come.

@@ -25,6 +25,8 @@ pub async fn everything<I: PromptIndex, Place>(make: impl AsyncFn() -> (I, Place
     a_scan_sees_every_entry_once(&make().await.0).await;
     impossible_embeddings_are_refused(&make().await.0).await;
     an_entry_may_change(&make().await.0).await;
+    let (one, another) = (make().await, make().await);
+    assert_ne!(one.0.name(), another.0.name(), "a name is one index's only");
 }
 
 /// A plain entry: named `n`, of the picture `n`, with an intermediate state and the finished latent.

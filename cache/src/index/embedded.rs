@@ -3,29 +3,22 @@
 //! The database is the truth. What is in memory is derived from it when the index is opened, so a process
 //! that is killed leaves nothing torn: at worst the changes since the last flush are gone.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
-use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::ReadableTable;
 
+use super::database::{DatabaseFile, ENTRIES, PICTURES, decode, picture_key, storage, take, take_damaged};
 use super::gardener::{Gardener, SharedShelf};
+use super::saved::{self, GraphFile};
 use super::shelf::Shelf;
-use super::{Filter, IndexError, MAX_NEIGHBOURS, PromptIndex, Sought, check_embedding};
+use super::{Filter, IndexError, IndexStats, MAX_NEIGHBOURS, PromptIndex, Sought, check_embedding};
 use crate::entry::{Compatibility, Entry, EntryId, Scope};
 use crate::policy::Neighbour;
-
-/// Version of the tables and of what stands in them. Raise it when [`Entry`] changes.
-const FORMAT: u32 = 1;
-const META: TableDefinition<&str, u32> = TableDefinition::new("meta");
-/// Entries by name.
-const ENTRIES: TableDefinition<&str, &[u8]> = TableDefinition::new("entries");
-/// Names by scope and picture.
-const PICTURES: TableDefinition<&[u8], &str> = TableDefinition::new("pictures");
 
 /// How the embedded index works.
 #[derive(Debug, Clone)]
@@ -46,46 +39,99 @@ impl Default for IndexOptions {
 /// The default [`PromptIndex`]: a database file, and in memory one shelf of embeddings for every scope and
 /// compatibility.
 pub struct EmbeddedIndex {
-    database: Database,
+    file: DatabaseFile,
     shelves: RwLock<HashMap<Scope, HashMap<Compatibility, SharedShelf>>>,
     /// One writer at a time; `true`: there are changes to flush.
     writer: Mutex<bool>,
     gardener: Gardener,
     graph_from: usize,
+    /// Directory of saved graphs.
+    graphs: Arc<PathBuf>,
+    /// Whether an entry that cannot be read was met since the last flush, which throws such entries out.
+    damage_met: AtomicBool,
+    damaged: AtomicU64,
+    reopened: AtomicU64,
 }
 
 impl EmbeddedIndex {
-    /// Opens or creates the index in the file `path`.
+    /// Opens or creates the index in the file `path`; its graphs are saved beside it, in `graphs`. Entries that cannot be read are thrown out, with a
+    /// warning, and counted in [`IndexStats::damaged`].
     ///
     /// # Errors
     /// The file is in use by another process, of another version, damaged, or cannot be read.
     pub fn open(path: &Path, options: &IndexOptions) -> Result<Self, IndexError> {
-        let database = open_database(path, options.database_cache)?;
         let index = Self {
-            database,
+            file: DatabaseFile::open(path, options.database_cache)?,
             shelves: RwLock::default(),
             writer: Mutex::new(false),
             gardener: Gardener::start().map_err(storage)?,
             graph_from: options.graph_from,
+            graphs: Arc::new(private_directory(path.with_file_name("graphs"))),
+            damage_met: AtomicBool::new(false),
+            damaged: AtomicU64::new(0),
+            reopened: AtomicU64::new(0),
         };
-        index.fill_shelves()?;
+        index.derive(&mut index.writer.lock())?;
+        let wanted: Vec<_> =
+            index.all_shelves().iter().filter_map(|shelf| shelf.read().file.clone()).collect();
+        if let Err(error) = saved::sweep(&index.graphs, &wanted) {
+            tracing::warn!(%error, "graphs that are of no use could not be removed");
+        }
+        index.visit_all();
         Ok(index)
     }
 
-    fn fill_shelves(&self) -> Result<(), IndexError> {
-        let read = self.database.begin_read().map_err(storage)?;
-        let entries = read.open_table(ENTRIES).map_err(storage)?;
-        for row in entries.iter().map_err(storage)? {
-            let (id, bytes) = row.map_err(storage)?;
-            match decode(id.value(), bytes.value()) {
-                Ok(entry) => self.shelve(&entry),
-                Err(error) => tracing::warn!(%error, "left out of the index"),
+    /// Makes the shelves agree with the database, and throws out what cannot be read.
+    fn derive(&self, dirty: &mut bool) -> Result<(), IndexError> {
+        let mut found: HashMap<Scope, HashMap<Compatibility, HashSet<EntryId>>> = HashMap::new();
+        let mut damaged = Vec::new();
+        self.file.read(|read| {
+            let entries = read.open_table(ENTRIES).map_err(storage)?;
+            for row in entries.iter().map_err(storage)? {
+                let (id, bytes) = row.map_err(storage)?;
+                let Ok(entry) = decode(id.value(), bytes.value()) else {
+                    damaged.push(id.value().to_owned());
+                    continue;
+                };
+                if let Err(error) = self.check_fits(&entry.scope, &entry.compatibility, &entry.embedding) {
+                    tracing::warn!(%error, entry = id.value(), "does not fit its shelf");
+                    damaged.push(id.value().to_owned());
+                    continue;
+                }
+                self.shelve(&entry);
+                let of_scope = found.entry(entry.scope).or_default();
+                of_scope.entry(entry.compatibility).or_default().insert(entry.id);
+            }
+            Ok(())
+        })?;
+        self.shelves.write().retain(|scope, shelves| {
+            shelves.retain(|to, shelf| match found.get(scope).and_then(|of_scope| of_scope.get(to)) {
+                None => false,
+                Some(ids) => {
+                    shelf.write().keep(ids);
+                    true
+                }
+            });
+            !shelves.is_empty()
+        });
+        if !damaged.is_empty() {
+            tracing::warn!(entries = ?damaged, "damaged entries are thrown out of the index");
+            self.damaged.fetch_add(damaged.len() as u64, Ordering::Relaxed);
+            match self.file.change(|transaction| take_damaged(transaction, &damaged)) {
+                Ok(()) => *dirty = true,
+                // They are left out, and met again when the index is next opened.
+                Err(error) => tracing::warn!(%error, "and could not be"),
             }
         }
-        let shelves: Vec<SharedShelf> =
-            self.shelves.read().values().flat_map(|shelves| shelves.values().cloned()).collect();
-        shelves.into_iter().for_each(|shelf| self.gardener.visit(shelf));
         Ok(())
+    }
+
+    fn visit_all(&self) {
+        self.all_shelves().into_iter().for_each(|shelf| self.gardener.visit(shelf));
+    }
+
+    fn all_shelves(&self) -> Vec<SharedShelf> {
+        self.shelves.read().values().flat_map(|shelves| shelves.values().cloned()).collect()
     }
 
     fn shelf(&self, scope: &Scope, compatibility: &Compatibility) -> Option<SharedShelf> {
@@ -96,7 +142,9 @@ impl EmbeddedIndex {
         let shelf = self.shelf(&entry.scope, &entry.compatibility).unwrap_or_else(|| {
             let mut shelves = self.shelves.write();
             let of_scope = shelves.entry(entry.scope.clone()).or_default();
-            let new = || Arc::new(RwLock::new(Shelf::new(entry.embedding.len(), self.graph_from)));
+            let file = GraphFile::new(&self.graphs, &entry.scope, &entry.compatibility);
+            let new =
+                || Arc::new(RwLock::new(Shelf::new(entry.embedding.len(), self.graph_from, Some(file))));
             Arc::clone(of_scope.entry(entry.compatibility.clone()).or_insert_with(new))
         });
         shelf.write().put(&entry.id, &entry.embedding, entry.guidance_scale);
@@ -106,6 +154,7 @@ impl EmbeddedIndex {
         let Some(shelf) = self.shelf(&entry.scope, &entry.compatibility) else { return };
         shelf.write().remove(&entry.id);
         if shelf.read().is_empty() {
+            GraphFile::new(&self.graphs, &entry.scope, &entry.compatibility).remove();
             let mut shelves = self.shelves.write();
             if let Some(of_scope) = shelves.get_mut(&entry.scope) {
                 of_scope.remove(&entry.compatibility);
@@ -129,23 +178,16 @@ impl EmbeddedIndex {
         }
     }
 
-    /// Changes the database: visible at once, durable after the next flush.
-    fn change<T>(
-        &self,
-        work: impl FnOnce(&WriteTransaction) -> Result<T, IndexError>,
-    ) -> Result<T, IndexError> {
-        let mut transaction = self.database.begin_write().map_err(storage)?;
-        transaction.set_durability(Durability::None).map_err(storage)?;
-        let done = work(&transaction)?;
-        transaction.commit().map_err(storage)?;
-        Ok(done)
-    }
-
     fn read(&self, id: &EntryId) -> Result<Option<Entry>, IndexError> {
-        let read = self.database.begin_read().map_err(storage)?;
-        let entries = read.open_table(ENTRIES).map_err(storage)?;
-        let bytes = entries.get(id.as_str()).map_err(storage)?;
-        bytes.map(|bytes| decode(id.as_str(), bytes.value())).transpose()
+        let found = self.file.read(|read| {
+            let entries = read.open_table(ENTRIES).map_err(storage)?;
+            let bytes = entries.get(id.as_str()).map_err(storage)?;
+            bytes.map(|bytes| decode(id.as_str(), bytes.value())).transpose()
+        });
+        if matches!(found, Err(IndexError::Damaged { .. })) {
+            self.damage_met.store(true, Ordering::Relaxed);
+        }
+        found
     }
 
     /// Whether graphs serve the entries of this scope and compatibility: false while they are few, and
@@ -182,12 +224,12 @@ impl PromptIndex for EmbeddedIndex {
     }
 
     async fn exact(&self, scope: &Scope, exact: &str) -> Result<Option<Entry>, IndexError> {
-        let id = {
-            let read = self.database.begin_read().map_err(storage)?;
+        let picture = picture_key(scope, exact)?;
+        let id = self.file.read(|read| {
             let pictures = read.open_table(PICTURES).map_err(storage)?;
-            let found = pictures.get(picture_key(scope, exact)?.as_slice()).map_err(storage)?;
-            found.map(|id| id.value().to_owned())
-        };
+            let found = pictures.get(picture.as_slice()).map_err(storage)?;
+            Ok(found.map(|id| id.value().to_owned()))
+        })?;
         let id = id.and_then(|id| EntryId::try_from(id).ok());
         let entry = id.map(|id| self.read(&id)).transpose()?.flatten();
         Ok(entry.filter(|entry| entry.scope == *scope && entry.exact == exact))
@@ -199,7 +241,7 @@ impl PromptIndex for EmbeddedIndex {
         let bytes = postcard::to_stdvec(&entry).map_err(storage)?;
         let picture = picture_key(&entry.scope, &entry.exact)?;
         let before = self.read(&entry.id)?;
-        let displaced = self.change(|transaction| {
+        let displaced = self.file.change(|transaction| {
             if let Some(before) = &before {
                 take(transaction, before)?;
             }
@@ -210,7 +252,8 @@ impl PromptIndex for EmbeddedIndex {
             entries.insert(entry.id.as_str(), bytes.as_slice()).map_err(storage)?;
             let Some(other) = other else { return Ok(None) };
             let displaced = entries.remove(other.as_str()).map_err(storage)?;
-            displaced.map(|bytes| decode(&other, bytes.value())).transpose()
+            // One that cannot be read is gone all the same.
+            Ok(displaced.and_then(|bytes| decode(&other, bytes.value()).ok()))
         })?;
         *dirty = true;
         let moved = before
@@ -226,7 +269,7 @@ impl PromptIndex for EmbeddedIndex {
     async fn remove(&self, id: &EntryId) -> Result<Option<Entry>, IndexError> {
         let mut dirty = self.writer.lock();
         let Some(entry) = self.read(id)? else { return Ok(None) };
-        self.change(|transaction| take(transaction, &entry))?;
+        self.file.change(|transaction| take(transaction, &entry))?;
         *dirty = true;
         self.unshelve(&entry);
         Ok(Some(entry))
@@ -241,7 +284,7 @@ impl PromptIndex for EmbeddedIndex {
         kept.uses = kept.uses.saturating_add(1);
         entry.last_used = entry.last_used.max(now);
         let bytes = postcard::to_stdvec(&entry).map_err(storage)?;
-        self.change(|transaction| {
+        self.file.change(|transaction| {
             let mut entries = transaction.open_table(ENTRIES).map_err(storage)?;
             entries.insert(id.as_str(), bytes.as_slice()).map_err(storage)?;
             Ok(())
@@ -257,99 +300,72 @@ impl PromptIndex for EmbeddedIndex {
         limit: usize,
     ) -> Result<Vec<Entry>, IndexError> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let read = self.database.begin_read().map_err(storage)?;
-        let entries = read.open_table(ENTRIES).map_err(storage)?;
         let start = after.map_or(Unbounded, |id| Excluded(id.as_str()));
         let mut page = Vec::new();
-        for row in entries.range::<&str>((start, Unbounded)).map_err(storage)? {
-            if page.len() >= limit {
-                break;
+        self.file.read(|read| {
+            let entries = read.open_table(ENTRIES).map_err(storage)?;
+            for row in entries.range::<&str>((start, Unbounded)).map_err(storage)? {
+                if page.len() >= limit {
+                    break;
+                }
+                let (id, bytes) = row.map_err(storage)?;
+                match decode(id.value(), bytes.value()) {
+                    Ok(entry) if filter.matches(&entry) => page.push(entry),
+                    Ok(_) => {}
+                    Err(_) => self.damage_met.store(true, Ordering::Relaxed),
+                }
             }
-            let (id, bytes) = row.map_err(storage)?;
-            match decode(id.value(), bytes.value()) {
-                Ok(entry) if filter.matches(&entry) => page.push(entry),
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "left out of a scan"),
-            }
-        }
+            Ok(())
+        })?;
         Ok(page)
     }
 
     async fn flush(&self) -> Result<(), IndexError> {
         let mut dirty = self.writer.lock();
-        if !*dirty {
-            return Ok(());
+        let reopened = self.file.reopen()?;
+        if reopened {
+            tracing::warn!("the index was opened again after an error; its last changes are gone");
+            *dirty = false;
+            self.reopened.fetch_add(1, Ordering::Relaxed);
         }
-        let mut transaction = self.database.begin_write().map_err(storage)?;
-        // Opening after a kill then does not have to walk the whole file.
-        transaction.set_quick_repair(true);
-        transaction.commit().map_err(storage)?;
-        *dirty = false;
+        if reopened | self.damage_met.swap(false, Ordering::Relaxed) {
+            self.derive(&mut dirty)?;
+            self.visit_all();
+        }
+        if *dirty {
+            self.file.flush()?;
+            *dirty = false;
+        }
         Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.file.name().to_owned()
+    }
+
+    fn stats(&self) -> IndexStats {
+        let mut stats = IndexStats {
+            damaged: self.damaged.load(Ordering::Relaxed),
+            reopened: self.reopened.load(Ordering::Relaxed),
+            ..IndexStats::default()
+        };
+        self.all_shelves().iter().for_each(|shelf| shelf.read().count_into(&mut stats));
+        stats
     }
 }
 
 impl Drop for EmbeddedIndex {
     fn drop(&mut self) {
-        let dirty = *self.writer.lock();
-        let flushed = dirty.then(|| self.database.begin_write().map(WriteTransaction::commit));
-        if !matches!(flushed, None | Some(Ok(Ok(())))) {
+        if *self.writer.lock() && self.file.flush().is_err() {
             tracing::warn!("the index's last changes could not be made durable");
         }
     }
 }
 
-fn open_database(path: &Path, cache: usize) -> Result<Database, IndexError> {
-    let name = path.display().to_string();
-    let failed = |why: String| IndexError::Open { path: name.clone(), why };
-    // The check makes an altered file an error here, where the database would trust it.
-    let opened = Database::builder().set_cache_size(cache).set_check_integrity_on_open(true).create(path);
-    let database = opened.map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => IndexError::InUse { path: name.clone() },
-        other => failed(other.to_string()),
-    })?;
-    let transaction = database.begin_write().map_err(|error| failed(error.to_string()))?;
-    let found = {
-        let mut meta = transaction.open_table(META).map_err(|error| failed(error.to_string()))?;
-        let found = meta.get("format").map_err(storage)?.map(|version| version.value());
-        if found.is_none() {
-            meta.insert("format", FORMAT).map_err(storage)?;
-        }
-        found.unwrap_or(FORMAT)
-    };
-    if found != FORMAT {
-        return Err(IndexError::Version { path: name, found, wanted: FORMAT });
+/// Makes a directory that only its owner may look into. Where that fails graphs are not saved, which is said then.
+fn private_directory(dir: PathBuf) -> PathBuf {
+    if crate::config::create_private(&dir).is_ok() {
+        crate::config::tighten(&dir, 0o700);
     }
-    transaction.open_table(ENTRIES).map_err(|error| failed(error.to_string()))?;
-    transaction.open_table(PICTURES).map_err(|error| failed(error.to_string()))?;
-    transaction.commit().map_err(storage)?;
-    Ok(database)
-}
-
-/// Takes an entry out of both tables, and its picture only where it is the one that has it.
-fn take(transaction: &WriteTransaction, entry: &Entry) -> Result<(), IndexError> {
-    let mut entries = transaction.open_table(ENTRIES).map_err(storage)?;
-    entries.remove(entry.id.as_str()).map_err(storage)?;
-    let mut pictures = transaction.open_table(PICTURES).map_err(storage)?;
-    let key = picture_key(&entry.scope, &entry.exact)?;
-    let own =
-        pictures.get(key.as_slice()).map_err(storage)?.is_some_and(|id| id.value() == entry.id.as_str());
-    if own {
-        pictures.remove(key.as_slice()).map_err(storage)?;
-    }
-    Ok(())
-}
-
-fn picture_key(scope: &Scope, exact: &str) -> Result<Vec<u8>, IndexError> {
-    postcard::to_stdvec(&(scope, exact)).map_err(storage)
-}
-
-fn decode(id: &str, bytes: &[u8]) -> Result<Entry, IndexError> {
-    let entry: Option<Entry> = postcard::from_bytes(bytes).ok();
-    let sound = entry.filter(|entry| entry.id.as_str() == id && check_embedding(&entry.embedding).is_ok());
-    sound.ok_or_else(|| IndexError::Damaged { id: id.to_owned() })
-}
-
-fn storage(error: impl std::fmt::Display) -> IndexError {
-    IndexError::Storage(error.to_string())
+    dir
 }

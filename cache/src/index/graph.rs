@@ -1,6 +1,9 @@
 //! An approximate nearest-neighbour graph over a shelf's rows.
 
-use hnsw_rs::prelude::{Distance, Hnsw};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use hnsw_rs::prelude::{AnnT, Distance, Hnsw, HnswIo};
 
 use super::vectors::{Hit, dot};
 
@@ -31,6 +34,35 @@ impl Graph {
 
     pub(crate) fn link(&self, slot: usize, row: &[f32]) {
         self.0.insert((row, slot));
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.0.get_nb_point()
+    }
+
+    pub(crate) fn dimensions(&self) -> usize {
+        self.0.get_point_indexation().get_data_dimension()
+    }
+
+    /// Writes the graph to two files in `dir` whose names begin with `name`.
+    pub(crate) fn dump(&self, dir: &Path, name: &str) -> std::io::Result<()> {
+        // The library panics where it cannot create a file.
+        let written = catch_unwind(AssertUnwindSafe(|| self.0.file_dump(dir, name)));
+        let written = written.map_err(|_| std::io::Error::other("the graph's files cannot be created"))?;
+        written.map(drop).map_err(|error| std::io::Error::other(error.to_string()))
+    }
+
+    /// Reads a graph that [`Self::dump`] wrote. The files must be as they were written: the library panics or
+    /// allocates without bound on others.
+    pub(crate) fn reload(dir: &Path, name: &str) -> Option<Self> {
+        // The graph borrows from its reader, as if it mapped the files into memory, which it does not. Some
+        // hundred bytes are lost for every graph that is read: once, when the index opens.
+        let reader: &'static HnswIo = Box::leak(Box::new(HnswIo::new(dir, name)));
+        let read = catch_unwind(AssertUnwindSafe(|| reader.load_hnsw_with_dist(CosineDistance)));
+        let mut graph: Hnsw<'static, f32, CosineDistance> = read.ok()?.ok()?;
+        // As a new one has it: reading sets it otherwise.
+        graph.set_extend_candidates(false);
+        Some(Self(graph))
     }
 
     /// The candidates of a search, in no particular order: more than `n`, since some may be dead.

@@ -2,9 +2,12 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod database;
 mod embedded;
 mod gardener;
 mod graph;
+mod renewal;
+mod saved;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -29,7 +32,7 @@ pub const MAX_DIMENSIONS: usize = 1 << 16;
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// Another process, or this one, has the index open.
-    #[error("{path}: the cache is in use by another process")]
+    #[error("{path}: the cache is in use, by another process or by this one")]
     InUse {
         /// The index file.
         path: String,
@@ -106,6 +109,25 @@ impl Filter {
     }
 }
 
+/// How an index is doing. Counts of events begin at 0 when it is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct IndexStats {
+    /// Embeddings in memory.
+    pub rows: u64,
+    /// Of these, the ones of entries that are gone: they stay until their shelf is rebuilt.
+    pub tombstones: u64,
+    /// Embeddings that graphs find; the others are scanned.
+    pub in_graphs: u64,
+    /// Graphs, at most one per scope and compatibility.
+    pub graphs: u64,
+    /// Of these, the ones that were read from a file instead of built.
+    pub graphs_loaded: u64,
+    /// Entries thrown out because they could not be read.
+    pub damaged: u64,
+    /// How often the database was opened again after an error of the disk.
+    pub reopened: u64,
+}
+
 /// Whom a search may find.
 #[derive(Debug, Clone)]
 pub struct Sought<'a> {
@@ -161,8 +183,20 @@ pub trait PromptIndex: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Entry>, IndexError>;
 
-    /// Makes all changes so far durable: they outlive the process.
+    /// Makes all changes so far durable: they outlive the process. Recovers from an error of the storage where
+    /// it can, and throws out what cannot be read. Entries that go that way, instead of by
+    /// [`Self::remove`], show in [`IndexStats::damaged`] and [`IndexStats::reopened`]: whoever keeps accounts
+    /// must then take them anew.
     async fn flush(&self) -> Result<(), IndexError>;
+
+    /// The index's own name, the same for its whole life and no other's: a store of states says by it whose
+    /// it is.
+    fn name(&self) -> String;
+
+    /// How it is doing.
+    fn stats(&self) -> IndexStats {
+        IndexStats::default()
+    }
 }
 
 /// Refuses an embedding that no cosine can be taken of.

@@ -1,14 +1,17 @@
 //! The embeddings of one scope and compatibility: rows in one piece of memory, and a graph over them once
 //! they are many. Rows are only ever appended; a removed one stays behind, dead, until the shelf is rebuilt.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::RwLock;
 
+use super::IndexStats;
 use super::graph::Graph;
+use super::renewal::{absorb, rebuild};
+use super::saved::GraphFile;
 use super::vectors::{Best, Hit, dot};
 use crate::entry::EntryId;
 
@@ -35,16 +38,22 @@ pub(crate) struct Shelf {
     ids: Vec<Option<EntryId>>,
     slots: HashMap<EntryId, usize>,
     /// Holds the first `linked` rows.
-    graph: Option<Arc<Graph>>,
-    linked: usize,
+    pub(super) graph: Option<Arc<Graph>>,
+    pub(super) linked: usize,
+    /// Whether the graph was read from a file.
+    pub(super) graph_from_file: bool,
+    /// Where the graph is saved.
+    pub(super) file: Option<GraphFile>,
+    /// Rows of the graph that were saved.
+    pub(super) saved: usize,
     /// Rows from which on a graph is faster than a scan.
-    graph_from: usize,
+    pub(super) graph_from: usize,
     /// Whether somebody looks after the shelf, or is about to.
-    tended: bool,
+    pub(super) tended: bool,
 }
 
 impl Shelf {
-    pub(crate) fn new(dimensions: usize, graph_from: usize) -> Self {
+    pub(crate) fn new(dimensions: usize, graph_from: usize, file: Option<GraphFile>) -> Self {
         Self {
             dimensions,
             rows: Vec::new(),
@@ -53,6 +62,9 @@ impl Shelf {
             slots: HashMap::new(),
             graph: None,
             linked: 0,
+            graph_from_file: false,
+            file,
+            saved: 0,
             graph_from,
             tended: false,
         }
@@ -81,28 +93,90 @@ impl Shelf {
         self.graph.is_some()
     }
 
-    fn row(&self, slot: usize) -> &[f32] {
+    pub(super) fn row(&self, slot: usize) -> &[f32] {
         &self.rows[slot * self.dimensions..(slot + 1) * self.dimensions]
     }
 
-    /// Adds a row of the shelf's own length, in place of the entry's older one.
-    pub(crate) fn put(&mut self, id: &EntryId, embedding: &[f32], guidance_scale: f32) {
+    pub(super) fn id(&self, slot: usize) -> Option<&EntryId> {
+        self.ids[slot].as_ref()
+    }
+
+    pub(super) fn guidance_scale(&self, slot: usize) -> f32 {
+        self.guidance_scales[slot]
+    }
+
+    pub(super) fn is_alive(&self, slot: usize) -> bool {
+        self.ids[slot].is_some()
+    }
+
+    pub(super) fn slot(&self, id: &EntryId) -> Option<usize> {
+        self.slots.get(id).copied()
+    }
+
+    /// Living rows.
+    pub(super) fn live(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Living and dead ones.
+    pub(super) fn rows_held(&self) -> usize {
+        self.ids.len()
+    }
+
+    pub(super) fn reserve(&mut self, rows: usize) {
+        self.rows.reserve(rows * self.dimensions);
+        self.guidance_scales.reserve(rows);
+        self.ids.reserve(rows);
+        self.slots.reserve(rows);
+    }
+
+    /// Adds a row of the shelf's own length, in place of the entry's older one. Returns where it is.
+    pub(crate) fn put(&mut self, id: &EntryId, embedding: &[f32], guidance_scale: f32) -> usize {
+        let place = self.ids.len();
         if let Some(&slot) = self.slots.get(id) {
             if self.row(slot) == embedding && self.guidance_scales[slot] == guidance_scale {
-                return;
+                return slot;
             }
             self.ids[slot] = None;
         }
-        self.slots.insert(id.clone(), self.ids.len());
+        self.slots.insert(id.clone(), place);
         self.ids.push(Some(id.clone()));
         self.guidance_scales.push(guidance_scale);
         self.rows.extend_from_slice(embedding);
+        place
+    }
+
+    /// Adds a row that nothing is found by, to keep the next ones in their places.
+    pub(super) fn put_dead(&mut self) {
+        self.ids.push(None);
+        self.guidance_scales.push(0.0);
+        self.rows.resize(self.rows.len() + self.dimensions, 0.0);
+    }
+
+    pub(super) fn kill(&mut self, slot: usize) {
+        if let Some(id) = self.ids[slot].take() {
+            self.slots.remove(&id);
+        }
     }
 
     pub(crate) fn remove(&mut self, id: &EntryId) {
         if let Some(slot) = self.slots.remove(id) {
             self.ids[slot] = None;
         }
+    }
+
+    /// Removes all rows but those of `ids`.
+    pub(crate) fn keep(&mut self, ids: &HashSet<EntryId>) {
+        let gone: Vec<EntryId> = self.slots.keys().filter(|id| !ids.contains(*id)).cloned().collect();
+        gone.iter().for_each(|id| self.remove(id));
+    }
+
+    pub(crate) fn count_into(&self, stats: &mut IndexStats) {
+        stats.rows += self.ids.len() as u64;
+        stats.tombstones += (self.ids.len() - self.slots.len()) as u64;
+        stats.in_graphs += self.linked as u64;
+        stats.graphs += u64::from(self.has_graph());
+        stats.graphs_loaded += u64::from(self.graph_from_file);
     }
 
     /// The `n` nearest living rows with a guidance scale in the range, best first.
@@ -113,16 +187,18 @@ impl Shelf {
         n: usize,
     ) -> Vec<(EntryId, f32)> {
         let mut best = Best::new(n);
+        let mut scanned_from = 0;
         if let Some(graph) = &self.graph {
             let fits = |hit: &Hit| hit.slot < self.linked && self.fits(hit.slot, guidance_scale);
             graph.near(query, n).filter(fits).for_each(|hit| best.offer(hit));
-            self.offer_rows(&mut best, self.linked..self.ids.len(), query, guidance_scale);
+            // Where the graph's candidates were dead or of another guidance scale, nearer rows may be hidden behind
+            // them: only a scan is sure.
+            match best.len() < n.min(self.linked) {
+                true => best = Best::new(n),
+                false => scanned_from = self.linked,
+            }
         }
-        // Where the graph's candidates were dead or of another guidance scale, only a scan is sure.
-        if best.len() < n.min(self.slots.len()) {
-            best = Best::new(n);
-            self.offer_rows(&mut best, 0..self.ids.len(), query, guidance_scale);
-        }
+        self.offer_rows(&mut best, scanned_from..self.ids.len(), query, guidance_scale);
         let named = |hit: Hit| Some((self.ids[hit.slot].clone()?, hit.similarity.clamp(-1.0, 1.0)));
         best.into_hits().into_iter().filter_map(named).collect()
     }
@@ -155,29 +231,6 @@ impl Shelf {
             _ => None,
         }
     }
-
-    /// The living rows alone, on a new shelf.
-    fn compacted(&self) -> Self {
-        let mut fresh = Self::new(self.dimensions, self.graph_from);
-        fresh.copy_rows(self, 0);
-        fresh
-    }
-
-    fn copy_rows(&mut self, from: &Self, start: usize) {
-        for slot in start..from.ids.len() {
-            if let Some(id) = &from.ids[slot] {
-                self.put(id, from.row(slot), from.guidance_scales[slot]);
-            }
-        }
-    }
-
-    /// Brings a shelf that was compacted when `old` had `copied` rows up to date with it.
-    fn catch_up(&mut self, old: &Self, copied: usize) {
-        let gone: Vec<EntryId> =
-            self.slots.keys().filter(|id| !old.slots.contains_key(*id)).cloned().collect();
-        gone.iter().for_each(|id| self.remove(id));
-        self.copy_rows(old, copied);
-    }
 }
 
 /// Does what a shelf needs, without keeping its readers or its writer waiting for long; `stop` ends it early.
@@ -186,49 +239,4 @@ pub(crate) fn tend(shelf: &RwLock<Shelf>, chore: Chore, stop: &AtomicBool) {
         Chore::Absorb => absorb(shelf, stop),
         Chore::Rebuild => rebuild(shelf, stop),
     }
-}
-
-fn absorb(shelf: &RwLock<Shelf>, stop: &AtomicBool) {
-    let (graph, start, tail) = {
-        let shelf = shelf.read();
-        let Some(graph) = shelf.graph.clone() else { return };
-        (graph, shelf.linked, shelf.rows[shelf.linked * shelf.dimensions..].to_vec())
-    };
-    let dimensions = shelf.read().dimensions;
-    if link_all(&graph, start, &tail, dimensions, stop) {
-        shelf.write().linked = start + tail.len() / dimensions;
-    }
-}
-
-fn rebuild(shelf: &RwLock<Shelf>, stop: &AtomicBool) {
-    let (mut fresh, copied) = {
-        let shelf = shelf.read();
-        (shelf.compacted(), shelf.ids.len())
-    };
-    if fresh.ids.len() >= fresh.graph_from {
-        let graph = Graph::new(fresh.ids.len());
-        if !link_all(&graph, 0, &fresh.rows, fresh.dimensions, stop) {
-            return;
-        }
-        fresh.graph = Some(Arc::new(graph));
-        fresh.linked = fresh.ids.len();
-    }
-    let mut old = shelf.write();
-    fresh.catch_up(&old, copied);
-    fresh.tended = old.tended;
-    let outlived = std::mem::replace(&mut *old, fresh);
-    drop(old);
-    // A large graph takes a while to free: not under the lock.
-    drop(outlived);
-}
-
-/// Whether all rows were linked in.
-fn link_all(graph: &Graph, start: usize, rows: &[f32], dimensions: usize, stop: &AtomicBool) -> bool {
-    for (i, row) in rows.chunks_exact(dimensions).enumerate() {
-        if stop.load(Ordering::Relaxed) {
-            return false;
-        }
-        graph.link(start + i, row);
-    }
-    true
 }

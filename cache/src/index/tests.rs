@@ -95,6 +95,58 @@ fn an_altered_file_is_an_error_or_an_empty_find_but_never_a_panic() {
     }
 }
 
+/// Makes rows of the database's table of entries unreadable.
+fn damage(dir: &Path, names: &[String]) {
+    let database = redb::Database::create(dir.join("index.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let entries = redb::TableDefinition::<&str, &[u8]>::new("entries");
+    for name in names {
+        transaction.open_table(entries).unwrap().insert(name.as_str(), b"nonsense".as_slice()).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+#[test]
+fn damaged_entries_are_thrown_out_with_their_pictures() {
+    let dir = TempDir::new().unwrap();
+    let here = scope("tenant", "");
+    let index = open(dir.path(), 8).unwrap();
+    for n in 0..20 {
+        block_on(index.upsert(entry(n, &here, at_angle(n as f32)))).unwrap();
+    }
+    let name = index.name();
+    block_on(index.flush()).unwrap();
+    drop(index);
+    damage(dir.path(), &[EntryId::new(3).into(), EntryId::new(4).into(), "no id at all".to_owned()]);
+    let index = open(dir.path(), 8).unwrap();
+    assert_eq!(index.stats().damaged, 3);
+    assert_eq!(index.stats().rows, 18);
+    assert_eq!(block_on(index.get(&EntryId::new(3))).unwrap(), None);
+    assert_eq!(block_on(index.exact(&here, "picture 3")).unwrap(), None);
+    assert_eq!(index.name(), name);
+    block_on(index.flush()).unwrap();
+    drop(index);
+    assert_eq!(open(dir.path(), 8).unwrap().stats().damaged, 0, "they are gone");
+    use redb::{ReadableDatabase, ReadableTableMetadata};
+    let database = redb::Database::create(dir.path().join("index.redb")).unwrap();
+    let pictures = redb::TableDefinition::<&[u8], &str>::new("pictures");
+    assert_eq!(database.begin_read().unwrap().open_table(pictures).unwrap().len().unwrap(), 18);
+}
+
+#[cfg(unix)]
+#[test]
+fn nobody_else_may_read_the_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    drop(open(dir.path(), 8).unwrap());
+    assert_eq!(mode(), 0o600);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    drop(open(dir.path(), 8).unwrap());
+    assert_eq!(mode(), 0o600);
+}
+
 /// Directions all around, the same every time.
 fn scattered(n: usize, dimensions: usize) -> Vec<Vec<f32>> {
     use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -148,6 +200,123 @@ fn graphs_come_and_are_renewed_while_entries_come_and_go() {
         block_on(index.remove(&EntryId::new(n))).unwrap();
     }
     assert_eq!(nearest(&rows[0]), None);
+}
+
+/// Waits for what the gardener does.
+fn until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..4000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("never: {what}");
+}
+
+fn saved_files(dir: &Path) -> Vec<std::path::PathBuf> {
+    std::fs::read_dir(dir.join("graphs")).unwrap().map(|file| file.unwrap().path()).collect()
+}
+
+/// An index of `rows` whose graph is saved, closed again.
+fn with_a_saved_graph(dir: &Path, rows: &[Vec<f32>]) {
+    let index = open(dir, 200).unwrap();
+    for (n, row) in rows.iter().enumerate() {
+        block_on(index.upsert(entry(n as u128, &scope("tenant", ""), row.clone()))).unwrap();
+    }
+    let tail = |stats: IndexStats| stats.rows - stats.in_graphs;
+    until("a graph of most rows", || index.stats().graphs == 1 && tail(index.stats()) <= 256);
+    drop(index);
+    // Built once more, of all rows, and saved when nothing else is to do.
+    saved_files(dir).iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    let index = open(dir, 200).unwrap();
+    until("a saved graph", || saved_files(dir).iter().any(|file| file.extension().unwrap() == "rows"));
+    assert_eq!(index.stats().in_graphs, rows.len() as u64);
+}
+
+/// Of the rows in the range, those that are found as their own nearest.
+fn own_nearest(index: &EmbeddedIndex, rows: &[Vec<f32>], range: std::ops::Range<usize>) -> usize {
+    let (here, compatibility) = (scope("tenant", ""), compatibility("embedder"));
+    let sought = Sought { scope: &here, compatibility: &compatibility, guidance_scale: 0.0..=9.0 };
+    let found = |n: &usize| {
+        let near = block_on(index.search(&sought, &rows[*n], 1)).unwrap();
+        near.first().is_some_and(|near| near.entry.id == EntryId::new(*n as u128))
+    };
+    range.filter(found).count()
+}
+
+#[test]
+fn a_saved_graph_serves_again_as_far_as_the_index_agrees_with_it() {
+    let dir = TempDir::new().unwrap();
+    let here = scope("tenant", "");
+    let rows = scattered(2400, 16);
+    with_a_saved_graph(dir.path(), &rows[..1200]);
+    // Changes that the saved graph does not know of.
+    let index = open(dir.path(), usize::MAX).unwrap();
+    for n in 0..100 {
+        block_on(index.remove(&EntryId::new(n))).unwrap();
+        block_on(index.upsert(entry(100 + n, &here, rows[1200 + n as usize].clone()))).unwrap();
+    }
+    block_on(index.flush()).unwrap();
+    drop(index);
+    let index = open(dir.path(), 200).unwrap();
+    until("a graph", || index.stats().graphs == 1);
+    let stats = index.stats();
+    assert_eq!((stats.graphs_loaded, stats.in_graphs, stats.tombstones), (1, 1200, 200), "{stats:?}");
+    assert_eq!(own_nearest(&index, &rows, 0..200), 0, "removed or of another embedding now");
+    assert!(own_nearest(&index, &rows, 200..1200) >= 980);
+    // It grows as a new one does.
+    for n in 1300..2400 {
+        block_on(index.upsert(entry(n, &here, rows[n as usize].clone()))).unwrap();
+    }
+    until("the new rows in the graph", || index.stats().in_graphs > 2100);
+    assert!(own_nearest(&index, &rows, 1300..2400) >= 1080);
+    assert_eq!(own_nearest(&index, &rows, 0..200), 0);
+}
+
+#[test]
+fn a_damaged_saved_graph_is_built_again() {
+    let dir = TempDir::new().unwrap();
+    let rows = scattered(400, 16);
+    with_a_saved_graph(dir.path(), &rows);
+    let sound: Vec<_> =
+        saved_files(dir.path()).into_iter().map(|f| (std::fs::read(&f).unwrap(), f)).collect();
+    assert_eq!(sound.len(), 3);
+    let damages: [fn(&mut Vec<u8>); 4] = [
+        |bytes| bytes.clear(),
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes[40] ^= 0x40,
+        |bytes| *bytes.last_mut().unwrap() ^= 1,
+    ];
+    for damage in damages {
+        for at in 0..3 {
+            for (n, (bytes, file)) in sound.iter().enumerate() {
+                let mut bytes = bytes.clone();
+                if n == at {
+                    damage(&mut bytes);
+                }
+                std::fs::write(file, bytes).unwrap();
+            }
+            let index = open(dir.path(), 200).unwrap();
+            until("a graph", || index.stats().graphs == 1);
+            assert_eq!(index.stats().graphs_loaded, 0);
+            assert!(own_nearest(&index, &rows, 0..400) >= 390);
+        }
+    }
+}
+
+#[test]
+fn no_graph_of_removed_entries_stays_in_a_file() {
+    let dir = TempDir::new().unwrap();
+    with_a_saved_graph(dir.path(), &scattered(400, 16));
+    std::fs::write(dir.path().join("graphs").join("of-another-scope.hnsw.data"), b"rows").unwrap();
+    let index = open(dir.path(), 200).unwrap();
+    until("a graph", || index.stats().graphs == 1);
+    assert_eq!(saved_files(dir.path()).len(), 3);
+    for n in 0..400 {
+        block_on(index.remove(&EntryId::new(n))).unwrap();
+    }
+    drop(index);
+    assert_eq!(saved_files(dir.path()), Vec::<std::path::PathBuf>::new());
 }
 
 proptest! {

@@ -2,6 +2,7 @@
 
 pub mod format;
 mod memory;
+mod owner;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 
 pub use format::{State, StateError};
 use memory::Memory;
+pub(crate) use owner::Claim;
 
 use crate::entry::{Entry, EntryId};
 
@@ -134,6 +136,21 @@ impl StateStore {
             }
         }
         Ok(swept)
+    }
+
+    async fn holds_states(&self) -> Result<bool, StateError> {
+        let mut files = self.objects.list(Some(&self.prefix));
+        while let Some(file) = self.within(files.try_next()).await? {
+            if self.parse(&file.location).is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Where states lie, for people.
+    pub(crate) fn place(&self) -> String {
+        format!("{}, prefix {:?}", self.objects, self.prefix.as_ref())
     }
 
     /// Whose state a file is, by its name.

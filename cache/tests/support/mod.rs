@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path as FilePath, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -114,13 +116,15 @@ pub enum How {
     Full,
     /// Nothing that is begun ends.
     Hangs,
+    /// Removing takes its time.
+    Slow,
 }
 
 /// A store in trouble.
 #[derive(Debug)]
 pub struct Troubled {
     how: How,
-    inner: InMemory,
+    pub inner: InMemory,
 }
 
 impl Troubled {
@@ -132,6 +136,7 @@ impl Troubled {
         match self.how {
             How::Full => Err(Error::Generic { store: "troubled", source: "no space left on device".into() }),
             How::Hangs => std::future::pending().await,
+            How::Slow => Err(Error::NotImplemented { operation: String::new(), implementer: String::new() }),
         }
     }
 }
@@ -144,22 +149,31 @@ impl std::fmt::Display for Troubled {
 
 #[async_trait]
 impl ObjectStore for Troubled {
-    async fn put_opts(&self, _: &Path, _: PutPayload, _: PutOptions) -> Result<PutResult> {
-        self.suffer().await
+    async fn put_opts(&self, to: &Path, bytes: PutPayload, options: PutOptions) -> Result<PutResult> {
+        match self.how {
+            // What is small still fits.
+            How::Full if bytes.content_length() > 100 => self.suffer().await,
+            How::Hangs => self.suffer().await,
+            _ => self.inner.put_opts(to, bytes, options).await,
+        }
     }
     async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
         self.suffer().await
     }
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         match self.how {
-            How::Full => self.inner.get_opts(location, options).await,
             How::Hangs => self.suffer().await,
+            _ => self.inner.get_opts(location, options).await,
         }
     }
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         match self.how {
             How::Full => self.inner.delete_stream(locations),
             How::Hangs => Box::pin(futures_util::stream::pending()),
+            How::Slow => Box::pin(self.inner.delete_stream(locations).then(|done| async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                done
+            })),
         }
     }
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

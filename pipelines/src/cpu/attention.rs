@@ -3,11 +3,12 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::gemm::{MOST_ROWS, RowPointers, Start, Tile, even};
+use super::gemm::even;
 use super::math::{exp, gelu, largest, load_part, store_part, sum};
 use super::op::{Kind, Made, View, apply1, apply3, count};
 use super::parallel::{Shared, parallel, parallel_items, threads};
 use super::simd::{Isa, Kernel, Simd};
+use super::tile::{MOST_ROWS, RowPointers, Start, Tile};
 
 /// softmax(q kᵀ / √width) v per head: (B, T, C), (B, S, C), (B, S, C) -> (B, T, C). `causal`: a query sees keys up
 /// to its own place.

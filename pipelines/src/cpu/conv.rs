@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::gemm::{Addend, Packed, Product, RowPointers, Source};
+use super::gemm::{Addend, Packed, Product, Source};
 use super::op::{Kind, Made, View, apply1, apply2};
 use super::simd::Isa;
+use crate::precision::Precision;
 
 /// How a kernel moves over a picture.
 #[derive(Debug, Clone, Copy)]
@@ -29,31 +30,37 @@ pub(crate) struct Conv {
 
 /// Sizes of one call.
 #[derive(Clone, Copy)]
-pub(super) struct Sizes {
+struct Sizes {
     /// The picture in memory.
     stored: (usize, usize),
     /// As the convolution sees it: resized to this by nearest neighbour.
     seen: (usize, usize),
-    pub(super) out: (usize, usize),
+    out: (usize, usize),
 }
 
-impl Sizes {
-    /// The stored pixel at a place as the convolution sees it; beyond the edges there is none.
-    #[inline]
-    pub(super) fn pixel(&self, y: usize, x: usize, near: usize) -> Option<usize> {
-        let ((h, w), (seen_h, seen_w)) = (self.stored, self.seen);
-        let (y, x) = (y.checked_sub(near)?, x.checked_sub(near)?);
-        (y < seen_h && x < seen_w).then(|| (y * h / seen_h) * w + x * w / seen_w)
-    }
+/// The stored row or column at a place as the convolution sees it; beyond the edges there is none.
+fn along(at: usize, near: usize, stored: usize, seen: usize) -> Option<usize> {
+    let at = at.checked_sub(near)?;
+    (at < seen).then(|| at * stored / seen)
 }
 
 impl Conv {
     /// From a kernel (outer, inner, side, side), side 1 or 3, and a bias (outer,).
-    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Self> {
-        Self::on(Isa::best(), weight, bias, geometry)
+    pub(crate) fn new(
+        precision: Precision,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        geometry: Geometry,
+    ) -> Result<Self> {
+        Self::on((Isa::best(), precision), weight, bias, geometry)
     }
 
-    pub(super) fn on(isa: Isa, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Self> {
+    pub(super) fn on(
+        how: (Isa, Precision),
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        geometry: Geometry,
+    ) -> Result<Self> {
         let (outer, inner, side, _) = weight.dims4()?;
         if !matches!(weight.dims(), [_, _, 1, 1] | [_, _, 3, 3]) {
             bail!("convolution: a kernel of {:?}", weight.dims());
@@ -62,7 +69,7 @@ impl Conv {
         let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
         let taps = side * side;
         let at = |o, tap, i| weight[(o * inner + i) * taps + tap];
-        let packed = Packed::new(Kind::Convolution, isa, (outer, taps, inner), at, bias.as_deref());
+        let packed = Packed::new(Kind::Convolution, how, (outer, taps, inner), at, bias.as_deref());
         Ok(Self { packed, side, geometry, zeros: vec![0.0; inner] })
     }
 
@@ -106,7 +113,7 @@ impl Conv {
             Some(other) => bail!("convolution: {:?} added to {dims:?}", other.dims),
         };
         let source = Pixels {
-            data: x.data,
+            data: &self.packed.input(x.data),
             zeros: &self.zeros,
             stored: h * w,
             table: self.table(&sizes),
@@ -119,13 +126,15 @@ impl Conv {
     /// For every tap, the pixel that it reads for each output; `u32::MAX` where it reads zeros.
     fn table(&self, sizes: &Sizes) -> Vec<u32> {
         let (side, Geometry { stride, near, .. }) = (self.side, self.geometry);
-        let mut table = Vec::with_capacity(side * side * sizes.out.0 * sizes.out.1);
+        let Sizes { stored, seen, out } = *sizes;
+        let mut table = Vec::with_capacity(side * side * out.0 * out.1);
         for tap in 0..side * side {
-            for y in 0..sizes.out.0 {
-                table.extend((0..sizes.out.1).map(|x| {
-                    let pixel = sizes.pixel(y * stride + tap / side, x * stride + tap % side, near);
-                    pixel.map_or(u32::MAX, |p| p as u32)
-                }));
+            let column = |x| along(x * stride + tap % side, near, stored.1, seen.1);
+            let columns: Vec<Option<usize>> = (0..out.1).map(column).collect();
+            for y in 0..out.0 {
+                let row = along(y * stride + tap / side, near, stored.0, seen.0);
+                let pixel = |x: &Option<usize>| Some((row? * stored.1 + (*x)?) as u32);
+                table.extend(columns.iter().map(|x| pixel(x).unwrap_or(u32::MAX)));
             }
         }
         table
@@ -145,7 +154,7 @@ struct Pixels<'a> {
 
 impl Source for Pixels<'_> {
     #[inline(always)]
-    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut RowPointers) {
+    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut [*const f32]) {
         let inner = self.zeros.len();
         let (mut picture, mut pixel) = (rows.start / self.out, rows.start % self.out);
         for pointer in &mut pointers[..rows.len()] {

@@ -4,190 +4,25 @@
 //! another pixel. Nothing is copied together beforehand (no im2col). An element's sum runs in one fixed order,
 //! whatever tile, task or batch it falls into.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::op::{Kind, count};
 use super::parallel::{Shared, parallel, threads};
 use super::simd::{Isa, Kernel, Simd};
+use super::tile::{MOST_ROWS, RowPointers, Start, Tile};
+use crate::precision::Precision;
 
-/// Rows of the largest register tile of any instruction set.
-pub(super) const MOST_ROWS: usize = 14;
 /// Taps of a 3×3 kernel.
 const MOST_TAPS: usize = 9;
 /// Input channels per pass, so that a panel's weights stay in the second-level cache.
-const CHUNK: usize = 256;
+pub(super) const CHUNK: usize = 256;
 /// Bytes of weights that one sweep over the rows keeps there.
-const RESIDENT: usize = 1 << 20;
-
-/// Where each row of a tile begins.
-pub(super) type RowPointers = [*const f32; MOST_ROWS];
-
-/// What a tile's sums begin with.
-#[derive(Clone, Copy)]
-pub(super) enum Start {
-    Zero,
-    /// The same for every row; good for a whole panel of columns.
-    Row(*const f32),
-    /// What the output holds.
-    Output,
-}
-
-/// One register tile: `rows` × at most a panel of columns.
-///
-/// # Safety
-/// Of running it: every row pointer of every tap is good for `len` reads, `b` for taps × `len` × panel, `add`'s
-/// (per row, already at the tile's first column) for `columns`; `out` for `columns` writes at each of `rows`
-/// strides. 0 < `rows` <= [`Simd::ROWS`], 0 < `columns` <= panel.
-pub(super) struct Tile<'a> {
-    pub(super) taps: &'a [RowPointers],
-    pub(super) rows: usize,
-    pub(super) len: usize,
-    pub(super) b: *const f32,
-    pub(super) start: Start,
-    pub(super) add: Option<RowPointers>,
-    pub(super) out: *mut f32,
-    pub(super) stride: usize,
-    pub(super) columns: usize,
-}
-
-impl Kernel for Tile<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        macro_rules! by_rows {
-            ($($m:literal)*) => {
-                match self.rows {
-                    // The guard is a constant: tiles that the registers do not hold are not compiled.
-                    $($m if $m <= S::ROWS => unsafe {
-                        if self.columns <= S::LANES {
-                            self.sum::<S, $m, 1>()
-                        } else {
-                            self.sum::<S, $m, 2>()
-                        }
-                    },)*
-                    other => unreachable!("a tile of {other} rows"),
-                }
-            };
-        }
-        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-    }
-}
-
-impl Tile<'_> {
-    #[inline(always)]
-    unsafe fn sum<S: Simd, const M: usize, const N: usize>(&self) {
-        let panel = 2 * S::LANES;
-        // Written out row by row: in a loop that the compiler does not unroll the sums would live in memory.
-        macro_rules! each_row {
-            ($do:ident $(, $arg:tt)*) => {
-                each_row!(@ $do ($($arg)*) 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
-            };
-            (@ $do:ident $args:tt $($i:literal)*) => {
-                $(if $i < M { $do!($i $args); })*
-            };
-        }
-        // SAFETY: the struct's contract; `load` and `store` keep to `columns` in a partial panel.
-        unsafe {
-            let mut sums = [[S::splat(0.0); N]; M];
-            macro_rules! begin {
-                ($i:literal ()) => {
-                    match self.start {
-                        Start::Zero => {}
-                        Start::Row(row) => sums[$i] = load::<S, N>(row, N * S::LANES),
-                        Start::Output => {
-                            sums[$i] = load::<S, N>(self.out.add($i * self.stride), self.columns)
-                        }
-                    }
-                };
-            }
-            each_row!(begin);
-            let mut b = self.b;
-            for tap in self.taps {
-                let rows: &[*const f32; M] = &*tap.as_ptr().cast();
-                let mut k = 0;
-                macro_rules! multiply {
-                    ($i:literal ($u:literal $first:ident $second:ident)) => {
-                        let x = S::splat(*rows[$i].add(k + $u));
-                        sums[$i][0] = S::fma(x, $first, sums[$i][0]);
-                        if N > 1 {
-                            sums[$i][N - 1] = S::fma(x, $second, sums[$i][N - 1]);
-                        }
-                    };
-                }
-                macro_rules! step {
-                    ($u:literal) => {
-                        let first = S::load(b.add($u * panel));
-                        let second = if N > 1 { S::load(b.add($u * panel + S::LANES)) } else { first };
-                        each_row!(multiply, $u, first, second);
-                    };
-                }
-                while k + 4 <= self.len {
-                    step!(0);
-                    step!(1);
-                    step!(2);
-                    step!(3);
-                    k += 4;
-                    b = b.add(4 * panel);
-                }
-                while k < self.len {
-                    step!(0);
-                    k += 1;
-                    b = b.add(panel);
-                }
-            }
-            macro_rules! end {
-                ($i:literal ()) => {
-                    if let Some(add) = &self.add {
-                        let more = load::<S, N>(add[$i], self.columns);
-                        for j in 0..N {
-                            sums[$i][j] = S::add(sums[$i][j], more[j]);
-                        }
-                    }
-                    store::<S, N>(self.out.add($i * self.stride), &sums[$i], self.columns);
-                };
-            }
-            each_row!(end);
-        }
-    }
-}
-
-/// The first `n` floats at `p`, zeros after them.
-#[inline(always)]
-unsafe fn load<S: Simd, const N: usize>(p: *const f32, n: usize) -> [S::V; N] {
-    let mut edge = [0f32; 32];
-    // SAFETY: `n` reads are the caller's promise; the copy is as large as the largest panel.
-    unsafe {
-        let mut from = p;
-        if n < N * S::LANES {
-            std::ptr::copy_nonoverlapping(p, edge.as_mut_ptr(), n);
-            from = edge.as_ptr();
-        }
-        // No closure: it would be compiled without the instruction set, and called.
-        let mut v = [S::splat(0.0); N];
-        for (j, v) in v.iter_mut().enumerate() {
-            *v = S::load(from.add(j * S::LANES));
-        }
-        v
-    }
-}
-
-/// Stores the first `n` floats of `v`.
-#[inline(always)]
-unsafe fn store<S: Simd, const N: usize>(p: *mut f32, v: &[S::V; N], n: usize) {
-    let mut edge = [0f32; 32];
-    // SAFETY: as above.
-    unsafe {
-        let whole = n == N * S::LANES;
-        let to = if whole { p } else { edge.as_mut_ptr() };
-        for (j, v) in v.iter().enumerate() {
-            S::store(to.add(j * S::LANES), *v);
-        }
-        if !whole {
-            std::ptr::copy_nonoverlapping(edge.as_ptr(), p, n);
-        }
-    }
-}
+pub(super) const RESIDENT: usize = 1 << 20;
 
 /// `n` into equal parts of at most `most`, differing by one.
 pub(super) fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
@@ -196,16 +31,25 @@ pub(super) fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Ran
     (0..parts).map(move |i| from + n * i / parts..from + n * (i + 1) / parts)
 }
 
-/// Weights in the order in which the tiles read them, and the bias.
+/// Weights in the order in which the tiles read them.
+#[derive(Debug)]
+enum Weights {
+    /// Chunk of input channels, panel of output channels, tap, input channel, output channel within the panel.
+    F32(Vec<f32>),
+    #[cfg(target_arch = "x86_64")]
+    Bf16(amx::Weights),
+}
+
+/// Weights and bias.
 #[derive(Debug)]
 pub(super) struct Packed {
     kind: Kind,
+    precision: Precision,
     pub(super) isa: Isa,
     pub(super) taps: usize,
     pub(super) inner: usize,
     pub(super) outer: usize,
-    /// Chunk of input channels, panel of output channels, tap, input channel, output channel within the panel.
-    data: Vec<f32>,
+    weights: Weights,
     /// Padded to whole panels.
     bias: Vec<f32>,
 }
@@ -214,7 +58,7 @@ impl Packed {
     /// `weight` says the value at (output channel, tap, input channel).
     pub(super) fn new(
         kind: Kind,
-        isa: Isa,
+        (isa, precision): (Isa, Precision),
         (outer, taps, inner): (usize, usize, usize),
         weight: impl Fn(usize, usize, usize) -> f32,
         bias: Option<&[f32]>,
@@ -223,41 +67,75 @@ impl Packed {
             outer > 0 && inner > 0 && (1..=MOST_TAPS).contains(&taps),
             "{outer} × {taps} × {inner} weights"
         );
-        let panel = isa.panel();
-        let padded = outer.next_multiple_of(panel);
-        let mut data = Vec::with_capacity(padded * taps * inner);
-        for from in (0..inner).step_by(CHUNK) {
-            for column in (0..outer).step_by(panel) {
-                for tap in 0..taps {
-                    for k in from..inner.min(from + CHUNK) {
-                        let value = |c| if c < outer { weight(c, tap, k) } else { 0.0 };
-                        data.extend((column..column + panel).map(value));
-                    }
-                }
+        let dims = (outer, taps, inner);
+        let weights = match precision {
+            Precision::F32 => Weights::F32(floats(isa.panel(), dims, weight)),
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 if isa == Isa::Amx => Weights::Bf16(amx::Weights::new(dims, weight)),
+            Precision::Bf16 => {
+                let rounded = |c, tap, k| bf16::from_f32(weight(c, tap, k)).to_f32();
+                Weights::F32(floats(isa.panel(), dims, rounded))
             }
-        }
-        let mut padded_bias = vec![0.0; padded];
+        };
+        let mut padded_bias = vec![0.0; outer.next_multiple_of(isa.panel())];
         if let Some(bias) = bias {
             padded_bias[..outer].copy_from_slice(bias);
         }
-        Self { kind, isa, taps, inner, outer, data, bias: padded_bias }
+        Self { kind, precision, isa, taps, inner, outer, weights, bias: padded_bias }
     }
 
-    fn panels(&self) -> usize {
+    pub(super) fn panels(&self) -> usize {
         self.bias.len() / self.isa.panel()
     }
 
-    /// A panel's weights for the channels from `chunk.start` on, one chunk of them.
-    fn panel(&self, chunk: &Range<usize>, panel: usize) -> *const f32 {
-        let before = chunk.start * self.taps * self.bias.len();
-        self.data[before + panel * self.taps * chunk.len() * self.isa.panel()..].as_ptr()
+    /// The bias from a column on, good for a whole panel where the column begins one.
+    pub(super) fn bias(&self, column: usize) -> *const f32 {
+        self.bias[column..].as_ptr()
     }
+
+    /// The input as a product is to be given it.
+    pub(super) fn input<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        match (self.precision, &self.weights) {
+            // Where tiles do not round it themselves.
+            (Precision::Bf16, Weights::F32(_)) => x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+            _ => x.into(),
+        }
+    }
+
+    /// Rows of a tile.
+    fn rows(&self) -> usize {
+        match self.weights {
+            Weights::F32(_) => self.isa.rows(),
+            #[cfg(target_arch = "x86_64")]
+            Weights::Bf16(_) => amx::TILE,
+        }
+    }
+}
+
+/// See [`Weights::F32`].
+fn floats(
+    panel: usize,
+    (outer, taps, inner): (usize, usize, usize),
+    weight: impl Fn(usize, usize, usize) -> f32,
+) -> Vec<f32> {
+    let mut data = Vec::with_capacity(outer.next_multiple_of(panel) * taps * inner);
+    for from in (0..inner).step_by(CHUNK) {
+        for column in (0..outer).step_by(panel) {
+            for tap in 0..taps {
+                for k in from..inner.min(from + CHUNK) {
+                    let value = |c| if c < outer { weight(c, tap, k) } else { 0.0 };
+                    data.extend((column..column + panel).map(value));
+                }
+            }
+        }
+    }
+    data
 }
 
 /// Where a product's rows of input lie.
 pub(super) trait Source: Sync {
     /// Points to the input rows that this tap adds to output rows `rows`, each good for [`Packed::inner`] reads.
-    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut RowPointers);
+    fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut [*const f32]);
 }
 
 /// Rows that lie one after another.
@@ -268,7 +146,7 @@ pub(super) struct Dense<'a> {
 
 impl Source for Dense<'_> {
     #[inline(always)]
-    fn point(&self, _: usize, rows: Range<usize>, pointers: &mut RowPointers) {
+    fn point(&self, _: usize, rows: Range<usize>, pointers: &mut [*const f32]) {
         for (pointer, row) in pointers.iter_mut().zip(rows) {
             *pointer = self.data[row * self.width..(row + 1) * self.width].as_ptr();
         }
@@ -305,14 +183,23 @@ impl<Src: Source> Product<'_, Src> {
             let cost = 2 * len * packed.taps * packed.inner;
             count(packed.kind, cost);
             let wanted = threads(cost);
-            let by_rows = wanted.min(self.rows.div_ceil(packed.isa.rows()));
+            let by_rows = wanted.min(self.rows.div_ceil(packed.rows()));
             let by_panels = wanted.div_ceil(by_rows).min(packed.panels());
             let parts = |n: usize, parts: usize, i: usize| n * i / parts..n * (i + 1) / parts;
             parallel(by_rows * by_panels, |task| {
                 let rows = parts(self.rows, by_rows, task / by_panels);
                 let panels = parts(packed.panels(), by_panels, task % by_panels);
+                let (product, out) = (self, shared.get());
                 // SAFETY: tasks write distinct parts of the capacity just reserved.
-                unsafe { packed.isa.run(Task { product: self, rows, panels, out: shared.get() }) }
+                unsafe {
+                    match &packed.weights {
+                        Weights::F32(weights) => packed.isa.run(Task { product, weights, rows, panels, out }),
+                        #[cfg(target_arch = "x86_64")]
+                        Weights::Bf16(weights) => {
+                            packed.isa.run(amx::Task { product, weights, rows, panels, out })
+                        }
+                    }
+                }
             });
         }
         // SAFETY: the tasks together wrote every row and column.
@@ -324,6 +211,7 @@ impl<Src: Source> Product<'_, Src> {
 /// One thread's part of a product.
 struct Task<'a, Src> {
     product: &'a Product<'a, Src>,
+    weights: &'a [f32],
     rows: Range<usize>,
     panels: Range<usize>,
     out: *mut f32,
@@ -367,6 +255,7 @@ impl<Src: Source> Task<'_, Src> {
         let packed = self.product.packed;
         let column = panel * 2 * S::LANES;
         let last = chunk.end == packed.inner;
+        let before = chunk.start * packed.taps * packed.bias.len();
         let add = self.product.add.filter(|_| last).map(|add| {
             let mut pointers = [std::ptr::null(); MOST_ROWS];
             for (pointer, row) in pointers.iter_mut().zip(rows.clone()) {
@@ -380,12 +269,8 @@ impl<Src: Source> Task<'_, Src> {
                 taps,
                 rows: rows.len(),
                 len: chunk.len(),
-                b: packed.panel(chunk, panel),
-                start: if chunk.start == 0 {
-                    Start::Row(packed.bias[column..].as_ptr())
-                } else {
-                    Start::Output
-                },
+                b: self.weights[before + column * packed.taps * chunk.len()..].as_ptr(),
+                start: if chunk.start == 0 { Start::Row(packed.bias(column)) } else { Start::Output },
                 add,
                 out: self.out.add(rows.start * packed.outer + column),
                 stride: packed.outer,

@@ -5,6 +5,7 @@ use candle_core::{Result, Shape, Tensor, bail};
 use super::gemm::{Addend, Dense, Packed, Product};
 use super::op::{Kind, Made, View, apply1, apply2};
 use super::simd::Isa;
+use crate::precision::Precision;
 
 /// A linear layer's packed weights.
 #[derive(Debug)]
@@ -12,17 +13,17 @@ pub(crate) struct Linear(Packed);
 
 impl Linear {
     /// From (outer, inner) and (outer,).
-    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        Self::on(Isa::best(), weight, bias)
+    pub(crate) fn new(precision: Precision, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        Self::on((Isa::best(), precision), weight, bias)
     }
 
-    pub(super) fn on(isa: Isa, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+    pub(super) fn on(how: (Isa, Precision), weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let (outer, inner) = weight.dims2()?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
         Ok(Self(Packed::new(
             Kind::Linear,
-            isa,
+            how,
             (outer, 1, inner),
             |o, _, i| weight[o * inner + i],
             bias.as_deref(),
@@ -48,7 +49,8 @@ impl Linear {
             bail!("linear: {:?} added to {dims:?}", add.dims);
         }
         let add = add.map(|add| Addend { data: add.data, rows: 1 });
-        let out = Product { packed, source: Dense { data: x.data, width: inner }, add, rows }.compute();
+        let source = Dense { data: &packed.input(x.data), width: inner };
+        let out = Product { packed, source, add, rows }.compute();
         Ok((out, Shape::from(dims)))
     }
 }

@@ -43,6 +43,9 @@ pub(super) trait Kernel {
 /// An instruction set that this build knows and this processor has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Isa {
+    /// AVX-512, and the matrix unit for bf16.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -58,6 +61,9 @@ impl Isa {
         {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             if avx2 && is_x86_feature_detected!("avx512f") {
+                if super::amx::usable() {
+                    found.push(Self::Amx);
+                }
                 found.push(Self::Avx512);
             }
             if avx2 {
@@ -78,7 +84,7 @@ impl Isa {
     pub(super) fn panel(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => 2 * x86::Avx512::LANES,
+            Self::Amx | Self::Avx512 => 2 * x86::Avx512::LANES,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => 2 * x86::Avx2::LANES,
             Self::Portable => 2 * Portable::LANES,
@@ -89,7 +95,7 @@ impl Isa {
     pub(super) fn rows(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => x86::Avx512::ROWS,
+            Self::Amx | Self::Avx512 => x86::Avx512::ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => x86::Avx2::ROWS,
             Self::Portable => Portable::ROWS,
@@ -102,11 +108,11 @@ impl Isa {
     /// What the kernel's fields say of their pointers.
     #[inline]
     pub(super) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Out {
-        // SAFETY: `all` alone makes values of the first two, after it found the instructions.
+        // SAFETY: `all` alone makes values of all but the last, after it found the instructions.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 => x86::Avx512::call(kernel),
+                Self::Amx | Self::Avx512 => x86::Avx512::call(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => x86::Avx2::call(kernel),
                 Self::Portable => Portable::call(kernel),

@@ -8,6 +8,7 @@ use super::conv::{Conv, Geometry};
 use super::linear::Linear;
 use super::norm::Norm;
 use super::simd::Isa;
+use crate::precision::Precision;
 
 /// Numbers by a small generator, so that a failure replays.
 struct Random(u64);
@@ -47,6 +48,18 @@ fn each(mut test: impl FnMut(Isa, &mut Random)) {
     }
 }
 
+/// As [`each`], in every precision, which each instruction set has in its own way.
+fn each_precision(mut test: impl FnMut((Isa, Precision), &mut Random)) {
+    for precision in [Precision::F32, Precision::Bf16] {
+        each(|isa, random| test((isa, precision), random));
+    }
+}
+
+/// What a product takes a factor for, as f32.
+fn rounded(precision: Precision, x: &Tensor) -> Tensor {
+    x.to_dtype(precision.dtype()).unwrap().to_dtype(DType::F32).unwrap()
+}
+
 fn values(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -57,13 +70,14 @@ fn last(x: &Tensor) -> Tensor {
 
 #[test]
 fn linear_is_candles() {
-    each(|isa, random| {
+    each_precision(|how, random| {
         let (rows, inner, outer) = (random.within(1, 40), random.within(1, 300), random.within(1, 70));
         let (weight, bias) = (random.tensor(&[outer, inner]), random.tensor(&[outer]));
         let (x, add) = (random.tensor(&[rows, inner]), random.tensor(&[rows, outer]));
-        let what = format!("{isa:?} {rows}x{inner}x{outer}");
-        let theirs = candle_nn::Linear::new(weight.clone(), Some(bias.clone())).forward(&x).unwrap();
-        let ours = Linear::on(isa, &weight, Some(&bias)).unwrap();
+        let what = format!("{how:?} {rows}x{inner}x{outer}");
+        let theirs = candle_nn::Linear::new(rounded(how.1, &weight), Some(bias.clone()));
+        let theirs = theirs.forward(&rounded(how.1, &x)).unwrap();
+        let ours = Linear::on(how, &weight, Some(&bias)).unwrap();
         close(&what, &ours.forward(&x, None).unwrap(), &theirs);
         close(&what, &ours.forward(&x, Some(&add)).unwrap(), &(theirs + add).unwrap());
     });
@@ -71,7 +85,7 @@ fn linear_is_candles() {
 
 #[test]
 fn convolution_is_candles() {
-    each(|isa, random| {
+    each_precision(|how, random| {
         // Now and then more channels than one chunk of the product holds.
         let channels = if random.within(0, 7) == 0 { 600 } else { 70 };
         let (batch, inner, outer) = (random.within(1, 3), random.within(1, channels), random.within(1, 70));
@@ -84,14 +98,14 @@ fn convolution_is_candles() {
         let x = random.tensor(&[batch, inner, h, w]);
         let resize = (random.within(0, 2) == 0).then(|| (random.within(2, 15), random.within(2, 15)));
         let what = format!(
-            "{isa:?} {batch}x{inner}x{h}x{w} to {outer}, side {side}, stride {stride}, near {near}, {resize:?}"
+            "{how:?} {batch}x{inner}x{h}x{w} to {outer}, side {side}, stride {stride}, near {near}, {resize:?}"
         );
 
         let seen = resize.map_or(x.clone(), |(h, w)| x.upsample_nearest2d(h, w).unwrap());
         let padded = seen.pad_with_zeros(2, near, far).unwrap().pad_with_zeros(3, near, far).unwrap();
-        let theirs = padded.conv2d(&weight, 0, stride, 1, 1).unwrap();
+        let theirs = rounded(how.1, &padded).conv2d(&rounded(how.1, &weight), 0, stride, 1, 1).unwrap();
         let theirs = theirs.broadcast_add(&bias.reshape((1, outer, 1, 1)).unwrap()).unwrap();
-        let ours = Conv::on(isa, &weight, Some(&bias), Geometry { stride, near, far }).unwrap();
+        let ours = Conv::on(how, &weight, Some(&bias), Geometry { stride, near, far }).unwrap();
         close(&what, &ours.forward(&last(&x), resize, None).unwrap(), &last(&theirs));
 
         let shift = random.tensor(&[batch, outer]);
@@ -173,16 +187,16 @@ fn geglu_is_candles() {
 
 #[test]
 fn a_row_does_not_see_its_batch() {
-    each(|isa, random| {
+    each_precision(|how, random| {
         let (batch, inner, outer) = (random.within(2, 5), random.within(1, 80), random.within(1, 80));
         let (h, w) = (random.within(2, 17), random.within(2, 17));
         let geometry = Geometry { stride: 1, near: 1, far: 1 };
-        let conv = Conv::on(isa, &random.tensor(&[outer, inner, 3, 3]), None, geometry).unwrap();
+        let conv = Conv::on(how, &random.tensor(&[outer, inner, 3, 3]), None, geometry).unwrap();
         let x = random.tensor(&[batch, h, w, inner]);
         let together = conv.forward(&x, None, None).unwrap();
         for row in 0..batch {
             let alone = conv.forward(&x.narrow(0, row, 1).unwrap(), None, None).unwrap();
-            assert_eq!(values(&alone), values(&together.narrow(0, row, 1).unwrap()), "{isa:?} row {row}");
+            assert_eq!(values(&alone), values(&together.narrow(0, row, 1).unwrap()), "{how:?} row {row}");
         }
     });
 }
@@ -191,11 +205,12 @@ fn a_row_does_not_see_its_batch() {
 #[test]
 fn helpers_change_nothing() {
     let mut random = Random(7);
-    for isa in Isa::all().into_iter().cycle().take(12) {
+    for (round, isa) in Isa::all().into_iter().cycle().take(16).enumerate() {
+        let precision = if round < 8 { Precision::F32 } else { Precision::Bf16 };
         let (pixels, inner, outer) = (random.within(9, 33), 8 * random.within(8, 20), random.within(30, 200));
         let geometry = Geometry { stride: 1, near: 1, far: 1 };
-        let conv = Conv::on(isa, &random.tensor(&[outer, inner, 3, 3]), None, geometry).unwrap();
-        let linear = Linear::on(isa, &random.tensor(&[outer, inner]), None).unwrap();
+        let conv = Conv::on((isa, precision), &random.tensor(&[outer, inner, 3, 3]), None, geometry).unwrap();
+        let linear = Linear::on((isa, precision), &random.tensor(&[outer, inner]), None).unwrap();
         let norm = Norm::on(isa, &random.tensor(&[inner]), &random.tensor(&[inner]), 8, 1e-5).unwrap();
         let x = random.tensor(&[2, pixels, pixels, inner]);
         let rows = x.flatten(1, 2).unwrap();
@@ -209,7 +224,10 @@ fn helpers_change_nothing() {
         ];
         for (number, call) in calls.iter().enumerate() {
             let (alone, together) = (values(&call()), values(&super::with_helpers(call)));
-            assert!(alone == together, "{isa:?}, operator {number}, {pixels}x{pixels}x{inner} to {outer}");
+            assert!(
+                alone == together,
+                "{isa:?} {precision}, operator {number}, {pixels}x{pixels}x{inner} to {outer}"
+            );
         }
     }
 }
@@ -217,15 +235,15 @@ fn helpers_change_nothing() {
 #[test]
 fn wrong_shapes_are_refused() {
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
-    let linear = Linear::new(&zeros(&[3, 2]), None).unwrap();
+    let linear = Linear::new(Precision::F32, &zeros(&[3, 2]), None).unwrap();
     assert!(linear.forward(&zeros(&[4, 3]), None).is_err());
     assert!(linear.forward(&zeros(&[4, 2]), Some(&zeros(&[4, 2]))).is_err());
     assert!(linear.forward(&zeros(&[4, 2]).to_dtype(DType::F64).unwrap(), None).is_err());
     assert_eq!(linear.forward(&zeros(&[0, 2]), None).unwrap().dims(), [0, 3]);
     let geometry = Geometry { stride: 1, near: 0, far: 0 };
-    let conv = Conv::new(&zeros(&[3, 2, 3, 3]), None, geometry).unwrap();
+    let conv = Conv::new(Precision::F32, &zeros(&[3, 2, 3, 3]), None, geometry).unwrap();
     assert!(conv.forward(&zeros(&[1, 2, 2, 2]), None, None).is_err(), "smaller than the kernel");
     assert!(conv.forward(&zeros(&[1, 4, 4, 3]), None, None).is_err());
-    assert!(Conv::new(&zeros(&[3, 2, 5, 5]), None, geometry).is_err());
+    assert!(Conv::new(Precision::F32, &zeros(&[3, 2, 5, 5]), None, geometry).is_err());
     assert!(Norm::new(&zeros(&[3]), &zeros(&[3]), 2, 1e-5).is_err());
 }

@@ -92,6 +92,7 @@ impl UNet {
     /// # Errors
     /// [`Error::Tensor`] naming the tensor that is missing or of another shape.
     pub fn new(config: UNetConfig, vb: VarBuilder) -> Result<Self> {
+        let operators = Operators::of_network(&vb);
         let first = config.stages.first().map(|stage| stage.channels).unwrap_or_default();
         let time_width = 4 * first;
         let loader = Loader { config: &config, time_width };
@@ -108,8 +109,8 @@ impl UNet {
             .map(|stage| MidBlock::new(vb.pp("mid_block"), &loader, stage));
         let norm = NormConfig { groups: config.norm_num_groups, eps: config.norm_eps };
         Ok(Self {
-            dtype: vb.dtype(),
-            operators: Operators::of_network(&vb),
+            dtype: operators.dtype(&vb),
+            operators,
             time_proj: Sinusoid::new(first, config.flip_sin_to_cos, config.freq_shift, vb.device())?,
             time_embedding: TimestepEmbedding::new(vb.pp("time_embedding"), first, time_width)?,
             text_time: text_time.transpose()?,

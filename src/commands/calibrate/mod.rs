@@ -94,7 +94,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::load(arguments.file.config.as_deref(), &flags)?;
     check(&arguments).map_err(Failure::Misuse)?;
     use_threads(config.threads)?;
-    let models = load_models(&config.model[..1])?;
+    let models = load_models(&config.model[..1], config.precision)?;
     let [model] = models.as_slice() else { return Err(anyhow!("no model was loaded").into()) };
     let pairs = pairs(&arguments, model).map_err(Failure::Misuse)?;
     let defaults = model.defaults();

@@ -1,0 +1,299 @@
+//! Products of numbers rounded to bf16, summed in f32, by the matrix unit of x86 processors (AMX).
+//!
+//! Its registers hold 16 rows of 64 bytes. One instruction adds the product of 16 × 32 numbers of the input and
+//! 32 × 16 weights to 16 × 16 sums. Rows of input are gathered and rounded once for all columns of the output.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use half::bf16;
+
+use super::gemm::{CHUNK, Product, RESIDENT, Source, even};
+use super::simd::{Kernel, Simd};
+use super::tile::{load, store};
+
+/// Rows of a matrix register.
+const SIDE: usize = 16;
+/// Input channels of one instruction.
+const BLOCK: usize = 32;
+/// Rows and columns of output that the registers hold: two by two of them.
+pub(super) const TILE: usize = 2 * SIDE;
+/// Rows of memory that a tile reads per block, of the input and of the weights.
+const PER_BLOCK: usize = 2 * SIDE;
+
+/// A matrix register's row.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Row([bf16; BLOCK]);
+
+/// Whether this processor has the unit and its kernel lets this process use it.
+pub(super) fn usable() -> bool {
+    // std detects these two, but not yet in its stable part.
+    const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
+    let found = __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES;
+    found && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") && granted()
+}
+
+/// Asks for the registers, for all threads.
+#[cfg(target_os = "linux")]
+fn granted() -> bool {
+    const REQUEST_PERMISSION: libc::c_long = 0x1023;
+    const TILE_DATA: libc::c_long = 18;
+    // SAFETY: takes two numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn granted() -> bool {
+    false
+}
+
+/// The registers, laid out; given back when dropped, so that the kernel need not save them.
+struct Registers;
+
+impl Registers {
+    /// # Safety
+    /// [`usable`].
+    unsafe fn configure() -> Self {
+        #[repr(C, align(64))]
+        struct Layout([u8; 64]);
+        /// Palette 1; every register has 64 bytes in each of 16 rows.
+        const LAYOUT: Layout = {
+            let mut bytes = [0; 64];
+            bytes[0] = 1;
+            let mut register = 0;
+            while register < 8 {
+                bytes[16 + 2 * register] = 64;
+                bytes[48 + register] = SIDE as u8;
+                register += 1;
+            }
+            Layout(bytes)
+        };
+        // SAFETY: reads 64 bytes. The compiler itself never uses these registers.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &LAYOUT, options(nostack, readonly)) };
+        Self
+    }
+}
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        // SAFETY: made by `configure`, where the instructions exist.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// Weights in the order in which the tiles read them.
+#[derive(Debug)]
+pub(super) struct Weights(Vec<Row>);
+
+impl Weights {
+    /// As [`Packed::new`](super::gemm::Packed::new).
+    pub(super) fn new(
+        (outer, taps, inner): (usize, usize, usize),
+        weight: impl Fn(usize, usize, usize) -> f32,
+    ) -> Self {
+        let blocks = outer.div_ceil(TILE) * taps * inner.div_ceil(BLOCK);
+        let mut rows = Vec::with_capacity(blocks * PER_BLOCK);
+        for from in (0..inner).step_by(CHUNK) {
+            let to = inner.min(from + CHUNK);
+            for panel in (0..outer).step_by(TILE) {
+                for tap in 0..taps {
+                    for block in (from..to).step_by(BLOCK) {
+                        for (column, pair) in (0..PER_BLOCK).map(|row| (row / SIDE * SIDE, row % SIDE)) {
+                            // Two neighbouring channels of 16 columns.
+                            rows.push(Row(std::array::from_fn(|i| {
+                                let (c, k) = (panel + column + i / 2, block + 2 * pair + i % 2);
+                                bf16::from_f32(if c < outer && k < to { weight(c, tap, k) } else { 0.0 })
+                            })));
+                        }
+                    }
+                }
+            }
+        }
+        Self(rows)
+    }
+}
+
+/// One thread's part of a product, on [`Isa::Amx`](super::simd::Isa::Amx) only.
+pub(super) struct Task<'a, Src> {
+    pub(super) product: &'a Product<'a, Src>,
+    pub(super) weights: &'a Weights,
+    pub(super) rows: Range<usize>,
+    pub(super) panels: Range<usize>,
+    pub(super) out: *mut f32,
+}
+
+impl<Src: Source> Kernel for Task<'_, Src> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let packed = self.product.packed;
+        // SAFETY: an instruction set of this unit.
+        let _registers = unsafe { Registers::configure() };
+        let most = packed.taps * packed.inner.min(CHUNK).div_ceil(BLOCK) * PER_BLOCK;
+        let mut gathered: Vec<Row> = Vec::with_capacity(most);
+        for panels in even(self.panels.clone(), (RESIDENT / (most * size_of::<Row>())).max(1)) {
+            for from in (0..packed.inner).step_by(CHUNK) {
+                let chunk = from..packed.inner.min(from + CHUNK);
+                for rows in even(self.rows.clone(), TILE) {
+                    // SAFETY: there is room for a whole chunk.
+                    unsafe { self.gather(&chunk, rows.clone(), gathered.as_mut_ptr()) };
+                    for panel in panels.clone() {
+                        // SAFETY: what lies in rows beyond the gathered ones only gets into sums beyond them.
+                        unsafe { self.tile::<S>(gathered.as_ptr(), &chunk, &rows, panel) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<Src: Source> Task<'_, Src> {
+    /// The input of these rows in the order in which tiles read it.
+    #[inline(always)]
+    unsafe fn gather(&self, chunk: &Range<usize>, rows: Range<usize>, to: *mut Row) {
+        let blocks = chunk.len().div_ceil(BLOCK);
+        let mut pointers = [std::ptr::null(); TILE];
+        for tap in 0..self.product.packed.taps {
+            self.product.source.point(tap, rows.clone(), &mut pointers);
+            // SAFETY: the source's rows are good for the chunk; `to` has taps × blocks × rows.
+            unsafe { round(&pointers[..rows.len()], chunk, to.add(tap * blocks * PER_BLOCK)) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(&self, a: *const Row, chunk: &Range<usize>, rows: &Range<usize>, panel: usize) {
+        let packed = self.product.packed;
+        let column = panel * TILE;
+        let columns = (packed.outer - column).min(TILE);
+        let per_panel = packed.taps * chunk.len().div_ceil(BLOCK) * PER_BLOCK;
+        let before = chunk.start / BLOCK * packed.taps * packed.panels() * PER_BLOCK;
+        let b = &self.weights.0[before + panel * per_panel..][..per_panel];
+        let add = self.product.add.filter(|_| chunk.end == packed.inner);
+        let whole = rows.len().is_multiple_of(SIDE) && columns == TILE;
+        let mut edge = MaybeUninit::<[f32; TILE * TILE]>::uninit();
+        // SAFETY: `compute` reserved rows × outer floats, of which this task alone writes these rows' and panels'.
+        // A tile that is not whole is put together in `edge`.
+        unsafe {
+            let out = self.out.add(rows.start * packed.outer + column);
+            let (sums, stride) = if whole { (out, packed.outer) } else { (edge.as_mut_ptr().cast(), TILE) };
+            let start = if chunk.start == 0 {
+                (packed.bias(column), 0)
+            } else {
+                if !whole {
+                    for row in 0..rows.len() {
+                        std::ptr::copy_nonoverlapping(
+                            out.add(row * packed.outer),
+                            sums.add(row * TILE),
+                            columns,
+                        );
+                    }
+                }
+                (sums.cast_const(), stride)
+            };
+            multiply(rows.len() > SIDE, (a, b), start, (sums, stride));
+            if whole && add.is_none() {
+                return;
+            }
+            for (i, row) in rows.clone().enumerate() {
+                let mut v = load::<S, 2>(sums.add(i * stride), TILE);
+                if let Some(add) = add {
+                    let from = &add.data[row / add.rows * packed.outer + column..][..columns];
+                    let more = load::<S, 2>(from.as_ptr(), columns);
+                    v = [S::add(v[0], more[0]), S::add(v[1], more[1])];
+                }
+                store::<S, 2>(out.add(i * packed.outer), &v, columns);
+            }
+        }
+    }
+}
+
+/// Rounds a chunk of every row to bf16, to the nearest, ties to even, and fills the last block with zeros.
+///
+/// # Safety
+/// The instruction set; the pointers are good for the chunk, `to` for its blocks.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn round(rows: &[*const f32], chunk: &Range<usize>, to: *mut Row) {
+    for (row, from) in rows.iter().enumerate() {
+        let mut to = to.wrapping_add(row);
+        for at in chunk.clone().step_by(BLOCK) {
+            // SAFETY: the masks keep to the chunk.
+            unsafe {
+                let mask = u32::MAX >> (BLOCK - (chunk.end - at).min(BLOCK));
+                let low = _mm512_maskz_loadu_ps(mask as u16, from.add(at));
+                let high = _mm512_maskz_loadu_ps((mask >> SIDE) as u16, from.wrapping_add(at + SIDE));
+                to.cast::<__m512bh>().write(_mm512_cvtne2ps_pbh(high, low));
+            }
+            to = to.wrapping_add(PER_BLOCK);
+        }
+    }
+}
+
+/// `out` = `start` + `a` × `b`, both operands of as many blocks; 32 rows or, not `tall`, 16. The latter two have
+/// a distance of rows, in floats.
+///
+/// # Safety
+/// The registers are configured; `a` is good for what `b` is, `start` and `out` for that many rows of 32 floats.
+unsafe fn multiply(
+    tall: bool,
+    (a, b): (*const Row, &[Row]),
+    (start, start_stride): (*const f32, usize),
+    (out, out_stride): (*mut f32, usize),
+) {
+    // SAFETY: the caller's; the registers' contents do not outlive a block of instructions.
+    unsafe {
+        if tall {
+            asm!(
+                "tileloadd tmm0, [{start} + {from}]",
+                "tileloadd tmm1, [{start} + {from} + 64]",
+                "tileloadd tmm2, [{start2} + {from}]",
+                "tileloadd tmm3, [{start2} + {from} + 64]",
+                "2:",
+                "tileloadd tmm4, [{a} + {row}]",
+                "tileloadd tmm6, [{b} + {row}]",
+                "tileloadd tmm7, [{b} + {row} + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{a} + {row} + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a}, 2048",
+                "add {b}, 2048",
+                "cmp {b}, {end}",
+                "jb 2b",
+                "tilestored [{out} + {to}], tmm0",
+                "tilestored [{out} + {to} + 64], tmm1",
+                "tilestored [{out2} + {to}], tmm2",
+                "tilestored [{out2} + {to} + 64], tmm3",
+                a = inout(reg) a => _, b = inout(reg) b.as_ptr() => _, end = in(reg) b.as_ptr_range().end,
+                start = in(reg) start, start2 = in(reg) start.add(SIDE * start_stride), from = in(reg) 4 * start_stride,
+                out = in(reg) out, out2 = in(reg) out.add(SIDE * out_stride), to = in(reg) 4 * out_stride,
+                row = in(reg) size_of::<Row>(), options(nostack)
+            );
+        } else {
+            asm!(
+                "tileloadd tmm0, [{start} + {from}]",
+                "tileloadd tmm1, [{start} + {from} + 64]",
+                "2:",
+                "tileloadd tmm4, [{a} + {row}]",
+                "tileloadd tmm6, [{b} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b} + {row} + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "add {a}, 2048",
+                "add {b}, 2048",
+                "cmp {b}, {end}",
+                "jb 2b",
+                "tilestored [{out} + {to}], tmm0",
+                "tilestored [{out} + {to} + 64], tmm1",
+                a = inout(reg) a => _, b = inout(reg) b.as_ptr() => _, end = in(reg) b.as_ptr_range().end,
+                start = in(reg) start, from = in(reg) 4 * start_stride,
+                out = in(reg) out, to = in(reg) 4 * out_stride,
+                row = in(reg) size_of::<Row>(), options(nostack)
+            );
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The cache as the painting thread sees it: states to start from, and states to keep.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pentimento_cache::{Cache, CacheError, FINISHED, State};
+use pentimento_pipelines::{DenoisingState, Pipeline};
+use tokio::runtime::Handle;
+
+use crate::queue::{Keep, Reused};
+use crate::telemetry;
+
+/// For how long a store that let a picture wait in vain is not asked again.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// The cache, and how long a picture waits for it.
+pub struct Stored {
+    /// The cache.
+    pub cache: Cache,
+    runtime: Handle,
+    patience: Duration,
+    /// When the store last let a picture wait in vain.
+    too_slow: Mutex<Option<Instant>>,
+}
+
+/// Why a state is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The cache's reason.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// It takes too long.
+    #[error("the state did not come in time")]
+    Timeout,
+    /// It is not in memory, and the store was too slow a moment ago.
+    #[error("the store was too slow a moment ago")]
+    Paused,
+}
+
+impl Stored {
+    /// A cache that `runtime` reads from. A state that takes longer than `patience` is not waited for.
+    pub fn new(cache: Cache, runtime: Handle, patience: Duration) -> Self {
+        Self { cache, runtime, patience, too_slow: Mutex::new(None) }
+    }
+
+    /// The state of a job whose turn has come. Mostly it is in memory already: it was asked for when the job
+    /// was queued. Must not be called on an async thread.
+    ///
+    /// # Errors
+    /// [`StateError`]; it is counted.
+    pub fn fetch(&self, reused: &Reused) -> Result<DenoisingState, StateError> {
+        let _entered = tracing::info_span!("load_state", source = reused.source.as_str()).entered();
+        let started = Instant::now();
+        let state = match self.cache.cached_state(&reused.source, reused.timestep) {
+            Some(state) => Ok(state),
+            None if self.too_slow.lock().is_some_and(|since| since.elapsed() < PAUSE) => {
+                Err(StateError::Paused)
+            }
+            None => self.runtime.block_on(self.wait_for(reused)),
+        };
+        telemetry::state_loaded(started.elapsed(), state.is_ok());
+        if matches!(state, Err(StateError::Timeout)) {
+            *self.too_slow.lock() = Some(Instant::now());
+        }
+        let state = state?;
+        self.cache.used(&reused.source, reused.timestep);
+        Ok(DenoisingState { timestep: state.timestep, shape: state.shape, latent: state.latent.clone() })
+    }
+
+    async fn wait_for(&self, reused: &Reused) -> Result<Arc<State>, StateError> {
+        let state = self.cache.state(&reused.source, reused.timestep);
+        Ok(tokio::time::timeout(self.patience, state).await.map_err(|_| StateError::Timeout)??)
+    }
+}
+
+/// A picture's states on their way into the cache.
+pub struct Keeping {
+    keep: Box<Keep>,
+    steps: usize,
+}
+
+impl Keeping {
+    /// For a plan of `steps` steps.
+    pub fn new(keep: Box<Keep>, steps: usize) -> Self {
+        Self { keep, steps }
+    }
+
+    /// Whether the state after so many steps is kept.
+    pub fn wants(&self, steps_taken: usize) -> bool {
+        steps_taken == self.steps || self.keep.after_steps.contains(&steps_taken)
+    }
+
+    /// Takes the state after so many steps.
+    pub fn add(&mut self, model: &Pipeline, state: DenoisingState, steps_taken: usize) {
+        let noise_level = match state.timestep {
+            FINISHED => 0.0,
+            timestep => (1.0 - model.schedule().alpha_bar(timestep)).sqrt(),
+        };
+        let DenoisingState { timestep, shape, latent } = state;
+        let state = State { timestep, noise_level, shape, latent };
+        self.keep.picture.states.push((state, steps_taken as f32 / self.steps as f32));
+    }
+
+    /// Hands all to the cache, which writes later, if at all.
+    pub fn into_cache(self, cache: &Cache) {
+        cache.insert(self.keep.picture);
+    }
+}

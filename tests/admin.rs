@@ -1,0 +1,506 @@
+//! The admin API and `pentimento cache`, as an operator meets them.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Output;
+
+use common::{Answer, Folder, Server, pentimento, until};
+use serde_json::{Value, json};
+
+/// Enough steps for a picture to be kept, few enough to be quick.
+const STEPS: u64 = 25;
+const TOKEN: &str = "correct-horse-battery-staple";
+
+fn body(prompt: &str, seed: u64) -> Value {
+    json!({"prompt": prompt, "seed": seed, "num_inference_steps": STEPS})
+}
+
+/// Paints a picture and waits until the cache holds it.
+fn painted(server: &Server, body: &Value) {
+    let entries = || server.admin_get("cache/stats").json()["entries"].as_u64().unwrap();
+    let before = entries();
+    let answer = server.post(body);
+    assert_eq!(answer.header("pentimento-outcome"), "miss", "{}", answer.text);
+    until("the picture is kept", || entries() > before);
+}
+
+fn outcome(server: &Server, body: &Value) -> String {
+    server.post(body).header("pentimento-outcome").to_owned()
+}
+
+/// The files of states under a folder.
+fn states(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { states(&path) } else { 1 }).sum()
+}
+
+#[track_caller]
+fn is_error(answer: &Answer, status: u16, param: Value, code: &str) {
+    assert_eq!((answer.status, answer.json_code().as_str()), (status, code), "{}", answer.text);
+    assert_eq!(answer.json()["error"]["param"], param, "{}", answer.text);
+    assert!(!answer.header("x-request-id").is_empty());
+}
+
+fn cache(server: &Server, arguments: &[&str]) -> Output {
+    let url = format!("http://{}", server.admin);
+    let mut command = pentimento();
+    command.arg("cache").args(arguments).args(["--admin", &url]).output().unwrap()
+}
+
+/// What a command prints, if it succeeds.
+#[track_caller]
+fn printed(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What a command complains of, if it ends with this code.
+#[track_caller]
+fn complaint(output: &Output, code: i32) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+#[test]
+fn once_there_is_a_token_everything_needs_it() {
+    let server = Server::start_in(&[("PENTIMENTO_ADMIN_TOKEN", TOKEN)], &[]);
+    let ask =
+        |path: &str, authorization: &str| server.admin("GET", path, &[("authorization", authorization)], b"");
+    let missing = server.admin_get("cache/stats");
+    is_error(&missing, 401, json!(null), "invalid_admin_token");
+    assert_eq!(missing.header("www-authenticate"), "Bearer");
+    for wrong in ["Bearer correct-horse", "Bearer", "Basic abc", &format!("Bearer {TOKEN}x")] {
+        is_error(&ask("cache/stats", wrong), 401, json!(null), "invalid_admin_token");
+    }
+    let right = format!("Bearer {TOKEN}");
+    assert_eq!(ask("cache/stats", &right).status, 200);
+    assert_eq!(server.admin_get("no/such/path").status, 401, "who may not ask learns nothing");
+    is_error(&ask("no/such/path", &right), 404, json!(null), "unknown_url");
+    assert_eq!(server.get("/admin/v1/cache/stats").status, 404, "the Images API does not have it");
+
+    let description = ask("openapi.json", &right).json();
+    let paths: Vec<_> = description["paths"].as_object().unwrap().keys().collect();
+    assert_eq!(paths.len(), 9, "{paths:?}");
+    assert!(paths.iter().all(|path| path.starts_with("/admin/v1/")), "{paths:?}");
+    assert!(!server.get("/openapi.json").text.contains("/admin/"));
+
+    let refused = complaint(&cache(&server, &["stats"]), 2);
+    assert!(refused.contains("PENTIMENTO_ADMIN_TOKEN"), "{refused}");
+    let url = format!("http://{}", server.admin);
+    let mut with_variable = pentimento();
+    with_variable.env("PENTIMENTO_ADMIN_TOKEN", TOKEN).env("PENTIMENTO_ADMIN_URL", &url);
+    assert!(printed(&with_variable.args(["cache", "stats"]).output().unwrap()).contains("entries"));
+    with_variable.env("PENTIMENTO_ADMIN_TOKEN", format!("{TOKEN}x"));
+    let refused = complaint(&with_variable.output().unwrap(), 2);
+    assert!(refused.contains("wrong") && !refused.contains(TOKEN), "{refused}");
+    let folder = Folder::new("token");
+    let file = folder.path().join("token");
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let file = file.to_str().unwrap();
+    assert!(printed(&cache(&server, &["stats", "--admin-token-file", file])).contains("entries"));
+
+    let by_file = Server::start(&["--admin-token-file", file]);
+    assert_eq!(by_file.admin_get("cache/stats").status, 401);
+    assert_eq!(by_file.admin("GET", "cache/stats", &[("authorization", &right)], b"").status, 200);
+}
+
+/// `serve` with an environment that it cannot start in.
+fn cannot_start(environment: &[(&str, &str)], arguments: &[&str], code: i32) -> String {
+    let folder = Folder::new("cannot-start");
+    let mut command = pentimento();
+    command.env("PENTIMENTO_LISTEN", "127.0.0.1:0").env("PENTIMENTO_CACHE_DIR", folder.path());
+    let output = command.envs(environment.iter().copied()).arg("serve").args(arguments).output().unwrap();
+    assert!(output.stdout.is_empty());
+    complaint(&output, code)
+}
+
+#[test]
+fn it_does_not_start_unguarded() {
+    let public = ["--admin-listen", "0.0.0.0:0"];
+    let told = cannot_start(&[], &public, 2);
+    assert!(told.contains("PENTIMENTO_ADMIN_TOKEN") && told.contains("--admin-token-file"), "{told}");
+    let told = cannot_start(&[("PENTIMENTO_ADMIN_TOKEN", "")], &[], 2);
+    assert!(told.contains("PENTIMENTO_ADMIN_TOKEN: holds no token"), "{told}");
+    let told = cannot_start(&[("PENTIMENTO_ADMIN_TOKEN", "secret words")], &public, 2);
+    assert!(told.contains("PENTIMENTO_ADMIN_TOKEN") && !told.contains("words"), "{told}");
+    let folder = Folder::new("empty-token");
+    let file = folder.path().join("token");
+    std::fs::write(&file, "\n").unwrap();
+    let file = file.to_str().unwrap();
+    assert!(cannot_start(&[], &["--admin-token-file", file], 2).contains(file));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let told = cannot_start(&[], &["--admin-listen", &address], 1);
+    assert!(told.contains("--admin-listen") && told.contains(&address), "{told}");
+
+    let server = Server::start_in(&[("PENTIMENTO_ADMIN_TOKEN", TOKEN)], &public);
+    assert!(server.admin.starts_with("0.0.0.0:"), "with a token it may");
+}
+
+#[test]
+fn without_a_token_web_pages_are_refused() {
+    let server = Server::start(&[]);
+    let status = |head: &str| {
+        let mut stream = TcpStream::connect(&server.admin).unwrap();
+        write!(stream, "GET /admin/v1/cache/stats HTTP/1.1\r\n{head}connection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    assert_eq!(status("host: localhost:8081\r\n"), 200);
+    assert_eq!(status("host: 127.0.0.1\r\n"), 200);
+    assert_eq!(status("host: rebound.example:8081\r\n"), 403);
+    assert_eq!(status("host: localhost\r\norigin: https://evil.example\r\n"), 403);
+    assert_eq!(status("host: localhost\r\norigin: null\r\n"), 403);
+}
+
+#[test]
+fn what_the_cache_holds_can_be_seen_and_removed() {
+    let server = Server::ready(&["--reuse-policy", "exact"]);
+    let empty = server.admin_get("cache/stats").json();
+    assert_eq!((&empty["entries"], &empty["bytes"]), (&json!(0), &json!(0)));
+    assert_eq!((&empty["reuse"]["policy"], &empty["eviction"]), (&json!("exact"), &json!("lcbfu")));
+    painted(&server, &body("a red house", 1));
+    painted(&server, &body("a blue house", 2));
+    let mut elsewhere = body("a boat", 3);
+    elsewhere["pentimento"] = json!({"namespace": "harbour"});
+    painted(&server, &elsewhere);
+
+    let stats = server.admin_get("cache/stats").json();
+    assert_eq!(stats["entries"], 3);
+    assert!(stats["bytes"].as_u64().unwrap() > 0 && stats["failures"] == 0, "{stats}");
+    assert_eq!(server.admin_get("cache/entries").json()["data"].as_array().unwrap().len(), 3);
+    let mut seen = Vec::new();
+    let mut path = "cache/entries?limit=1".to_owned();
+    loop {
+        let page = server.admin_get(&path).json();
+        seen.extend(page["data"].as_array().unwrap().iter().map(|e| e["id"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("cache/entries?limit=1&after={next}");
+    }
+    assert_eq!(seen.len(), 3);
+    assert!(seen.is_sorted_by(|a, b| a < b), "every entry once, in order: {seen:?}");
+    let found = |query: &str| {
+        let page = server.admin_get(&format!("cache/entries?{query}")).json();
+        page["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["prompt"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(found("prompt=red%20house"), ["a red house"]);
+    assert_eq!(found("namespace=harbour"), ["a boat"]);
+    assert_eq!(found("tenant=anonymous&namespace=default").len(), 2);
+    assert_eq!(found("tenant=nobody").len() + found("model=other").len(), 0);
+    for (query, param, code) in [
+        ("limit=0", "limit", "invalid_value"),
+        ("limit=1001", "limit", "invalid_value"),
+        ("limit=many", "limit", "invalid_value"),
+        ("after=x", "after", "invalid_value"),
+        ("prumpt=x", "prumpt", "unknown_parameter"),
+    ] {
+        is_error(&server.admin_get(&format!("cache/entries?{query}")), 400, json!(param), code);
+    }
+
+    let boat = server.admin_get("cache/entries?prompt=boat").json()["data"][0].clone();
+    let path = format!("cache/entries/{}", boat["id"].as_str().unwrap());
+    let one = server.admin_get(&path).json();
+    assert_eq!(one, boat);
+    assert_eq!(
+        (&one["size"], &one["seed"], &one["namespace"]),
+        (&json!("64x64"), &json!(3), &json!("harbour"))
+    );
+    let kept = one["states"].as_array().unwrap();
+    assert_eq!(kept.last().unwrap()["timestep"], json!(null), "the finished latent");
+    let inner = ["embedding", "content", "exact", "prompt_hash"];
+    assert!(inner.iter().all(|field| one.get(field).is_none()), "{one}");
+
+    let folder = server.cache_dir().join("states");
+    let before = states(&folder);
+    assert_eq!(server.admin("DELETE", &path, &[], b"").json()["deleted"], true);
+    assert_eq!(states(&folder), before - kept.len());
+    assert_eq!(outcome(&server, &elsewhere), "miss", "it is gone");
+    is_error(&server.admin_get(&path), 404, json!(null), "entry_not_found");
+    is_error(&server.admin("DELETE", &path, &[], b""), 404, json!(null), "entry_not_found");
+    is_error(&server.admin_get("cache/entries/..%2Fsecret"), 404, json!(null), "entry_not_found");
+    is_error(&server.admin("PATCH", &path, &[], b""), 405, json!(null), "method_not_supported");
+}
+
+#[test]
+fn a_look_up_explains_itself_and_policies_change_live() {
+    let server = Server::ready(&["--reuse-policy", "exact"]);
+    painted(&server, &body("a large red house in the snow at night", 7));
+    let look_up = |body: &Value| {
+        let answer = server.admin_json("POST", "cache/lookup", body);
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json()
+    };
+    let same = body("a large red house in the snow at night", 7);
+    let edited = body("a large blue house in the snow at night", 8);
+    let before = server.metric("pentimento_cache_lookups_total");
+
+    let exact = look_up(&same);
+    assert_eq!(
+        (&exact["decision"]["outcome"], &exact["decision"]["skipped_steps"]),
+        (&json!("exact"), &json!(STEPS))
+    );
+    assert_eq!(exact["neighbours"][0]["entry"]["id"], exact["decision"]["entry"]);
+    let miss = look_up(&edited);
+    assert_eq!((&miss["decision"]["outcome"], &miss["decision"]["entry"]), (&json!("miss"), &json!(null)));
+    assert!(miss["decision"]["why"].as_str().unwrap().contains("only the same prompt"), "{miss}");
+
+    let put = |change: &Value| server.admin_json("PUT", "cache/policy", change);
+    let nirvana =
+        json!({"policy": "nirvana", "thresholds": [{"similarity": 0.5, "share": 0.4}], "offset": 0.0});
+    let set = put(&json!({"reuse": nirvana, "eviction": "lru"}));
+    assert_eq!(set.json(), json!({"reuse": nirvana, "eviction": "lru"}));
+    let state = look_up(&edited);
+    assert_eq!(
+        (&state["decision"]["outcome"], &state["decision"]["skipped_steps"]),
+        (&json!("state"), &json!(10))
+    );
+    let similarity = state["neighbours"][0]["similarity"].as_f64().unwrap();
+    assert!((0.5..0.9999).contains(&similarity), "{state}");
+    assert_eq!(state["neighbours"][0]["entry"]["prompt"], same["prompt"]);
+    let other_namespace = json!({"prompt": same["prompt"], "namespace": "elsewhere"});
+    assert_eq!(look_up(&other_namespace)["neighbours"], json!([]));
+    assert_eq!(look_up(&json!({"prompt": same["prompt"], "tenant": "other"}))["neighbours"], json!([]));
+    assert_eq!(server.metric("pentimento_cache_lookups_total"), before, "looking counts as no use");
+    let uses = server.admin_get("cache/entries").json()["data"][0]["states"][0]["uses"].clone();
+    assert_eq!(uses, 0);
+    assert_eq!(outcome(&server, &edited), "state", "requests are decided by the new policy");
+
+    for (change, param) in [
+        (json!({"reuse": {"policy": "telepathy"}}), "reuse.policy"),
+        (json!({"reuse": {"policy": "nirvana", "offset": 3}}), "reuse.offset"),
+        (json!({"reuse": {"policy": "semantic", "treshold": 0.9}}), "reuse.treshold"),
+        (json!({"reuse": {"policy": "calibrated", "variety": 2}}), "reuse.variety"),
+        (json!({"reuse": {"policy": "off"}, "eviction": "random"}), "eviction"),
+        (json!({"reuse": "off"}), "reuse"),
+        (json!({}), "reuse"),
+        (json!({"evict": "lru"}), "evict"),
+    ] {
+        let answer = put(&change);
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["param"]),
+            (400, &json!(param)),
+            "{}",
+            answer.text
+        );
+    }
+    assert_eq!(server.admin_get("cache/policy").json(), set.json(), "a wrong change changes nothing");
+    assert_eq!(outcome(&server, &same), "exact");
+    put(&json!({"reuse": {"policy": "off"}}));
+    assert_eq!(outcome(&server, &same), "miss");
+
+    is_error(
+        &server.admin_json("POST", "cache/lookup", &json!({})),
+        400,
+        json!("prompt"),
+        "missing_required_parameter",
+    );
+    let wrong = [
+        ("size", json!("65x64"), 400),
+        ("seed", json!(-1), 400),
+        ("namespace", json!("a b"), 400),
+        ("model", json!("x"), 404),
+    ];
+    for (field, value, status) in wrong {
+        let mut asked = edited.clone();
+        asked[field] = value;
+        let answer = server.admin_json("POST", "cache/lookup", &asked);
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["param"]),
+            (status, &json!(field)),
+            "{}",
+            answer.text
+        );
+    }
+}
+
+#[test]
+fn what_is_purged_is_gone() {
+    let server = Server::ready(&["--store-prompt-text=false"]);
+    painted(&server, &body("a red house", 1));
+    painted(&server, &body("a red house", 2));
+    painted(&server, &body("a boat", 3));
+    assert_eq!(server.admin_get("cache/entries").json()["data"][0]["prompt"], json!(null));
+    let purge = |body: &Value| server.admin_json("POST", "cache/purge", body);
+    is_error(&purge(&json!({})), 400, json!("all"), "invalid_value");
+    is_error(&purge(&json!({"all": false, "prompt": null})), 400, json!("all"), "invalid_value");
+    is_error(&purge(&json!({"all": true, "tenant": "x"})), 400, json!("all"), "invalid_value");
+    is_error(&purge(&json!({"promt": "a"})), 400, json!("promt"), "unknown_parameter");
+    let removed = |body: &Value| purge(body).json()["entries"].as_u64().unwrap();
+    assert_eq!(removed(&json!({"prompt": "a red house", "dry_run": true})), 2);
+    assert_eq!(removed(&json!({"prompt": "a red house", "namespace": "elsewhere"})), 0);
+    assert_eq!(removed(&json!({"older_than_seconds": 3600})), 0);
+    assert_eq!(outcome(&server, &body("a red house", 1)), "exact");
+    assert_eq!(removed(&json!({"prompt": "a red house"})), 2);
+    assert_eq!(outcome(&server, &body("a red house", 1)), "miss");
+    until("it is kept once more", || server.admin_get("cache/stats").json()["entries"] == 2);
+    assert_eq!(removed(&json!({"all": true})), 2);
+    assert_eq!(states(&server.cache_dir().join("states")), 0);
+}
+
+/// An archive whose member behind the head has another name and claims another size.
+fn forged(archive: &[u8], name: &str, size: Option<u64>) -> Vec<u8> {
+    let mut header = tar::Header::new_old();
+    header.as_mut_bytes().copy_from_slice(&archive[1024..1536]);
+    header.as_mut_bytes()[..100].fill(0);
+    header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+    if let Some(size) = size {
+        header.set_size(size);
+    }
+    header.set_cksum();
+    [&archive[..1024], header.as_bytes(), &archive[1536..]].concat()
+}
+
+#[test]
+fn an_archive_moves_a_cache_and_nothing_else() {
+    let server = Server::ready(&[]);
+    painted(&server, &body("a red house", 7));
+    painted(&server, &body("a boat", 8));
+    let exported = server.admin_get("cache/export");
+    assert_eq!((exported.status, exported.header("content-type")), (200, "application/x-tar"));
+    let archive = exported.bytes;
+    let names: Vec<_> = tar::Archive::new(&archive[..])
+        .entries()
+        .unwrap()
+        .map(|file| file.unwrap().path().unwrap().display().to_string())
+        .collect();
+    assert_eq!(names[0], "pentimento.json");
+    assert_eq!(names.iter().filter(|name| name.ends_with("/entry.json")).count(), 2);
+    let part = server.admin_get("cache/export?prompt=boat").bytes;
+    assert!(part.len() < archive.len());
+
+    let import = |server: &Server, archive: &[u8]| server.admin("POST", "cache/import", &[], archive);
+    let foreign = Server::ready(&[]);
+    let refused = import(&foreign, &archive);
+    is_error(&refused, 400, json!(null), "invalid_archive");
+    assert!(refused.text.contains("secret"), "{}", refused.text);
+
+    let folder = Folder::new("moved");
+    std::fs::copy(server.cache_dir().join("secret"), folder.path().join("secret")).unwrap();
+    let target = Server::ready(&["--cache-dir", folder.path().to_str().unwrap()]);
+    let inside = |name: &str| forged(&archive, name, None);
+    let huge = forged(&archive, names[1].as_str(), Some(5 << 30));
+    let cut = archive[..archive.len() / 3].to_vec();
+    let garbage: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut noise_inside = archive.clone();
+    noise_inside[1024..6000].copy_from_slice(&garbage[..4976]);
+    for bad in
+        [inside("../../evil/entry.json"), inside("/etc/evil"), huge, cut, garbage, noise_inside, Vec::new()]
+    {
+        let answer = import(&target, &bad);
+        is_error(&answer, 400, json!(null), "invalid_archive");
+    }
+    assert!(!folder.path().join("../evil").exists() && !Path::new("/etc/evil").exists());
+    server.admin_json("POST", "cache/purge", &json!({"all": true}));
+    target.admin_json("POST", "cache/purge", &json!({"all": true}));
+
+    let moved = import(&target, &archive);
+    assert_eq!((moved.status, &moved.json()["entries"]), (200, &json!(2)), "{}", moved.text);
+    assert_eq!(outcome(&target, &body("a red house", 7)), "exact");
+    assert_eq!(import(&target, &archive).status, 200, "once more in place of itself");
+    assert_eq!(target.admin_get("cache/stats").json()["entries"], 2);
+    assert_eq!(target.admin_json("POST", "cache/purge", &json!({"prompt": "a boat"})).json()["entries"], 1);
+}
+
+#[test]
+fn an_archive_beyond_the_bound_is_refused() {
+    let server = Server::ready(&["--cache-max-bytes", "65536"]);
+    let head = server.admin_get("cache/export").bytes[..1024].to_vec();
+    let mut header = tar::Header::new_ustar();
+    header.set_path("00000000000000000000000000000000/entry.json").unwrap();
+    header.set_size(1 << 20);
+    header.set_cksum();
+    let archive = [&head, &header.as_bytes()[..], &vec![b' '; 1 << 20]].concat();
+    let answer = server.admin("POST", "cache/import", &[], &archive);
+    is_error(&answer, 413, json!(null), "request_too_large");
+}
+
+#[test]
+fn whoever_stalls_does_not_keep_the_server() {
+    let mut server = Server::ready(&[]);
+    let head = server.admin_get("cache/export").bytes[..1024].to_vec();
+    let mut stalled = TcpStream::connect(&server.admin).unwrap();
+    write!(
+        stalled,
+        "POST /admin/v1/cache/import HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n"
+    )
+    .unwrap();
+    stalled.write_all(&head).unwrap();
+    assert_eq!(server.admin_get("cache/stats").status, 200, "others are answered meanwhile");
+    server.signal("TERM");
+    assert!(server.end().success());
+}
+
+#[test]
+fn the_command_shows_and_changes_the_cache() {
+    let server = Server::ready(&[]);
+    painted(&server, &body("a red house\u{1b}[31m", 7));
+    painted(&server, &body("a boat", 8));
+
+    let list = printed(&cache(&server, &["ls"]));
+    let lines: Vec<_> = list.lines().collect();
+    assert!(lines[0].starts_with("ID") && lines[0].ends_with("PROMPT") && lines.len() == 3, "{list}");
+    let column = lines[0].find("PROMPT").unwrap();
+    assert!(lines[1..].iter().all(|line| line[column..].starts_with("a ")), "columns are aligned:\n{list}");
+    assert!(!list.contains('\u{1b}'), "a prompt does not command the terminal");
+    let json: Value =
+        serde_json::from_str(&printed(&cache(&server, &["ls", "--json", "--prompt", "boat"]))).unwrap();
+    assert_eq!((&json["data"][0]["seed"], json["data"].as_array().unwrap().len()), (&json!(8), 1));
+    let one: Value =
+        serde_json::from_str(&printed(&cache(&server, &["--json", "ls", "--limit", "1"]))).unwrap();
+    assert!(one["data"].as_array().unwrap().len() == 1 && one["next"].is_string());
+
+    assert!(printed(&cache(&server, &["stats"])).contains("2 of 100,000"));
+    let stats: Value = serde_json::from_str(&printed(&cache(&server, &["stats", "--json"]))).unwrap();
+    assert_eq!(stats["entries"], 2);
+    let found = printed(&cache(&server, &["lookup", "a boat", "--steps", "25", "--seed", "8"]));
+    assert!(found.contains("exact") && found.contains("25 of 25"), "{found}");
+    let set =
+        printed(&cache(&server, &["policy", r#"{"policy":"nirvana","offset":0.5}"#, "--eviction", "fifo"]));
+    assert!(set.contains("0.5") && set.contains("fifo"), "{set}");
+    assert!(complaint(&cache(&server, &["policy", "telepathy"]), 2).contains("reuse.policy"));
+    assert!(printed(&cache(&server, &["policy", "exact", "--json"])).contains("\"exact\""));
+
+    let folder = Folder::new("command");
+    let file = folder.path().join("cache.tar");
+    let file = file.to_str().unwrap();
+    printed(&cache(&server, &["export", file]));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing unfinished stays");
+    assert!(complaint(&cache(&server, &["purge"]), 2).contains("--all"));
+    assert!(complaint(&cache(&server, &["purge", "--all"]), 2).contains("--yes"));
+    assert!(complaint(&cache(&server, &["purge", "--older-than", "5"]), 2).contains("12h"));
+    assert!(complaint(&cache(&server, &["purge", "--all", "--tenant", "x"]), 2).contains("--tenant"));
+    assert!(
+        printed(&cache(&server, &["purge", "--prompt", "a boat", "--yes"])).contains("1 picture removed")
+    );
+    assert!(printed(&cache(&server, &["purge", "--all", "--yes"])).contains("1 picture removed"));
+    assert!(printed(&cache(&server, &["import", file])).starts_with("2 pictures with "));
+    assert_eq!(outcome(&server, &body("a boat", 8)), "exact");
+    std::fs::write(file, "no archive").unwrap();
+    assert!(complaint(&cache(&server, &["import", file]), 2).contains("not an archive"));
+    assert!(complaint(&cache(&server, &["import", "/no/such/file"]), 2).contains("/no/such/file"));
+
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody =
+        pentimento().args(["cache", "stats", "--admin", &format!("http://{unused}")]).output().unwrap();
+    let told = complaint(&nobody, 1);
+    assert!(told.contains("pentimento serve") && told.contains("--admin"), "{told}");
+    let wrong = format!("http://{}", server.address);
+    let told = complaint(&pentimento().args(["cache", "stats", "--admin", &wrong]).output().unwrap(), 2);
+    assert!(told.contains("Unknown URL"), "{told}");
+    assert!(
+        complaint(&pentimento().args(["cache", "ls", "--admin", "https://x"]).output().unwrap(), 2)
+            .contains("http://")
+    );
+}
