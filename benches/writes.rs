@@ -1,4 +1,5 @@
-//! Whether keeping states delays a step: pictures painted with and without a cache that writes, in turn.
+//! Whether keeping states delays a step: pictures painted while the cache writes the one before and they are kept
+//! themselves, and pictures of which nothing is kept while nothing is written, in turn.
 //!
 //! `cargo bench --bench writes -- [PAIRS]` prints the median time of a step either way and their ratio, pair by pair,
 //! with its 95 % bootstrap interval.
@@ -21,14 +22,24 @@ fn main() -> anyhow::Result<()> {
     let mut ratios = Vec::new();
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for seed in 0..pairs + 2 {
-        let kept = runtime.block_on(job(&model, &reuse, seed, CacheMode::Refresh))?;
-        let plain = runtime.block_on(job(&model, &reuse, seed, CacheMode::Off))?;
+        let kept = runtime.block_on(job(&model, &reuse, 2 * seed, CacheMode::Refresh))?;
+        let next = runtime.block_on(job(&model, &reuse, 2 * seed + 1, CacheMode::Refresh))?;
+        let plain = runtime.block_on(job(&model, &reuse, 2 * seed, CacheMode::Off))?;
+        // With writes: snapshots are taken, and the states of the picture before are written meanwhile.
+        let busy = || {
+            step_time(&model, &kept, &reuse)?;
+            step_time(&model, &next, &reuse)
+        };
+        let quiet = || {
+            runtime.block_on(reuse.cache().flush())?;
+            step_time(&model, &plain, &reuse)
+        };
         // Who goes first changes with every pair.
         let (a, b) = match seed % 2 {
-            0 => (step_time(&model, &kept, &reuse)?, step_time(&model, &plain, &reuse)?),
+            0 => (busy()?, quiet()?),
             _ => {
-                let plain = step_time(&model, &plain, &reuse)?;
-                (step_time(&model, &kept, &reuse)?, plain)
+                let quiet = quiet()?;
+                (busy()?, quiet)
             }
         };
         if seed >= 2 {
@@ -40,7 +51,7 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(reuse.cache().flush())?;
     let stats = reuse.cache().stats();
     let (low, high) = interval(&ratios);
-    println!("{pairs} pairs of pictures, 50 steps, 8 states and the finished latent kept of every other one");
+    println!("{pairs} pairs of pictures, 50 steps, 8 states and the finished latent of those that are kept");
     println!("kept: {} pictures, {} dropped, {} bytes", stats.entries, stats.insert_drops, stats.bytes);
     println!(
         "ms per step: {:.4} with writes, {:.4} without",
@@ -71,8 +82,7 @@ async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> an
     Ok(jobs.remove(0))
 }
 
-/// Seconds per step, the hand-over to the cache included. The cache goes on writing while the next picture is
-/// painted, as it would in a server.
+/// Seconds per step, the hand-over to the cache included.
 fn step_time(model: &Pipeline, job: &Job, reuse: &Reuse) -> anyhow::Result<f64> {
     let mut painting = Painting::begin(model, job, &Beginning::Noise)?;
     let started = Instant::now();

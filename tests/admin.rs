@@ -1,4 +1,4 @@
-//! The admin API and `pentimento cache`, as an operator meets them.
+//! The admin API, as an operator meets it.
 
 #![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
 
@@ -7,31 +7,13 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Output;
 
-use common::{Answer, Folder, Server, pentimento, until};
+use common::{
+    Answer, Folder, STEPS, Server, body, cache, complaint, outcome, painted, pentimento, printed, until,
+};
 use serde_json::{Value, json};
 
-/// Enough steps for a picture to be kept, few enough to be quick.
-const STEPS: u64 = 25;
 const TOKEN: &str = "correct-horse-battery-staple";
-
-fn body(prompt: &str, seed: u64) -> Value {
-    json!({"prompt": prompt, "seed": seed, "num_inference_steps": STEPS})
-}
-
-/// Paints a picture and waits until the cache holds it.
-fn painted(server: &Server, body: &Value) {
-    let entries = || server.admin_get("cache/stats").json()["entries"].as_u64().unwrap();
-    let before = entries();
-    let answer = server.post(body);
-    assert_eq!(answer.header("pentimento-outcome"), "miss", "{}", answer.text);
-    until("the picture is kept", || entries() > before);
-}
-
-fn outcome(server: &Server, body: &Value) -> String {
-    server.post(body).header("pentimento-outcome").to_owned()
-}
 
 /// The files of states under a folder.
 fn states(folder: &Path) -> usize {
@@ -44,27 +26,6 @@ fn is_error(answer: &Answer, status: u16, param: Value, code: &str) {
     assert_eq!((answer.status, answer.json_code().as_str()), (status, code), "{}", answer.text);
     assert_eq!(answer.json()["error"]["param"], param, "{}", answer.text);
     assert!(!answer.header("x-request-id").is_empty());
-}
-
-fn cache(server: &Server, arguments: &[&str]) -> Output {
-    let url = format!("http://{}", server.admin);
-    let mut command = pentimento();
-    command.arg("cache").args(arguments).args(["--admin", &url]).output().unwrap()
-}
-
-/// What a command prints, if it succeeds.
-#[track_caller]
-fn printed(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// What a command complains of, if it ends with this code.
-#[track_caller]
-fn complaint(output: &Output, code: i32) -> String {
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    text
 }
 
 #[test]
@@ -158,6 +119,8 @@ fn without_a_token_web_pages_are_refused() {
     assert_eq!(status("host: rebound.example:8081\r\n"), 403);
     assert_eq!(status("host: localhost\r\norigin: https://evil.example\r\n"), 403);
     assert_eq!(status("host: localhost\r\norigin: null\r\n"), 403);
+    assert_eq!(status("host: localhost\r\nsec-fetch-site: cross-site\r\n"), 403);
+    assert_eq!(status("host: localhost\r\nsec-fetch-site: none\r\n"), 200);
 }
 
 #[test]
@@ -226,7 +189,7 @@ fn what_the_cache_holds_can_be_seen_and_removed() {
     let before = states(&folder);
     assert_eq!(server.admin("DELETE", &path, &[], b"").json()["deleted"], true);
     assert_eq!(states(&folder), before - kept.len());
-    assert_eq!(outcome(&server, &elsewhere), "miss", "it is gone");
+    assert_eq!(outcome(&server.post(&elsewhere)), "miss", "it is gone");
     is_error(&server.admin_get(&path), 404, json!(null), "entry_not_found");
     is_error(&server.admin("DELETE", &path, &[], b""), 404, json!(null), "entry_not_found");
     is_error(&server.admin_get("cache/entries/..%2Fsecret"), 404, json!(null), "entry_not_found");
@@ -275,7 +238,7 @@ fn a_look_up_explains_itself_and_policies_change_live() {
     assert_eq!(server.metric("pentimento_cache_lookups_total"), before, "looking counts as no use");
     let uses = server.admin_get("cache/entries").json()["data"][0]["states"][0]["uses"].clone();
     assert_eq!(uses, 0);
-    assert_eq!(outcome(&server, &edited), "state", "requests are decided by the new policy");
+    assert_eq!(outcome(&server.post(&edited)), "state", "requests are decided by the new policy");
 
     for (change, param) in [
         (json!({"reuse": {"policy": "telepathy"}}), "reuse.policy"),
@@ -296,9 +259,9 @@ fn a_look_up_explains_itself_and_policies_change_live() {
         );
     }
     assert_eq!(server.admin_get("cache/policy").json(), set.json(), "a wrong change changes nothing");
-    assert_eq!(outcome(&server, &same), "exact");
+    assert_eq!(outcome(&server.post(&same)), "exact");
     put(&json!({"reuse": {"policy": "off"}}));
-    assert_eq!(outcome(&server, &same), "miss");
+    assert_eq!(outcome(&server.post(&same)), "miss");
 
     is_error(
         &server.admin_json("POST", "cache/lookup", &json!({})),
@@ -341,9 +304,9 @@ fn what_is_purged_is_gone() {
     assert_eq!(removed(&json!({"prompt": "a red house", "dry_run": true})), 2);
     assert_eq!(removed(&json!({"prompt": "a red house", "namespace": "elsewhere"})), 0);
     assert_eq!(removed(&json!({"older_than_seconds": 3600})), 0);
-    assert_eq!(outcome(&server, &body("a red house", 1)), "exact");
+    assert_eq!(outcome(&server.post(&body("a red house", 1))), "exact");
     assert_eq!(removed(&json!({"prompt": "a red house"})), 2);
-    assert_eq!(outcome(&server, &body("a red house", 1)), "miss");
+    assert_eq!(outcome(&server.post(&body("a red house", 1))), "miss");
     until("it is kept once more", || server.admin_get("cache/stats").json()["entries"] == 2);
     assert_eq!(removed(&json!({"all": true})), 2);
     assert_eq!(states(&server.cache_dir().join("states")), 0);
@@ -407,7 +370,7 @@ fn an_archive_moves_a_cache_and_nothing_else() {
 
     let moved = import(&target, &archive);
     assert_eq!((moved.status, &moved.json()["entries"]), (200, &json!(2)), "{}", moved.text);
-    assert_eq!(outcome(&target, &body("a red house", 7)), "exact");
+    assert_eq!(outcome(&target.post(&body("a red house", 7))), "exact");
     assert_eq!(import(&target, &archive).status, 200, "once more in place of itself");
     assert_eq!(target.admin_get("cache/stats").json()["entries"], 2);
     assert_eq!(target.admin_json("POST", "cache/purge", &json!({"prompt": "a boat"})).json()["entries"], 1);
@@ -440,67 +403,4 @@ fn whoever_stalls_does_not_keep_the_server() {
     assert_eq!(server.admin_get("cache/stats").status, 200, "others are answered meanwhile");
     server.signal("TERM");
     assert!(server.end().success());
-}
-
-#[test]
-fn the_command_shows_and_changes_the_cache() {
-    let server = Server::ready(&[]);
-    painted(&server, &body("a red house\u{1b}[31m", 7));
-    painted(&server, &body("a boat", 8));
-
-    let list = printed(&cache(&server, &["ls"]));
-    let lines: Vec<_> = list.lines().collect();
-    assert!(lines[0].starts_with("ID") && lines[0].ends_with("PROMPT") && lines.len() == 3, "{list}");
-    let column = lines[0].find("PROMPT").unwrap();
-    assert!(lines[1..].iter().all(|line| line[column..].starts_with("a ")), "columns are aligned:\n{list}");
-    assert!(!list.contains('\u{1b}'), "a prompt does not command the terminal");
-    let json: Value =
-        serde_json::from_str(&printed(&cache(&server, &["ls", "--json", "--prompt", "boat"]))).unwrap();
-    assert_eq!((&json["data"][0]["seed"], json["data"].as_array().unwrap().len()), (&json!(8), 1));
-    let one: Value =
-        serde_json::from_str(&printed(&cache(&server, &["--json", "ls", "--limit", "1"]))).unwrap();
-    assert!(one["data"].as_array().unwrap().len() == 1 && one["next"].is_string());
-
-    assert!(printed(&cache(&server, &["stats"])).contains("2 of 100,000"));
-    let stats: Value = serde_json::from_str(&printed(&cache(&server, &["stats", "--json"]))).unwrap();
-    assert_eq!(stats["entries"], 2);
-    let found = printed(&cache(&server, &["lookup", "a boat", "--steps", "25", "--seed", "8"]));
-    assert!(found.contains("exact") && found.contains("25 of 25"), "{found}");
-    let set =
-        printed(&cache(&server, &["policy", r#"{"policy":"nirvana","offset":0.5}"#, "--eviction", "fifo"]));
-    assert!(set.contains("0.5") && set.contains("fifo"), "{set}");
-    assert!(complaint(&cache(&server, &["policy", "telepathy"]), 2).contains("reuse.policy"));
-    assert!(printed(&cache(&server, &["policy", "exact", "--json"])).contains("\"exact\""));
-
-    let folder = Folder::new("command");
-    let file = folder.path().join("cache.tar");
-    let file = file.to_str().unwrap();
-    printed(&cache(&server, &["export", file]));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing unfinished stays");
-    assert!(complaint(&cache(&server, &["purge"]), 2).contains("--all"));
-    assert!(complaint(&cache(&server, &["purge", "--all"]), 2).contains("--yes"));
-    assert!(complaint(&cache(&server, &["purge", "--older-than", "5"]), 2).contains("12h"));
-    assert!(complaint(&cache(&server, &["purge", "--all", "--tenant", "x"]), 2).contains("--tenant"));
-    assert!(
-        printed(&cache(&server, &["purge", "--prompt", "a boat", "--yes"])).contains("1 picture removed")
-    );
-    assert!(printed(&cache(&server, &["purge", "--all", "--yes"])).contains("1 picture removed"));
-    assert!(printed(&cache(&server, &["import", file])).starts_with("2 pictures with "));
-    assert_eq!(outcome(&server, &body("a boat", 8)), "exact");
-    std::fs::write(file, "no archive").unwrap();
-    assert!(complaint(&cache(&server, &["import", file]), 2).contains("not an archive"));
-    assert!(complaint(&cache(&server, &["import", "/no/such/file"]), 2).contains("/no/such/file"));
-
-    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody =
-        pentimento().args(["cache", "stats", "--admin", &format!("http://{unused}")]).output().unwrap();
-    let told = complaint(&nobody, 1);
-    assert!(told.contains("pentimento serve") && told.contains("--admin"), "{told}");
-    let wrong = format!("http://{}", server.address);
-    let told = complaint(&pentimento().args(["cache", "stats", "--admin", &wrong]).output().unwrap(), 2);
-    assert!(told.contains("Unknown URL"), "{told}");
-    assert!(
-        complaint(&pentimento().args(["cache", "ls", "--admin", "https://x"]).output().unwrap(), 2)
-            .contains("http://")
-    );
 }

@@ -29,14 +29,14 @@ pub use archive::{ArchiveError, Moved};
 pub use cache::{Cache, LookUp};
 pub use config::{CacheConfig, CacheError};
 pub use content::{Content, Difference, same_content};
-pub use entry::{Compatibility, Entry, EntryId, EntrySummary, FINISHED, Kept, Scope};
+pub use entry::{Compatibility, Entry, EntryId, FINISHED, Kept, Scope};
 pub use eviction::{EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Usage, eviction_policy};
 pub use index::{Filter, IndexError, IndexStats, PromptIndex};
 pub use picture::NewPicture;
 pub use policy::{
     Calibrated, CalibratedConfig, Calibration, CalibrationError, CalibrationFor, Decision, Measured,
     Neighbour, Nirvana, NirvanaConfig, NoStates, PolicyConfig, PolicyError, Query, Resume, ReusePolicy,
-    Semantic, SemanticConfig, Threshold,
+    SAME_PROMPT, Semantic, SemanticConfig, Threshold,
 };
 pub use stats::Stats;
 pub use store::{State, StateError, StateStore};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use candle_core::Device;
 use serde::Deserialize;
@@ -24,6 +24,8 @@ pub struct Model {
     files: ModelFiles,
     manifest: Option<Manifest>,
     cache_embedder: Option<PathBuf>,
+    /// Made once: a large model's files take seconds to read.
+    digest: Arc<OnceLock<String>>,
 }
 
 impl Model {
@@ -49,7 +51,7 @@ impl Model {
             let full = path.canonicalize().map_err(|source| Error::Io { path: path.to_owned(), source })?;
             let id = full.file_name().map_or_else(|| name.to_owned(), |n| n.to_string_lossy().into_owned());
             let files = ModelFiles::folder(full, Default::default());
-            return Ok(Self { id, files, manifest: None, cache_embedder: None });
+            return Ok(Self { id, files, manifest: None, cache_embedder: None, digest: Arc::default() });
         }
         Err(Error::invalid(
             "model",
@@ -61,7 +63,8 @@ impl Model {
 
     fn with_manifest(manifest: Manifest, files: ModelFiles, here: &Path) -> Self {
         let cache_embedder = manifest.cache_embedder.as_ref().map(|folder| here.join(folder));
-        Self { id: manifest.id.clone(), files, manifest: Some(manifest), cache_embedder }
+        let id = manifest.id.clone();
+        Self { id, files, manifest: Some(manifest), cache_embedder, digest: Arc::default() }
     }
 
     /// What requests call it.
@@ -97,7 +100,10 @@ impl Model {
     ///
     /// # Errors
     /// As [`ModelFiles::digest`].
-    pub fn digest(&self) -> Result<String> {
+    pub fn digest(&self) -> Result<&str> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(digest);
+        }
         let mut names = vec!["model_index.json".to_owned(), "scheduler/scheduler_config.json".to_owned()];
         for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {
             let stem = if part.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
@@ -107,7 +113,8 @@ impl Model {
         for tokenizer in ["tokenizer", "tokenizer_2"] {
             names.extend(ClipTokenizer::FILES.map(|file| format!("{tokenizer}/{file}")));
         }
-        self.files.digest(&names)
+        let digest = self.files.digest(&names)?;
+        Ok(self.digest.get_or_init(|| digest))
     }
 
     /// What it paints, in a line.

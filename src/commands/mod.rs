@@ -112,6 +112,14 @@ fn use_threads(threads: usize) -> anyhow::Result<()> {
     Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?)
 }
 
+/// A policy as people write it: its name, or JSON with its settings.
+fn policy_json(text: &str) -> serde_json::Result<serde_json::Value> {
+    match text.trim_start().starts_with('{') {
+        true => serde_json::from_str(text),
+        false => Ok(serde_json::json!({ "policy": text })),
+    }
+}
+
 /// Loads the models of these names; what several share is loaded once.
 fn load_models(names: &[String], precision: Precision) -> Result<Vec<Pipeline>, Failure> {
     let components = Components::of(precision);

@@ -13,8 +13,8 @@ use pentimento_cache::{Cache, CacheConfig, Calibration, Filter, PolicyConfig, ev
 use pentimento_pipelines::Pipeline;
 use tokio::runtime::Handle;
 
-use super::Failure;
-use super::calibrate::tables_of;
+use super::calibrate::{checked, tables_of};
+use super::{Failure, policy_json};
 use crate::config::Config;
 use crate::gateway::{Reuse, ReuseOptions};
 use crate::worker::Stored;
@@ -89,24 +89,14 @@ pub fn stored(config: &Config, reuse: &Reuse, runtime: Handle) -> Stored {
     Stored::new(reuse.cache().clone(), runtime, Duration::from_millis(config.cache_timeout_ms))
 }
 
-/// A table that the configuration names: it must have been measured of the weights that are served.
+/// A table that the configuration names, measured of the weights of one of these models.
 fn read_calibration(file: &Path, models: &[Pipeline]) -> anyhow::Result<Calibration> {
     let context = || format!("calibration: {}", file.display());
-    let table = Calibration::from_json(&std::fs::read_to_string(file).with_context(context)?)
-        .with_context(context)?;
-    let measured = &table.measured_for;
-    if let Some(model) = models.iter().find(|model| model.id() == measured.model) {
-        let weights = model.model().digest()?;
-        if weights != measured.weights {
-            return Err(anyhow!(
-                "was measured of {} with weights {}, not {weights}",
-                model.id(),
-                measured.weights
-            ))
-            .with_context(context);
-        }
-    }
-    Ok(table)
+    let text = std::fs::read_to_string(file).with_context(context)?;
+    let model = Calibration::from_json(&text).with_context(context)?.measured_for.model;
+    let model = models.iter().find(|known| known.id() == model);
+    let model = model.ok_or_else(|| anyhow!("it was measured of a model that is not served"));
+    checked(&text, model.with_context(context)?).with_context(context)
 }
 
 /// Forgets the pictures of models whose weights are others now than when this was last asked: no stored state or picture
@@ -116,7 +106,7 @@ async fn forget_former_weights(cache: &Cache, file: &Path, models: &[Pipeline]) 
     let mut known: BTreeMap<String, String> = known.unwrap_or_default();
     for model in models {
         let weights = model.model().digest()?;
-        let before = known.insert(model.id().to_owned(), weights.clone());
+        let before = known.insert(model.id().to_owned(), weights.to_owned());
         if before.is_some_and(|before| before != weights) {
             let filter = Filter { model: Some(model.id().to_owned()), ..Filter::default() };
             let pictures = cache.purge(filter).await?;
@@ -127,7 +117,18 @@ async fn forget_former_weights(cache: &Cache, file: &Path, models: &[Pipeline]) 
             );
         }
     }
-    std::fs::write(file, serde_json::to_vec(&known)?).with_context(|| file.display().to_string())
+    write_whole(file, &serde_json::to_vec(&known)?)
+}
+
+/// Writes a file for its owner's eyes, all of it or nothing.
+fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let context = || path.display().to_string();
+    let unfinished = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&unfinished).with_context(context)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(context)?;
+    std::fs::rename(&unfinished, path).with_context(context)
 }
 
 /// A policy's name, or a policy with its settings.
@@ -137,11 +138,7 @@ fn parse_policy(text: &str, calibrated: bool) -> anyhow::Result<PolicyConfig> {
         "auto" => "exact",
         text => text,
     };
-    let policy = match text.starts_with('{') {
-        true => serde_json::from_str(text),
-        false => serde_json::from_value(serde_json::json!({ "policy": text })),
-    };
-    policy.context("reuse_policy")
+    policy_json(text).and_then(serde_json::from_value).context("reuse_policy")
 }
 
 /// The secret that lies beside the cache; made anew for a new cache. Holding the cache's lock, nobody else makes one.
@@ -155,17 +152,7 @@ fn secret(path: &Path) -> anyhow::Result<[u8; 16]> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let mut secret = [0; 16];
             getrandom::fill(&mut secret)?;
-            // Whole or not at all.
-            let unfinished = path.with_extension("new");
-            let mut file = std::fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&unfinished)
-                .with_context(context)?;
-            file.write_all(&secret).and_then(|()| file.sync_all()).with_context(context)?;
-            std::fs::rename(&unfinished, path).with_context(context)?;
+            write_whole(path, &secret)?;
             Ok(secret)
         }
         Err(error) => Err(error).with_context(context),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use pentimento_cache::{
     Cache, CacheError, Calibration, Compatibility, Content, Decision, LookUp, NewPicture, PolicyConfig,
-    PolicyError, Query, ReusePolicy, Scope,
+    PolicyError, Query, ReusePolicy, SAME_PROMPT, Scope,
 };
 use pentimento_pipelines::Pipeline;
 use sha2::{Digest, Sha256};
@@ -32,8 +32,6 @@ const GUIDANCE_TOLERANCE: f32 = 1.25;
 /// Pictures of fewer than one in so many of the model's own number of steps are not kept: states of hasty pictures would
 /// serve all that come after them.
 const HASTY: usize = 2;
-/// From this similarity on, two prompts are the same prompt.
-const SAME_PROMPT: f32 = 0.9999;
 
 /// How the gateway uses the cache.
 #[derive(Debug, Clone)]
@@ -182,7 +180,7 @@ impl Reuse {
         jobs: &mut [Job],
     ) -> Result<(), Rejection> {
         let found = match request.cache() {
-            _ if matches!(self.policy(), PolicyConfig::Off {}) => Ok(Ok(())),
+            _ if matches!(self.live.read().config, PolicyConfig::Off {}) => Ok(Ok(())),
             CacheMode::Off => return Ok(()),
             _ => {
                 let started = Instant::now();

@@ -4,11 +4,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The binary, undisturbed by the environment.
 pub fn pentimento() -> Command {
@@ -234,4 +234,54 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Enough steps for a picture to be kept by the cache, few enough to be quick.
+pub const STEPS: u64 = 25;
+
+/// A request for a picture that is kept.
+pub fn body(prompt: &str, seed: u64) -> Value {
+    json!({"prompt": prompt, "seed": seed, "num_inference_steps": STEPS})
+}
+
+/// What of the cache an answer's pictures were made from.
+pub fn outcome(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    answer.json()["pentimento"]["outcome"].as_str().unwrap().to_owned()
+}
+
+/// How many pictures the cache holds now.
+pub fn entries(server: &Server) -> u64 {
+    server.admin_get("cache/stats").json()["entries"].as_u64().unwrap()
+}
+
+/// Paints a picture and waits until the cache holds it.
+pub fn painted(server: &Server, body: &Value) -> Answer {
+    let before = entries(server);
+    let answer = server.post(body);
+    assert_eq!(outcome(&answer), "miss");
+    until("the picture is kept", || entries(server) > before);
+    answer
+}
+
+/// `pentimento cache …` of a server.
+pub fn cache(server: &Server, arguments: &[&str]) -> Output {
+    let url = format!("http://{}", server.admin);
+    let mut command = pentimento();
+    command.arg("cache").args(arguments).args(["--admin", &url]).output().unwrap()
+}
+
+/// What a command prints, if it succeeds.
+#[track_caller]
+pub fn printed(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What a command complains of, if it ends with this code.
+#[track_caller]
+pub fn complaint(output: &Output, code: i32) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
 }

@@ -54,7 +54,7 @@ impl GraphFile {
     }
 
     /// The library's two files, as it names them.
-    fn library_files(&self, name: &str) -> [PathBuf; 2] {
+    fn dumped(&self, name: &str) -> [PathBuf; 2] {
         ["graph", "data"].map(|kind| self.dir.join(format!("{name}.hnsw.{kind}")))
     }
 
@@ -70,12 +70,12 @@ impl GraphFile {
     fn try_save(&self, graph: &Graph, rows: Vec<SavedRow>) -> std::io::Result<()> {
         let new = format!("{}-new", self.name);
         graph.dump(&self.dir, &new)?;
-        let written = self.library_files(&new);
+        let written = self.dumped(&new);
         let contents =
             Contents { format: FORMAT, rows, graph: digest(&written[0])?, data: digest(&written[1])? };
         let bytes = postcard::to_stdvec(&contents).map_err(std::io::Error::other)?;
         let sealed = [Sha256::digest(&bytes).as_slice(), &bytes].concat();
-        for (from, to) in written.iter().zip(self.library_files(&self.name)) {
+        for (from, to) in written.iter().zip(self.dumped(&self.name)) {
             std::fs::rename(from, to)?;
         }
         // A process that is killed before this line leaves digests that do not agree.
@@ -101,7 +101,7 @@ impl GraphFile {
             return None;
         }
         let contents: Contents = postcard::from_bytes(bytes).ok()?;
-        let [graph, data] = self.library_files(&self.name);
+        let [graph, data] = self.dumped(&self.name);
         let whole = contents.format == FORMAT
             && digest(&graph).ok()? == contents.graph
             && digest(&data).ok()? == contents.data;
@@ -111,8 +111,8 @@ impl GraphFile {
     }
 
     pub(crate) fn remove(&self) {
-        let files = self.library_files(&self.name).into_iter().chain([self.rows()]);
-        for file in files.chain(self.library_files(&format!("{}-new", self.name))) {
+        let files = self.dumped(&self.name).into_iter().chain([self.rows()]);
+        for file in files.chain(self.dumped(&format!("{}-new", self.name))) {
             // Most often there is none.
             let _ = std::fs::remove_file(file);
         }

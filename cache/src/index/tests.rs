@@ -119,8 +119,10 @@ fn damaged_entries_are_thrown_out_with_their_pictures() {
     drop(index);
     damage(dir.path(), &[EntryId::new(3).into(), EntryId::new(4).into(), "no id at all".to_owned()]);
     let index = open(dir.path(), 8).unwrap();
-    assert_eq!(index.stats().damaged, 3);
-    assert_eq!(index.stats().rows, 18);
+    let stats = index.stats();
+    assert_eq!(stats.damaged, 3);
+    // A graph that was saved in time comes back with the rows of the two, dead.
+    assert_eq!(stats.rows - stats.tombstones, 18);
     assert_eq!(block_on(index.get(&EntryId::new(3))).unwrap(), None);
     assert_eq!(block_on(index.exact(&here, "picture 3")).unwrap(), None);
     assert_eq!(index.name(), name);

@@ -5,12 +5,9 @@ use std::sync::Arc;
 
 use super::calibration::Calibration;
 use super::config::CalibratedConfig;
-use super::{Decision, Neighbour, Query, ReusePolicy, SAME_SHARE, pick, usable};
+use super::{Decision, Neighbour, Query, ReusePolicy, SAME_PROMPT, SAME_SHARE, pick, usable};
 use crate::content::Difference;
 use crate::entry::{Entry, Kept};
-
-/// From this similarity on, two prompts are the same prompt.
-const SAME_PROMPT: f32 = 0.9999;
 
 /// Considers every kept state of all near pictures.
 #[derive(Debug, Clone)]
@@ -53,8 +50,8 @@ impl Calibrated {
     }
 
     /// The largest share that variety allows. Whoever asks for a stored prompt again, but not with its seed, wants
-    /// another picture: from any of its states the same prompt would paint the stored one once more, whatever the
-    /// seed. Whoever leaves the seed to us wants his pictures to differ, too.
+    /// another picture: from any of its states the same prompt, with no noise added on the way, paints the stored one
+    /// once more, and what it loses with noise was not measured. Whoever leaves the seed to us wants his pictures to differ, too.
     fn most(&self, query: &Query<'_>, neighbour: &Neighbour) -> f32 {
         match query.exact {
             _ if neighbour.similarity >= SAME_PROMPT => 0.0,

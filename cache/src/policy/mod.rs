@@ -23,6 +23,9 @@ pub use measured_for::{CalibrationFor, Resume};
 pub use nirvana::Nirvana;
 pub use semantic::Semantic;
 
+/// From this similarity on, two prompts are the same prompt.
+pub const SAME_PROMPT: f32 = 0.9999;
+
 /// Shares this close are one share: they come from step counts, through f32.
 const SAME_SHARE: f32 = 1e-4;
 

@@ -113,11 +113,18 @@ impl Access {
 }
 
 /// On loopback without a token, the danger is the browser of whoever sits at the machine. A page of another site
-/// sends `Origin`, so that is refused; a page whose own name was made to lead here (DNS rebinding) sends that
+/// sends `Origin`, or at least says so in `Sec-Fetch-Site`, so that is refused; a page whose own name was made to lead here (DNS rebinding) sends that
 /// name as `Host`.
 fn check_origin(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.contains_key(header::ORIGIN) {
         return Err(ApiError::forbidden("without a token, web pages are not answered (header Origin)"));
+    }
+    // An image of a page is asked for without Origin.
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    if site.is_some_and(|site| !matches!(site, b"none" | b"same-origin")) {
+        return Err(ApiError::forbidden(
+            "without a token, web pages are not answered (header Sec-Fetch-Site)",
+        ));
     }
     let mut hosts = headers.get_all(header::HOST).iter().peekable();
     if hosts.peek().is_some() && hosts.all(is_loopback) {

@@ -14,7 +14,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{ConfigFile, Failure};
+use super::{ConfigFile, Failure, policy_json};
 use crate::api::admin::AdminToken;
 use crate::api::admin::wire::{
     EntryList, ImportAnswer, LookUpAnswer, LookUpRequest, PolicyObject, PurgeAnswer, PurgeRequest,
@@ -78,8 +78,9 @@ enum Action {
     },
 }
 
+/// Which pictures are meant.
 #[derive(Debug, clap::Args)]
-struct Ls {
+struct Which {
     /// Only those with this text in the prompt.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -92,6 +93,19 @@ struct Ls {
     /// Only those that this model painted.
     #[arg(long, value_name = "ID")]
     model: Option<String>,
+}
+
+impl Which {
+    fn query(self) -> [(&'static str, Option<String>); 4] {
+        let Self { prompt, tenant, namespace, model } = self;
+        [("prompt", prompt), ("tenant", tenant), ("namespace", namespace), ("model", model)]
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct Ls {
+    #[command(flatten)]
+    which: Which,
     /// How many at most.
     #[arg(long, default_value_t = 100)]
     limit: usize,
@@ -166,18 +180,8 @@ struct Purge {
 struct Export {
     /// The file to write; it is replaced only by a whole archive.
     file: PathBuf,
-    /// Only those with this text in the prompt.
-    #[arg(long, value_name = "TEXT")]
-    prompt: Option<String>,
-    /// Only this tenant's.
-    #[arg(long)]
-    tenant: Option<String>,
-    /// Only this namespace's.
-    #[arg(long)]
-    namespace: Option<String>,
-    /// Only those that this model painted.
-    #[arg(long, value_name = "ID")]
-    model: Option<String>,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// An age in seconds.
@@ -213,9 +217,10 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             None => Ok(()),
         },
         Action::Export(wanted) => {
-            let bytes = export(&client, &wanted)?;
+            let Export { file, which } = wanted;
+            let bytes = export(&client, &file, which)?;
             print(json, &json!({ "bytes": bytes }), |_| {
-                format!("{}: {}\n", wanted.file.display(), HumanBytes(bytes))
+                format!("{}: {}\n", file.display(), HumanBytes(bytes))
             })
         }
         Action::Import { file } => print(json, &import(&client, &file)?, |answer| {
@@ -237,20 +242,14 @@ fn print<T: Serialize>(json: bool, answer: &T, text: impl Fn(&T) -> String) -> R
 }
 
 fn list(client: &Client, wanted: Ls) -> Result<EntryList, Failure> {
+    let Ls { which, limit } = wanted;
+    let which = which.query();
     let mut all = EntryList { data: Vec::new(), next: None };
-    while all.data.len() < wanted.limit {
-        let limit = PAGE.min(wanted.limit - all.data.len());
-        let page: EntryList = client.get(
-            "entries",
-            &[
-                ("after", all.next.take()),
-                ("limit", Some(limit.to_string())),
-                ("tenant", wanted.tenant.clone()),
-                ("namespace", wanted.namespace.clone()),
-                ("model", wanted.model.clone()),
-                ("prompt", wanted.prompt.clone()),
-            ],
-        )?;
+    while all.data.len() < limit {
+        let page = PAGE.min(limit - all.data.len());
+        let mut query = vec![("after", all.next.take()), ("limit", Some(page.to_string()))];
+        query.extend(which.iter().cloned());
+        let page: EntryList = client.get("entries", &query)?;
         all.data.extend(page.data);
         all.next = page.next;
         if all.next.is_none() {
@@ -282,10 +281,7 @@ fn policy(client: &Client, wanted: Policy) -> Result<PolicyObject, Failure> {
     }
     let mut change = serde_json::Map::new();
     if let Some(reuse) = wanted.reuse {
-        let settings = match reuse.trim_start().starts_with('{') {
-            true => serde_json::from_str(&reuse).map_err(|e| Failure::Misuse(anyhow!("NAME|JSON: {e}")))?,
-            false => json!({ "policy": reuse }),
-        };
+        let settings = policy_json(&reuse).map_err(|e| Failure::Misuse(anyhow!("NAME|JSON: {e}")))?;
         change.insert("reuse".to_owned(), settings);
     }
     if let Some(eviction) = wanted.eviction {
@@ -331,11 +327,9 @@ fn purge(client: &Client, wanted: Purge) -> Result<Option<PurgeAnswer>, Failure>
 }
 
 /// Writes beside the file first: what is there under its name is whole.
-fn export(client: &Client, wanted: &Export) -> Result<u64, Failure> {
-    let Export { file, prompt, tenant, namespace, model } = wanted;
-    let query = [("prompt", prompt), ("tenant", tenant), ("namespace", namespace), ("model", model)];
-    let archive = client.download("export", &query.map(|(name, value)| (name, value.clone())))?;
-    let mut unfinished = file.clone().into_os_string();
+fn export(client: &Client, file: &Path, which: Which) -> Result<u64, Failure> {
+    let archive = client.download("export", &which.query())?;
+    let mut unfinished = file.to_owned().into_os_string();
     unfinished.push(".part");
     let unfinished = PathBuf::from(unfinished);
     let context = || format!("{}", unfinished.display());

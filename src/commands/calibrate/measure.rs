@@ -122,7 +122,7 @@ impl Measure {
             latent_space: pipeline.model().latent_space()?,
             noise_schedule: pipeline.schedule().id(),
             model: pipeline.id().to_owned(),
-            weights: pipeline.model().digest()?,
+            weights: pipeline.model().digest()?.to_owned(),
             size: pipeline.defaults().size,
             guidance_scale,
             steps,

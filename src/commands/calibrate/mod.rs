@@ -18,7 +18,7 @@ use super::{ConfigFile, Failure, load_models, use_threads};
 use crate::config::{Config, Flags};
 use measure::{Measure, Pair, Row};
 use rows::Rows;
-pub use tables::{tables_in, tables_of};
+pub use tables::{checked, tables_in, tables_of};
 
 /// The file of measured pairs in `--out`.
 const MEASURED: &str = "measured.jsonl";

@@ -23,7 +23,7 @@ pub fn tables_of(pipeline: &Pipeline) -> anyhow::Result<Vec<Calibration>> {
     for resume in Resume::ALL {
         let name = format!("{FOLDER}/{}", file(resume));
         if let Some(bytes) = pipeline.model().files().read(&name)? {
-            tables.push(read(&String::from_utf8_lossy(&bytes), pipeline).context(name)?);
+            tables.push(checked(&String::from_utf8_lossy(&bytes), pipeline).context(name)?);
         }
     }
     Ok(tables)
@@ -37,13 +37,16 @@ pub fn tables_in(folder: &Path, pipeline: &Pipeline) -> anyhow::Result<Vec<Calib
     let mut tables = Vec::new();
     for path in Resume::ALL.map(|resume| folder.join(file(resume))).iter().filter(|path| path.is_file()) {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        tables.push(read(&text, pipeline).with_context(|| path.display().to_string())?);
+        tables.push(checked(&text, pipeline).with_context(|| path.display().to_string())?);
     }
     Ok(tables)
 }
 
 /// A table, if it was measured of this model's weights.
-fn read(text: &str, pipeline: &Pipeline) -> anyhow::Result<Calibration> {
+///
+/// # Errors
+/// It is damaged, or was measured of other weights.
+pub fn checked(text: &str, pipeline: &Pipeline) -> anyhow::Result<Calibration> {
     let table = Calibration::from_json(text)?;
     let weights = pipeline.model().digest()?;
     if table.measured_for.weights != weights {
@@ -110,7 +113,7 @@ mod tests {
         let model = storybook();
         let text = tables_of(&model).unwrap()[0].to_json().unwrap();
         let weights = model.model().digest().unwrap();
-        let error = read(&text.replace(&weights, "0000"), &model).unwrap_err().to_string();
-        assert!(error.contains("0000") && error.contains(&weights), "{error}");
+        let error = checked(&text.replace(weights, "0000"), &model).unwrap_err().to_string();
+        assert!(error.contains("0000") && error.contains(weights), "{error}");
     }
 }
