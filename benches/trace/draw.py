@@ -66,8 +66,8 @@ def edit(rng, before):
     return request("edit", new, *found, rng.randrange(2**53))
 
 
-def trace(count):
-    rng = random.Random(FIRST)
+def trace(count, number):
+    rng = random.Random(FIRST + number)
     classes = [kind for kind, share in SHARES.items() for _ in range(round(share * count))]
     rng.shuffle(classes)
     first = classes.index("fresh")
@@ -93,7 +93,9 @@ def trace(count):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1000)
-    for r in trace(parser.parse_args().requests):
+    parser.add_argument("--trace", type=int, default=0, help="which trace: each number draws another one")
+    arguments = parser.parse_args()
+    for r in trace(arguments.requests, arguments.trace):
         text, named, subjects = r["caption"]
         line = {"class": r["class"], "prompt": text, "seed": r["seed"], "named": named | {"subjects": subjects}}
         print(json.dumps(line, separators=(",", ":")))

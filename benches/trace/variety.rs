@@ -28,8 +28,8 @@ fn variety(pictures: &[Picture]) -> (f64, f64) {
     (distances.iter().sum::<f64>() / count, distances.iter().filter(|d| **d == 0.0).count() as f64 / count)
 }
 
-/// Prints, per setting, the variety of ten requests without a seed for each of `prompts` edits of the trace, relative to
-/// that without a cache. The cache holds every picture of the trace, painted from scratch, and takes in no more.
+/// Prints, per setting, the variety, and the fidelity, of ten requests without a seed for each of `prompts` edits of the trace, relative to
+/// those without a cache. The cache holds every picture of the trace, painted from scratch, and takes in no more.
 pub async fn print(
     studio: &Studio,
     embedder: &CachedEmbedder,
@@ -39,9 +39,11 @@ pub async fn print(
     work: &Path,
 ) {
     let asked: Vec<&Request> = requests.iter().filter(|r| r.class == "edit").take(prompts).collect();
-    let mut reference = Vec::new();
-    println!("| setting | mean pairwise distance | ÷ off | pairs that are one picture | steps skipped |");
-    println!("|---|---|---|---|---|");
+    let (mut reference, mut best) = (Vec::new(), Vec::new());
+    println!(
+        "| setting | mean pairwise distance | ÷ off | pairs that are one picture | fidelity ÷ off | steps skipped |"
+    );
+    println!("|---|---|---|---|---|---|");
     let off = Setting::parse("off");
     for setting in std::iter::once(&off).chain(settings) {
         let desk = Desk::open(studio, embedder, setting, &work.join("cache-variety"));
@@ -49,25 +51,31 @@ pub async fn print(
             let shape = studio.state(i, STEPS).shape;
             desk.keep(&requests[i].prompt, requests[i].seed, |k| studio.state(i, k).latent, shape).await;
         }
-        let (mut values, mut same, mut skipped) = (Vec::new(), 0.0, 0);
+        let (mut values, mut scores, mut same, mut skipped) = (Vec::new(), Vec::new(), 0.0, 0);
         for request in &asked {
             let (pictures, steps) = ten(studio, &desk, setting, requests, request).await;
             let (distance, identical) = variety(&pictures);
             values.push(distance);
+            let fidelity = pictures.iter().map(|picture| studio.judge(request, picture).fidelity);
+            scores.push(fidelity.sum::<f64>() / pictures.len() as f64);
             same += identical;
             skipped += steps;
         }
         if reference.is_empty() {
             reference.clone_from(&values);
+            best.clone_from(&scores);
         }
-        let pairs: Vec<(f64, f64)> = values.iter().copied().zip(reference.iter().copied()).collect();
+        let pairs = |of: &[f64], to: &[f64]| -> Vec<(f64, f64)> {
+            of.iter().copied().zip(to.iter().copied()).collect()
+        };
         let count = asked.len() as f64;
         println!(
-            "| {} | {:.3} | {:.3} | {:.3} | {:.3} |",
+            "| {} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} |",
             setting.name,
             values.iter().sum::<f64>() / count,
-            ratio(&pairs).unwrap(),
+            ratio(&pairs(&values, &reference)).unwrap(),
             same / count,
+            ratio(&pairs(&scores, &best)).unwrap(),
             skipped as f64 / (count * PICTURES as f64 * STEPS as f64)
         );
     }
@@ -90,7 +98,15 @@ async fn ten(
                 skipped += k;
                 let source = by_name(requests, &name);
                 let state = studio.state(source, k);
-                studio.go_on(&request.prompt, &requests[source].prompt, seed, &state, k, setting.how)
+                studio.go_on(
+                    &request.prompt,
+                    &requests[source].prompt,
+                    seed,
+                    &state,
+                    k,
+                    setting.how,
+                    setting.eta,
+                )
             }
         });
     }
