@@ -61,6 +61,40 @@ impl<K: PartialEq, Q: Parts + Default> Turns<K, Q> {
     }
 }
 
+impl<K, Q: Parts> Turns<K, Q> {
+    /// A key's parts.
+    pub(super) fn get<R: PartialEq + ?Sized>(&self, key: &R) -> Option<&Q>
+    where
+        K: std::borrow::Borrow<R>,
+    {
+        self.line.iter().find(|(k, _)| k.borrow() == key).map(|(_, q)| q)
+    }
+
+    /// Every key's parts.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &Q> {
+        self.line.iter().map(|(_, q)| q)
+    }
+
+    /// How many parts are served before the one at `place` among its key's, if nobody else comes.
+    pub(super) fn before<R: PartialEq + ?Sized>(&self, key: &R, place: usize) -> usize
+    where
+        K: std::borrow::Borrow<R>,
+    {
+        let served = usize::from(self.front_is_served && !self.line.is_empty());
+        let (served, rest) = (self.line.iter().take(served), self.line.iter().skip(served));
+        let mut own = false;
+        let others = rest.chain(served).map(|(k, q)| {
+            if k.borrow() == key {
+                own = true;
+                return place;
+            }
+            // Those in line before this key have a turn more until its own.
+            q.len().min(place + usize::from(!own))
+        });
+        others.sum()
+    }
+}
+
 impl<K, Q: Parts> Parts for Turns<K, Q> {
     type Part = Q::Part;
 
