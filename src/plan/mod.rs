@@ -1,0 +1,26 @@
+//! How many steps each picture gets: pure functions of what waits, what is being painted and what it is worth.
+//!
+//! Nothing in here knows a queue, a network or a clock: time is handed in. docs/planning.md says what is decided how.
+
+mod adaptive;
+mod admission;
+mod arrivals;
+mod deadlines;
+mod frontier;
+mod per_model;
+mod policy;
+#[cfg(test)]
+mod simulation;
+mod step_time;
+mod tier;
+mod work;
+
+pub use admission::{Admission, MAX_WAIT, Verdict};
+pub use arrivals::Arrivals;
+pub use frontier::{Curve, Frontier, FrontierError, FrontierFile, FrontierFor, Point};
+pub use policy::{
+    AdaptiveConfig, Expected, FixedConfig, Load, PlanPolicy, PlanPolicyConfig, PlanPolicyError, Plans,
+};
+pub use step_time::{Ewma, Overheads, StepTime};
+pub use tier::{Asked, Offer, Terms, TermsError, Tier};
+pub use work::Work;
