@@ -6,11 +6,14 @@ pub mod embedder;
 mod request;
 mod reuse;
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::queue::{Busy, LocalQueue, Subscription};
+use crate::plan::Planner;
+use crate::queue::{Busy, Job, LocalQueue, Subscription};
 
 pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
@@ -34,6 +37,12 @@ pub enum Rejection {
     /// Nothing cached fits, and nothing else was wanted.
     #[error("nothing in the cache fits this request, and pentimento.cache is \"only\"")]
     CacheMiss,
+    /// It could not be painted in time.
+    #[error("too much is being painted to answer in time")]
+    Overloaded {
+        /// When it could be.
+        retry_after: Duration,
+    },
     /// Not now.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -79,14 +88,22 @@ pub struct Gateway {
     pub catalogue: Catalogue,
     /// The cache, where there is one.
     pub reuse: Option<Arc<Reuse>>,
+    /// Who decides how many steps pictures get.
+    pub planner: Arc<Planner>,
     limits: Limits,
     queue: LocalQueue,
 }
 
 impl Gateway {
     /// A gateway to a queue.
-    pub fn new(catalogue: Catalogue, reuse: Option<Arc<Reuse>>, config: &Config, queue: LocalQueue) -> Self {
-        Self { catalogue, reuse, limits: Limits::from(config), queue }
+    pub fn new(
+        catalogue: Catalogue,
+        reuse: Option<Arc<Reuse>>,
+        planner: Arc<Planner>,
+        config: &Config,
+        queue: LocalQueue,
+    ) -> Self {
+        Self { catalogue, reuse, planner, limits: Limits::from(config), queue }
     }
 
     /// Validates what is wanted. `random_seed` serves where no seed is named.
@@ -95,10 +112,11 @@ impl Gateway {
     /// [`Rejection`], naming the field.
     pub fn validate(&self, wanted: Wanted, random_seed: u64) -> Result<GenerationRequest, Rejection> {
         let model = self.catalogue.find(wanted.model.as_deref())?;
-        GenerationRequest::new(wanted, model, &self.limits, random_seed)
+        let terms = |asked: &_| self.planner.terms(model.id(), asked);
+        GenerationRequest::new(wanted, model, &self.limits, terms, random_seed)
     }
 
-    /// Finds what a request can start from, and queues its pictures.
+    /// Finds what a request can start from, and queues its pictures if they can be painted in time.
     ///
     /// # Errors
     /// [`Rejection`]
@@ -119,6 +137,10 @@ impl Gateway {
         }
         let look_up = started.elapsed();
         let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
+        let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
+        self.planner
+            .admit(key(&jobs), &jobs, waiting)
+            .map_err(|retry_after| Rejection::Overloaded { retry_after })?;
         let pictures = self.queue.submit(jobs)?;
         if let Some(reuse) = &self.reuse {
             reuse.prefetch(&states);
@@ -130,4 +152,13 @@ impl Gateway {
     pub fn is_closed(&self) -> bool {
         self.queue.is_closed()
     }
+}
+
+/// Knows a client and his request again, when he comes back after a refusal.
+fn key(jobs: &[Job]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    if let Some(Job { client, model, prompt, negative_prompt, size, .. }) = jobs.first() {
+        (jobs.len(), client, model, prompt, negative_prompt, size.width, size.height).hash(&mut hasher);
+    }
+    hasher.finish()
 }
