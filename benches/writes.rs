@@ -76,15 +76,15 @@ fn open(dir: &Path, model: &Pipeline) -> anyhow::Result<Reuse> {
 async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> anyhow::Result<Job> {
     let wanted = Wanted { prompt: Some("a red house in the snow".to_owned()), cache, ..Wanted::default() };
     let limits = Limits { prompt_bytes: 1000, n: 1, steps: 1000 };
-    let request = GenerationRequest::new(wanted, model, &limits, seed)?;
+    let request = GenerationRequest::new(wanted, model, &limits, |asked| Terms::unhurried(asked, 50), seed)?;
     let mut jobs = request.jobs("bench", "bench");
     reuse.prepare(&request, "bench", &mut jobs).await?;
     Ok(jobs.remove(0))
 }
 
 /// Seconds per step, the hand-over to the cache included.
-fn step_time(model: &Pipeline, job: &Job, reuse: &Reuse) -> anyhow::Result<f64> {
-    let mut painting = Painting::begin(model, job, &Beginning::Noise)?;
+fn step_time(model: &Pipeline, job: &Arc<Job>, reuse: &Reuse) -> anyhow::Result<f64> {
+    let mut painting = Painting::begin(model, job, job.plan.steps().len(), &Beginning::Noise)?;
     let started = Instant::now();
     while !painting.is_finished() {
         painting.step()?;

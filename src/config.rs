@@ -138,6 +138,18 @@ settings! {
     queue_length: usize = 256;
     /// The most pictures of one client that wait.
     queue_length_per_client: usize = 64;
+    /// The most rows of a batch; a picture with guidance takes two.
+    max_batch_rows: usize = 16;
+    /// How many steps pictures get: `adaptive`, `per-model`, `fixed`, or such a policy with its settings, as in
+    /// {"policy": "adaptive", "replan": false}.
+    #[arg(value_name = "POLICY|JSON")]
+    plan_policy: String = "adaptive".to_owned();
+    /// The time within which pictures of the tier `auto` should be answered; the other tiers keep their proportion to
+    /// it. 0: three times what a full plan takes without load.
+    latency_objective_ms: u64 = 0;
+    /// Quality frontiers, as `pentimento frontier` writes them, beside those that come with a model.
+    #[arg(value_name = "FILE,…", value_delimiter = ',')]
+    frontier: Vec<PathBuf> = Vec::new();
     /// The most connections at a time; further ones wait.
     max_connections: usize = 1024;
     /// Time for a request's head to arrive, and for its body.
@@ -254,6 +266,8 @@ impl Config {
             ("max_prompt_bytes", self.max_prompt_bytes as u64, 1, BYTES),
             ("max_steps", self.max_steps as u64, 1, COUNT),
             ("queue_length", self.queue_length as u64, 1, COUNT),
+            ("max_batch_rows", self.max_batch_rows as u64, 1, 1024),
+            ("latency_objective_ms", self.latency_objective_ms, 0, 24 * 3600 * 1000),
             ("max_connections", self.max_connections as u64, 1, COUNT),
             ("threads", self.threads as u64, 0, 4096),
             ("read_timeout_seconds", self.read_timeout_seconds, 1, YEAR),

@@ -6,11 +6,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::wire::{
-    Appearance, Background, ImageData, ImageRequest, ImagesResponse, OutputFormat, Provenance, Quality,
-    ResponseFormat, Reuse, TimingsMs, Usage,
+    Appearance, Background, ImageData, ImageProvenance, ImageRequest, ImagesResponse, OutputFormat, PlanGot,
+    Provenance, Quality, ResponseFormat, Reuse, TimingsMs, Usage,
 };
 use super::{ApiError, App};
 use crate::gateway::Accepted;
+use crate::plan::Terms;
 use crate::queue::{Painted, Timings};
 
 /// Bytes of an end user's name, which every event repeats.
@@ -40,15 +41,6 @@ impl Answer {
                 "background",
                 "'transparent' is not possible, the models paint opaque pictures",
             ));
-        }
-        if let Some(ours) = &request.pentimento {
-            let later = [
-                ("pentimento.max_latency_ms", ours.max_latency_ms.is_some()),
-                ("pentimento.min_quality", ours.min_quality.is_some()),
-            ];
-            if let Some((name, _)) = later.into_iter().find(|(_, given)| *given) {
-                return Err(ApiError::not_supported_yet(name));
-            }
         }
         let stream = request.stream.unwrap_or(false);
         let urls = request.response_format == Some(ResponseFormat::Url);
@@ -80,7 +72,7 @@ pub struct About {
     pub appearance: Appearance,
     urls: bool,
     model: String,
-    steps: usize,
+    terms: Terms,
     seeds: Vec<u64>,
     started: Instant,
     look_up: Duration,
@@ -100,7 +92,7 @@ impl About {
             },
             urls: answer.urls,
             model: request.model().to_owned(),
-            steps: request.steps(),
+            terms: *request.terms(),
             seeds: request.seeds().to_vec(),
             started,
             look_up: accepted.look_up,
@@ -116,10 +108,13 @@ impl About {
         let timings = || painted.iter().map(|picture| &picture.timings);
         let sum = |part: fn(&Timings) -> Duration| milliseconds(timings().map(part).sum());
         let least = painted.iter().min_by_key(|picture| (picture.skipped_steps, picture.reused.is_some()));
+        let fewest = painted.iter().min_by_key(|picture| picture.steps);
         Provenance {
             reuse: least.map_or_else(Reuse::default, Reuse::of),
             model: self.model.clone(),
-            steps: self.steps,
+            tier: self.terms.tier.name(),
+            objective_ms: milliseconds(self.terms.objective),
+            plan: fewest.map(PlanGot::of).unwrap_or_default(),
             seeds,
             image_index: one,
             timings_ms: TimingsMs {
@@ -141,7 +136,7 @@ impl About {
     pub fn response(self, app: &App, painted: Vec<Painted>) -> Result<ImagesResponse, ApiError> {
         let pentimento = self.provenance(None, &painted);
         let data = painted.into_iter().map(|picture| {
-            let pentimento = Reuse::of(&picture);
+            let pentimento = ImageProvenance { reuse: Reuse::of(&picture), plan: PlanGot::of(&picture) };
             if !self.urls {
                 return Ok(ImageData { b64_json: Some(base64(&picture.file)), url: None, pentimento });
             }

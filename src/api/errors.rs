@@ -101,12 +101,6 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, "unknown_parameter", message).param(param)
     }
 
-    /// A field that a later version will have.
-    pub fn not_supported_yet(param: &str) -> Self {
-        let message = format!("'{param}' is not supported yet.");
-        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, "unsupported_parameter", message).param(param)
-    }
-
     /// A body that is not JSON.
     pub fn broken_json(reason: &str) -> Self {
         let message = format!("The request's body cannot be read as a JSON object: {reason}.");
@@ -194,6 +188,10 @@ impl From<Rejection> for ApiError {
             }
             Rejection::CacheMiss => Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "cache_miss", message)
                 .param("pentimento.cache"),
+            Rejection::Overloaded { retry_after } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "overloaded", message)
+                    .retry_after(retry_after)
+            }
             Rejection::Busy(Busy::Full { retry_after }) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "queue_full", message)
                     .retry_after(retry_after)

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::answer::{About, Answer};
 use super::observe::RequestId;
-use super::wire::{ImageRequest, ImagesResponse};
+use super::wire::{ImageRequest, ImagesResponse, Quality};
 use super::{ApiError, App, ErrorBody, body, events};
 use crate::gateway::{Accepted, CacheMode, Client, Wanted};
 use crate::queue::{Event, Painted, Subscription};
@@ -25,7 +25,7 @@ use crate::queue::{Event, Painted, Subscription};
         (status = 408, description = "The body did not arrive in time", body = ErrorBody),
         (status = 413, description = "The body is too large", body = ErrorBody),
         (status = 415, description = "The body is not application/json", body = ErrorBody),
-        (status = 429, description = "Too much is waiting; see `Retry-After`", body = ErrorBody),
+        (status = 429, description = "Too much is waiting, or being painted to answer in time; see `Retry-After`", body = ErrorBody),
         (status = 500, description = "The server's fault", body = ErrorBody),
         (status = 503, description = "Shutting down", body = ErrorBody),
         (status = 504, description = "Not finished in time", body = ErrorBody)))]
@@ -82,6 +82,9 @@ fn wanted(request: ImageRequest) -> Wanted {
         n: request.n,
         size: request.size,
         steps: request.num_inference_steps,
+        tier: request.quality.unwrap_or(Quality::Auto).into(),
+        max_latency_ms: ours.max_latency_ms,
+        min_quality: ours.min_quality,
         guidance_scale: request.guidance_scale,
         seed: request.seed,
         previews: request.partial_images,

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use pentimento_pipelines::{Defaults, Pipeline};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 use super::open_cache::{cache_directory, open_cache, stored};
-use super::{ConfigFile, Failure, load_models, use_threads};
+use super::{ConfigFile, Failure, load_models, policy_json, use_threads};
 use crate::api::admin::{self, Access, Admin};
 use crate::api::{App, ConnectionLimits, Keys, Phase, router};
 use crate::config::{Config, Flags};
 use crate::gateway::{Catalogue, Gateway, Reuse};
+use crate::plan::{Frontier, ModelOffer, PlanPolicyConfig, Planner};
 use crate::queue::{LocalQueue, QueueLimits};
 use crate::worker::{self, Worker};
 use crate::{api, telemetry};
@@ -84,8 +86,11 @@ async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure
         QueueLimits { length: config.queue_length, length_per_client: config.queue_length_per_client };
     let queue = LocalQueue::new(limits);
     let reuse = Arc::new(open_cache(&config, &cache_directory(&config)?, &models).await?);
-    let worker = worker::spawn(models, queue.clone(), Some(stored(&config, &reuse, Handle::current())))?;
-    let gateway = Arc::new(Gateway::new(catalogue, Some(Arc::clone(&reuse)), &config, queue.clone()));
+    let planner = Arc::new(planner(&config, &models)?);
+    let stored = stored(&config, &reuse, Handle::current());
+    let worker = worker::spawn(models, queue.clone(), Some(stored), Arc::clone(&planner))?;
+    let gateway = Gateway::new(catalogue, Some(Arc::clone(&reuse)), planner, &config, queue.clone());
+    let gateway = Arc::new(gateway);
     let (phase, phases) = watch::channel(Phase::Starting);
     tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse)));
     let admin = Admin::new(&config, access, Arc::clone(&gateway), Arc::clone(&reuse));
@@ -117,6 +122,21 @@ async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure
     }
     tracing::info!("stopped");
     outcome
+}
+
+/// Who decides how many steps pictures get.
+fn planner(config: &Config, models: &[Pipeline]) -> Result<Planner, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::Misuse(anyhow!("plan_policy: {error}"));
+    let policy = policy_json(&config.plan_policy).and_then(serde_json::from_value);
+    let policy: PlanPolicyConfig = policy.map_err(|error| wrong(&error))?;
+    let offer = |model: &Pipeline| {
+        let Defaults { steps, size, .. } = *model.defaults();
+        let steps = steps.min(config.max_steps);
+        (model.id().to_owned(), ModelOffer { steps, size, frontier: Frontier::flat(steps).into(), measured: false })
+    };
+    let objective = Some(Duration::from_millis(config.latency_objective_ms)).filter(|time| !time.is_zero());
+    let models = models.iter().map(offer).collect();
+    Planner::new(models, config.max_batch_rows, objective, policy).map_err(|error| wrong(&error))
 }
 
 /// From start to the end of drain.

@@ -15,6 +15,8 @@ use crate::config::Config;
 use crate::plan::Planner;
 use crate::queue::{Busy, Job, LocalQueue, Subscription};
 
+use crate::telemetry;
+
 pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
 pub use request::{CacheMode, GenerationRequest, Limits, MAX_SEED, Wanted};
@@ -140,7 +142,10 @@ impl Gateway {
         let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
         self.planner
             .admit(key(&jobs), &jobs, waiting)
-            .map_err(|retry_after| Rejection::Overloaded { retry_after })?;
+            .map_err(|retry_after| {
+                telemetry::overloaded();
+                Rejection::Overloaded { retry_after }
+            })?;
         let pictures = self.queue.submit(jobs)?;
         if let Some(reuse) = &self.reuse {
             reuse.prefetch(&states);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use pentimento_cache::{
-    Cache, CacheError, Calibration, Compatibility, Content, Decision, LookUp, NewPicture, PolicyConfig,
+    Cache, CacheError, CalibratedConfig, Calibration, Compatibility, Content, Decision, LookUp, NewPicture, PolicyConfig,
     PolicyError, Query, ReusePolicy, SAME_PROMPT, Scope,
 };
 use pentimento_pipelines::Pipeline;

@@ -8,6 +8,7 @@ mod arrivals;
 mod deadlines;
 mod frontier;
 mod per_model;
+mod planner;
 mod policy;
 #[cfg(test)]
 mod simulation;
@@ -18,6 +19,7 @@ mod work;
 pub use admission::{Admission, MAX_WAIT, Verdict};
 pub use arrivals::Arrivals;
 pub use frontier::{Curve, Frontier, FrontierError, FrontierFile, FrontierFor, Point};
+pub use planner::{ModelOffer, Planner};
 pub use policy::{
     AdaptiveConfig, Expected, FixedConfig, Load, PlanPolicy, PlanPolicyConfig, PlanPolicyError, Plans,
 };

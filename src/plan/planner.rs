@@ -133,11 +133,7 @@ impl Planner {
     /// [`TermsError`] naming the field.
     pub fn terms(&self, model: &str, asked: &Asked) -> Result<Terms, TermsError> {
         let Some(ModelOffer { steps, size, frontier, .. }) = self.models.get(model) else {
-            let (frontier, unloaded) = (Frontier::flat(1), Duration::from_secs(1));
-            return Terms::new(
-                asked,
-                &Offer { full: 1, unloaded, objective: self.objective, frontier: &frontier },
-            );
+            return Terms::unhurried(asked, 1);
         };
         let unloaded = Duration::from_secs_f64(self.unloaded(model, *size, *steps));
         Terms::new(asked, &Offer { full: *steps, unloaded, objective: self.objective, frontier })

@@ -144,6 +144,17 @@ impl Terms {
     }
 }
 
+impl Terms {
+    /// The terms of a request of whom nobody else wants anything: it gets its best plan.
+    ///
+    /// # Errors
+    /// [`TermsError`] naming the field.
+    pub fn unhurried(asked: &Asked, full: usize) -> Result<Self, TermsError> {
+        let (frontier, unloaded) = (Frontier::flat(full), Duration::from_secs(60));
+        Self::new(asked, &Offer { full, unloaded, objective: None, frontier: &frontier })
+    }
+}
+
 fn objective(tier: Tier, offer: &Offer<'_>, longer: f64) -> Duration {
     let of = offer.objective.map_or(offer.unloaded.as_secs_f64(), |own| own.as_secs_f64() / AUTO_MULTIPLE);
     Duration::from_secs_f64((of * tier.multiple() * longer).clamp(1e-3, LONGEST.as_secs_f64()))
