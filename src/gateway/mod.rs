@@ -140,12 +140,10 @@ impl Gateway {
         let look_up = started.elapsed();
         let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
         let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
-        self.planner
-            .admit(key(&jobs), &jobs, waiting)
-            .map_err(|retry_after| {
-                telemetry::overloaded();
-                Rejection::Overloaded { retry_after }
-            })?;
+        self.planner.admit(key(&jobs), &jobs, waiting).map_err(|retry_after| {
+            telemetry::overloaded();
+            Rejection::Overloaded { retry_after }
+        })?;
         let pictures = self.queue.submit(jobs)?;
         if let Some(reuse) = &self.reuse {
             reuse.prefetch(&states);

@@ -134,7 +134,8 @@ impl GenerationRequest {
         model.sizes().check(size)?;
         let most = limits.steps.min(model.schedule().num_train_timesteps()) as i64;
         let steps = wanted.steps.map(|steps| within("num_inference_steps", steps, 1, most)).transpose()?;
-        let terms = terms(&asked(&wanted, steps)?).map_err(wrong_terms)?;
+        let terms = terms(&asked(wanted.tier, steps, wanted.max_latency_ms, wanted.min_quality)?)
+            .map_err(wrong_terms)?;
         let steps = terms.best.min(limits.steps);
         let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
         if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
@@ -254,19 +255,26 @@ fn invalid<T>(field: &'static str, reason: impl Into<String>) -> Result<T, Rejec
 }
 
 /// What a client says of his plan.
-fn asked(wanted: &Wanted, steps: Option<i64>) -> Result<Asked, Rejection> {
-    let max_latency = match wanted.max_latency_ms {
+fn asked(
+    tier: Tier,
+    steps: Option<i64>,
+    max_latency_ms: Option<f64>,
+    min_quality: Option<f64>,
+) -> Result<Asked, Rejection> {
+    let max_latency = match max_latency_ms {
         None => None,
         Some(ms) => match Duration::try_from_secs_f64(ms / 1000.0) {
             Ok(time) => Some(time),
-            Err(_) => return invalid("pentimento.max_latency_ms", "must be a number of milliseconds above 0"),
+            Err(_) => {
+                return invalid("pentimento.max_latency_ms", "must be a number of milliseconds above 0");
+            }
         },
     };
-    let min_quality = wanted.min_quality.map(|quality| 1.0 - (1.0 - quality) / 2.0);
-    if !wanted.min_quality.is_none_or(|quality| (0.0..=1.0).contains(&quality)) {
+    if !min_quality.is_none_or(|quality| (0.0..=1.0).contains(&quality)) {
         return invalid("pentimento.min_quality", "must be between 0 and 1");
     }
-    Ok(Asked { tier: wanted.tier, steps: steps.map(|steps| steps as usize), max_latency, min_quality })
+    let min_quality = min_quality.map(|quality| 1.0 - (1.0 - quality) / 2.0);
+    Ok(Asked { tier, steps: steps.map(|steps| steps as usize), max_latency, min_quality })
 }
 
 fn wrong_terms(error: TermsError) -> Rejection {

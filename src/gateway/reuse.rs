@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use pentimento_cache::{
-    Cache, CacheError, CalibratedConfig, Calibration, Compatibility, Content, Decision, LookUp, NewPicture, PolicyConfig,
-    PolicyError, Query, ReusePolicy, SAME_PROMPT, Scope,
+    Cache, CacheError, CalibratedConfig, Calibration, Compatibility, Content, Decision, LookUp, NewPicture,
+    PolicyConfig, PolicyError, Query, ReusePolicy, SAME_PROMPT, Scope,
 };
 use pentimento_pipelines::Pipeline;
 use sha2::{Digest, Sha256};

@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn the_least_lax_go_first_and_only_their_kind_with_them() {
-        let candidates = [candidate(1, 9.0, 50), candidate(2, 1.0, 10), candidate(1, 0.5, 5), candidate(1, 5.0, 1)];
+        let candidates =
+            [candidate(1, 9.0, 50), candidate(2, 1.0, 10), candidate(1, 0.5, 5), candidate(1, 5.0, 1)];
         assert_eq!(choose(&candidates, 16, linear), [2, 3, 0]);
         assert_eq!(choose(&candidates, 4, linear), [2, 3]);
         assert_eq!(choose(&candidates, 1, linear), [2], "one steps, however many rows it takes");

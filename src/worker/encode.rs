@@ -27,9 +27,7 @@ pub fn parameters(job: &Job, steps: usize, reused: Option<&Reused>, skipped_step
     let guidance = job.plan.steps().first().map_or(0.0, |step| step.guidance.scale);
     text += &format!(
         "Steps: {steps}, Sampler: DDIM, CFG scale: {guidance}, Seed: {}, Size: {}, Model: {}, ",
-        job.seed,
-        job.size,
-        job.model,
+        job.seed, job.size, job.model,
     );
     if job.noise == NoiseSource::Torch {
         text += "RNG: CPU, "; // what these tools call PyTorch's CPU generator

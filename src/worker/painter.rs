@@ -290,22 +290,21 @@ impl Painter {
 
     /// Sends previews, and finishes what is finished.
     fn after_step(&mut self) {
-        let mut i = 0;
-        while i < self.flying.len() {
-            let flying = &mut self.flying[i];
+        for mut flying in std::mem::take(&mut self.flying) {
             if flying.painting.is_finished() {
-                let flying = self.flying.remove(i);
                 self.finish(flying);
                 continue;
             }
-            let due = catch_unwind(AssertUnwindSafe(|| flying.painting.due_preview()));
-            match due {
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some((index, file)))) => flying.lease.preview(index, file),
-                Ok(Err(error)) => fail(self.flying.remove(i).lease, &error.to_string()),
-                Err(_) => fail(self.flying.remove(i).lease, "the engine panicked"),
+            match catch_unwind(AssertUnwindSafe(|| flying.painting.due_preview())) {
+                Ok(Ok(preview)) => {
+                    if let Some((index, file)) = preview {
+                        flying.lease.preview(index, file);
+                    }
+                    self.flying.push(flying);
+                }
+                Ok(Err(error)) => fail(flying.lease, &error.to_string()),
+                Err(_) => fail(flying.lease, "the engine panicked"),
             }
-            i += 1;
         }
         self.publish();
     }

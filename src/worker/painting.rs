@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pentimento_pipelines::{Conditioning, DenoisingState, Pipeline, ResumeSteering, Steering, StepPlan, Trajectory};
+use pentimento_pipelines::{
+    Conditioning, DenoisingState, Pipeline, ResumeSteering, Steering, StepPlan, Trajectory,
+};
 
 use super::encode::{EncodeError, encode};
 use super::stored::Keeping;
