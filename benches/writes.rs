@@ -78,7 +78,8 @@ fn open(dir: &Path, model: &Pipeline) -> anyhow::Result<Reuse> {
 async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> anyhow::Result<Arc<Job>> {
     let wanted = Wanted { prompt: Some("a red house in the snow".to_owned()), cache, ..Wanted::default() };
     let limits = Limits { prompt_bytes: 1000, n: 1, steps: 1000 };
-    let request = GenerationRequest::new(wanted, model, &limits, |asked| Terms::unhurried(asked, 50), seed)?;
+    let request =
+        GenerationRequest::new(wanted, model, &limits, |_, asked| Terms::unhurried(asked, 50), seed)?;
     let mut jobs = request.jobs("bench", "bench");
     reuse.prepare(&request, "bench", &mut jobs).await?;
     Ok(Arc::new(jobs.remove(0)))

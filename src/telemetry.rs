@@ -88,7 +88,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(PREDICTION_ERROR, "How far off a step's predicted time was, relative to it");
     describe_gauge!(ARRIVAL_RATE, "Pictures asked for, per second");
     describe_histogram!(PLAN_STEPS, "Steps of the plan that a picture got");
-    describe_counter!(REPLANNED, "Pictures in flight that got another plan, by whether it has fewer steps or more");
+    describe_counter!(
+        REPLANNED,
+        "Pictures in flight that got another plan, by whether it has fewer steps or more"
+    );
     describe_counter!(JOINED, "Pictures that were being painted for the same client already");
     describe_counter!(OVERLOADED, "Requests refused because they could not be painted in time");
     describe_counter!(

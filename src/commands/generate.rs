@@ -1,8 +1,8 @@
 //! `pentimento generate`: a picture without a server.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -118,7 +118,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         )));
     }
     if config.cache_dir.as_os_str().is_empty() {
-        return jobs.iter().try_for_each(|job| paint(model, &Arc::new(job.clone()), &arguments, jobs.len(), None));
+        return jobs
+            .iter()
+            .try_for_each(|job| paint(model, &Arc::new(job.clone()), &arguments, jobs.len(), None));
     }
     if latents {
         return Err(Failure::Misuse(anyhow!("--latents-in and --latents-out cannot be had with a cache")));
@@ -162,7 +164,7 @@ fn request(
     };
     // Short enough to be typed again.
     let random = u64::from(getrandom::u32()?);
-    let terms = |asked: &_| Terms::unhurried(asked, model.defaults().steps);
+    let terms = |_, asked: &_| Terms::unhurried(asked, model.defaults().steps);
     let request = GenerationRequest::new(wanted, model, &Limits::from(config), terms, random);
     request.map_err(|rejection| match rejection {
         Rejection::Invalid { field, reason } => Failure::Misuse(anyhow!("{} {reason}", flag_of(field))),

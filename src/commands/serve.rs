@@ -132,7 +132,10 @@ fn planner(config: &Config, models: &[Pipeline]) -> Result<Planner, Failure> {
     let offer = |model: &Pipeline| {
         let Defaults { steps, size, .. } = *model.defaults();
         let steps = steps.min(config.max_steps);
-        (model.id().to_owned(), ModelOffer { steps, size, frontier: Frontier::flat(steps).into(), measured: false })
+        (
+            model.id().to_owned(),
+            ModelOffer { steps, size, frontier: Frontier::flat(steps).into(), measured: false },
+        )
     };
     let objective = Some(Duration::from_millis(config.latency_objective_ms)).filter(|time| !time.is_zero());
     let models = models.iter().map(offer).collect();

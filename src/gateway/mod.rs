@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::plan::Planner;
+use crate::plan::{Planner, Verdict};
 use crate::queue::{Busy, Job, LocalQueue, Subscription};
 
 use crate::telemetry;
@@ -114,7 +114,7 @@ impl Gateway {
     /// [`Rejection`], naming the field.
     pub fn validate(&self, wanted: Wanted, random_seed: u64) -> Result<GenerationRequest, Rejection> {
         let model = self.catalogue.find(wanted.model.as_deref())?;
-        let terms = |asked: &_| self.planner.terms(model.id(), asked);
+        let terms = |size, asked: &_| self.planner.terms(model.id(), size, asked);
         GenerationRequest::new(wanted, model, &self.limits, terms, random_seed)
     }
 
@@ -140,10 +140,21 @@ impl Gateway {
         let look_up = started.elapsed();
         let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
         let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
-        self.planner.admit(key(&jobs), &jobs, waiting).map_err(|retry_after| {
-            telemetry::overloaded();
-            Rejection::Overloaded { retry_after }
-        })?;
+        match self.planner.admit(key(&jobs), &jobs, waiting) {
+            Verdict::Admit => {}
+            Verdict::Later(retry_after) => {
+                telemetry::overloaded();
+                return Err(Rejection::Overloaded { retry_after });
+            }
+            Verdict::Never if request.has_max_latency() => {
+                let reason = "is less than the fewest steps that the quality allows take on an idle machine";
+                return Err(Rejection::Invalid { field: "pentimento.max_latency_ms", reason: reason.into() });
+            }
+            // A tier's objective is none of the client's doing: a late picture is better than none.
+            Verdict::Never => {
+                tracing::warn!(objective = ?request.terms().objective, "the latency objective cannot be met")
+            }
+        }
         let pictures = self.queue.submit(jobs)?;
         if let Some(reuse) = &self.reuse {
             reuse.prefetch(&states);

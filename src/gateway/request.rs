@@ -100,6 +100,7 @@ pub struct GenerationRequest {
     plan: StepPlan,
     terms: Terms,
     min_quality: Option<f64>,
+    has_max_latency: bool,
     previews: Vec<usize>,
     encoding: Encoding,
     cache: CacheMode,
@@ -116,7 +117,7 @@ impl GenerationRequest {
         wanted: Wanted,
         model: &Pipeline,
         limits: &Limits,
-        terms: impl FnOnce(&Asked) -> Result<Terms, TermsError>,
+        terms: impl FnOnce(Size, &Asked) -> Result<Terms, TermsError>,
         random_seed: u64,
     ) -> Result<Self, Rejection> {
         let defaults = model.defaults();
@@ -134,8 +135,8 @@ impl GenerationRequest {
         model.sizes().check(size)?;
         let most = limits.steps.min(model.schedule().num_train_timesteps()) as i64;
         let steps = wanted.steps.map(|steps| within("num_inference_steps", steps, 1, most)).transpose()?;
-        let terms = terms(&asked(wanted.tier, steps, wanted.max_latency_ms, wanted.min_quality)?)
-            .map_err(wrong_terms)?;
+        let asked = asked(wanted.tier, steps, wanted.max_latency_ms, wanted.min_quality)?;
+        let terms = terms(size, &asked).map_err(wrong_terms)?;
         let steps = terms.best.min(limits.steps);
         let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
         if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
@@ -159,6 +160,7 @@ impl GenerationRequest {
             // A plan of as many steps as the model has timesteps may have one less.
             terms: Terms { floor: terms.floor.min(plan.steps().len()), best: plan.steps().len(), ..terms },
             min_quality: wanted.min_quality,
+            has_max_latency: wanted.max_latency_ms.is_some(),
             plan,
             encoding: encoding(wanted.format.unwrap_or(Format::Png), wanted.compression)?,
             cache: wanted.cache,
@@ -236,6 +238,11 @@ impl GenerationRequest {
     /// How few steps it may get, and its time budget.
     pub fn terms(&self) -> &Terms {
         &self.terms
+    }
+
+    /// Whether the client gave the time that an answer may take.
+    pub fn has_max_latency(&self) -> bool {
+        self.has_max_latency
     }
 
     /// The quality that may be lost to reuse, where the client says what he tolerates: half of it, the other half is

@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     fn file(curves: &[(f64, &[(usize, f64)])]) -> FrontierFile {
-        let point = |&(steps, quality)| Point {
+        let point = |&(steps, quality): &(usize, f64)| Point {
             steps,
             quality,
             low: quality,

@@ -1,6 +1,7 @@
 //! How many steps each picture gets: pure functions of what waits, what is being painted and what it is worth.
 //!
-//! Nothing in here knows a queue, a network or a clock: time is handed in. docs/planning.md says what is decided how.
+//! But for [`Planner`], nothing in here knows a queue or a clock: time is handed in. docs/planning.md says what is
+//! decided how.
 
 mod adaptive;
 mod admission;

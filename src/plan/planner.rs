@@ -92,7 +92,7 @@ impl Planner {
             flying: Vec::new(),
             level: None,
         };
-        let live = RwLock::new(Live { policy: config.clone().build()?.into(), config });
+        let live = RwLock::new(Live { policy: config.build()?.into(), config });
         Ok(Self { models, max_rows, objective, born: Instant::now(), live, state: Mutex::new(state) })
     }
 
@@ -116,7 +116,7 @@ impl Planner {
     /// # Errors
     /// [`PlanPolicyError`], naming the setting; the old policy then stays.
     pub fn set_policy(&self, config: PlanPolicyConfig) -> Result<(), PlanPolicyError> {
-        let policy = config.clone().build()?.into();
+        let policy = config.build()?.into();
         *self.live.write() = Live { config, policy };
         self.state.lock().level = None;
         Ok(())
@@ -127,23 +127,26 @@ impl Planner {
         self.live.read().policy.replans()
     }
 
-    /// A request's terms with a model.
+    /// The terms of a request for pictures of a size.
     ///
     /// # Errors
     /// [`TermsError`] naming the field.
-    pub fn terms(&self, model: &str, asked: &Asked) -> Result<Terms, TermsError> {
-        let Some(ModelOffer { steps, size, frontier, .. }) = self.models.get(model) else {
+    pub fn terms(&self, model: &str, size: Size, asked: &Asked) -> Result<Terms, TermsError> {
+        let Some(ModelOffer { steps, frontier, .. }) = self.models.get(model) else {
             return Terms::unhurried(asked, 1);
         };
-        let unloaded = Duration::from_secs_f64(self.unloaded(model, *size, *steps));
+        let unloaded = Duration::from_secs_f64(self.unloaded(model, size, *steps));
         Terms::new(asked, &Offer { full: *steps, unloaded, objective: self.objective, frontier })
     }
 
     /// Seconds of a picture where nothing else is painted.
     fn unloaded(&self, model: &str, size: Size, steps: usize) -> f64 {
         let state = self.state.lock();
-        let Some(Speed { step, overheads }) = state.speed(model, size, &self.models) else { return UNKNOWN };
-        steps as f64 * step.seconds(ROWS) + overheads.encode.seconds() + overheads.decode.seconds()
+        let Some((Speed { step, overheads }, times)) = state.speed(model, size, &self.models) else {
+            return UNKNOWN;
+        };
+        let steps = steps as f64 * step.seconds(ROWS);
+        times * (steps + overheads.encode.seconds() + overheads.decode.seconds())
     }
 
     /// What the worker measured when it started.
@@ -170,7 +173,7 @@ impl Planner {
         } else if state.speeds.len() < MOST_SHAPES
             && let Some(step) = StepTime::fitted(&[(rows, time)])
         {
-            let overheads = state.speed(model, size, &self.models).map(|speed| speed.overheads);
+            let overheads = state.speed(model, size, &self.models).map(|(speed, _)| speed.overheads);
             let guess = Ewma::new(time);
             let overheads = overheads.unwrap_or(Overheads { encode: guess, load: guess, decode: guess });
             state.speeds.insert(shape, Speed { step, overheads });
@@ -188,13 +191,14 @@ impl Planner {
     /// The rows of a full batch: as many as still gain something.
     pub fn rows(&self, model: &str, size: Size) -> usize {
         let state = self.state.lock();
-        state.speed(model, size, &self.models).map_or(self.max_rows, |s| s.step.best_rows(self.max_rows))
+        state.speed(model, size, &self.models).map_or(self.max_rows, |(s, _)| s.step.best_rows(self.max_rows))
     }
 
     /// Predicted seconds of a step, by the rows of its batch.
     pub fn step_time(&self, model: &str, size: Size) -> impl Fn(usize) -> f64 + use<> {
-        let step = self.state.lock().speed(model, size, &self.models).map(|speed| speed.step.clone());
-        move |rows| step.as_ref().map_or(UNKNOWN, |step| step.seconds(rows))
+        let state = self.state.lock();
+        let step = state.speed(model, size, &self.models).map(|(speed, times)| (speed.step.clone(), times));
+        move |rows| step.as_ref().map_or(UNKNOWN, |(step, times)| times * step.seconds(rows))
     }
 
     /// A job not begun, as plans see it.
@@ -205,7 +209,8 @@ impl Planner {
         self.work(job, deadline, skipped as f64 / plan as f64, None, true)
     }
 
-    /// A job as plans see it; `planned` is the steps of the plan that it is being painted with.
+    /// A job as plans see it; `planned` is the steps of the plan that it is being painted with, and `replannable`
+    /// whether another could take its place now.
     pub fn work(
         &self,
         job: &Job,
@@ -215,16 +220,18 @@ impl Planner {
         replannable: bool,
     ) -> Work {
         let rows = job.plan.steps().first().map_or(1, |step| step.guidance.rows());
+        let replans = self.replans();
         let state = self.state.lock();
         let speed = state.speed(&job.model, job.size, &self.models);
-        let (cost, latency, overhead) =
-            speed.map_or((UNKNOWN, UNKNOWN, 0.0), |Speed { step, overheads }| {
-                let full = step.best_rows(self.max_rows);
-                let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
-                let before = if planned.is_some() { 0.0 } else { overheads.encode.seconds() };
-                let overhead = before + overheads.decode.seconds();
-                (step.per_row(self.max_rows) * rows as f64, step.seconds(riding), overhead)
-            });
+        let (cost, latency, overhead) = speed.map_or((UNKNOWN, UNKNOWN, 0.0), |(speed, times)| {
+            let Speed { step, overheads } = speed;
+            let full = step.best_rows(self.max_rows);
+            let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
+            let before = if planned.is_some() { 0.0 } else { overheads.encode.seconds() };
+            let overhead = before + overheads.decode.seconds();
+            let cost = step.per_row(self.max_rows) * rows as f64;
+            (times * cost, times * step.seconds(riding), times * overhead)
+        });
         let frontier = self.models.get(&job.model).map(|offer| offer.frontier.clone());
         Work {
             cost,
@@ -235,7 +242,7 @@ impl Planner {
             done,
             slack: slack(deadline, Instant::now()),
             planned,
-            replannable,
+            replannable: replannable && replans,
             frontier: frontier.unwrap_or_else(|| Arc::new(Frontier::flat(job.terms.best))),
         }
     }
@@ -248,32 +255,33 @@ impl Planner {
 
     /// Whether a request's jobs can be painted in time with all that waits; `key` knows the client and his request
     /// again.
-    ///
-    /// # Errors
-    /// After what time they could.
-    pub fn admit(&self, key: u64, jobs: &[Job], mut waiting: Vec<Work>) -> Result<(), Duration> {
-        let Some(job) = jobs.first() else { return Ok(()) };
+    pub fn admit(&self, key: u64, jobs: &[Job], mut waiting: Vec<Work>) -> Verdict {
+        let Some(job) = jobs.first() else { return Verdict::Admit };
         let (now, objective) = (Instant::now(), job.terms.objective);
         let each: Vec<Work> = jobs.iter().map(|job| self.waiting(job, now + objective)).collect();
         let count = each.len() as f64;
         let done = each.iter().map(|work| work.done).sum::<f64>() / count;
         // All of a request are one work: they are admitted together.
-        let new = Work {
+        let mut new = Work {
             done,
             cost: each[0].cost * count,
             overhead: each[0].overhead * count,
             slack: objective.as_secs_f64(),
             ..each[0].clone()
         };
+        let policy = Arc::clone(&self.live.read().policy);
         let mut state = self.state.lock();
         let since = now - self.born;
         state.arrivals.arrive(since, jobs.len());
         state.expect(&each[0], done, objective);
-        waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
-        match state.admission.ask(since, key, &new, &waiting) {
-            Verdict::Admit => Ok(()),
-            Verdict::Later(time) => Err(time),
+        if state.speed(&job.model, job.size, &self.models).is_none() {
+            return Verdict::Admit; // nothing is known that could refuse it
         }
+        waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
+        for work in waiting.iter_mut().chain([&mut new]) {
+            work.floor = policy.least(work);
+        }
+        state.admission.ask(since, key, &new, &waiting)
     }
 
     /// The steps of whole plans for these works, in order.
@@ -299,9 +307,16 @@ impl Planner {
 }
 
 impl State {
-    fn speed(&self, model: &str, size: Size, models: &HashMap<String, ModelOffer>) -> Option<&Speed> {
-        let own = self.speeds.get(&(model.to_owned(), size));
-        own.or_else(|| self.speeds.get(&(model.to_owned(), models.get(model)?.size)))
+    /// The speed of a model at a size, and how many times its times are to be taken: 1, unless it was seen at its own
+    /// size only. The work of a step grows at least with the pixels.
+    fn speed(&self, model: &str, size: Size, models: &HashMap<String, ModelOffer>) -> Option<(&Speed, f64)> {
+        if let Some(speed) = self.speeds.get(&(model.to_owned(), size)) {
+            return Some((speed, 1.0));
+        }
+        let own = models.get(model)?.size;
+        let pixels = |size: Size| size.width as f64 * size.height as f64;
+        let speed = self.speeds.get(&(model.to_owned(), own))?;
+        Some((speed, pixels(size) / pixels(own).max(1.0)))
     }
 
     fn expect(&mut self, work: &Work, done: f64, objective: Duration) {

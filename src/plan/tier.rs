@@ -188,8 +188,7 @@ mod tests {
         assert_eq!((steps.floor, steps.best, steps.objective.as_millis()), (100, 100, 900));
         let few = terms(Asked { steps: Some(4), ..Asked::default() }).unwrap();
         assert_eq!((few.floor, few.best, few.objective.as_millis()), (4, 4, 450));
-        let quality =
-            terms(Asked { tier: Tier::Low, min_quality: Some(0.99), ..Asked::default() }).unwrap();
+        let quality = terms(Asked { tier: Tier::Low, min_quality: Some(0.99), ..Asked::default() }).unwrap();
         assert_eq!((quality.floor, quality.best), (34, 34));
         let soon = terms(Asked { max_latency: Some(Duration::from_millis(70)), ..Asked::default() }).unwrap();
         assert_eq!((soon.floor, soon.objective.as_millis()), (15, 70));
@@ -200,7 +199,8 @@ mod tests {
         let frontier = Frontier::flat(20);
         let objective = Some(Duration::from_millis(600));
         let offer = Offer { full: 20, unloaded: Duration::ZERO, objective, frontier: &frontier };
-        let of = |tier| Terms::new(&Asked { tier, ..Asked::default() }, &offer).unwrap().objective.as_millis();
+        let of =
+            |tier| Terms::new(&Asked { tier, ..Asked::default() }, &offer).unwrap().objective.as_millis();
         assert_eq!(Tier::ALL.map(of), [400, 600, 800, 1200]);
     }
 

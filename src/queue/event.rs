@@ -1,6 +1,6 @@
 //! What is heard of a job, and how it ends.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -78,6 +78,10 @@ const MOST_LISTENERS: usize = 64;
 #[derive(Debug, Clone)]
 pub(super) struct Listeners(Arc<Mutex<Vec<mpsc::Sender<Event>>>>);
 
+/// What [`Listeners`] are known again by. It keeps nobody's channel open: one that is dropped without an end is heard.
+#[derive(Debug)]
+pub(super) struct Mark(Weak<Mutex<Vec<mpsc::Sender<Event>>>>);
+
 impl Listeners {
     /// The first one, with room for all that a job of so many previews can say: the worker never waits for a reader.
     pub(super) fn new(previews: usize) -> (mpsc::Receiver<Event>, Self) {
@@ -96,9 +100,14 @@ impl Listeners {
         Some(receiver)
     }
 
-    /// Whether these wait for the same picture.
-    pub(super) fn are_the_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+    /// What they are known again by.
+    pub(super) fn mark(&self) -> Mark {
+        Mark(Arc::downgrade(&self.0))
+    }
+
+    /// Whether the mark is theirs.
+    pub(super) fn are(&self, mark: &Mark) -> bool {
+        Weak::ptr_eq(&Arc::downgrade(&self.0), &mark.0)
     }
 
     /// Whether nobody waits any more.

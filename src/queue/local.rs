@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::event::{Event, Failure, Listeners, Painted};
+use super::Job;
+use super::event::{Event, Failure, Listeners, Mark, Painted};
 use super::turns::{Parts, Turns};
 use super::urgency::{ByDeadline, Urgent};
-use super::Job;
 use crate::telemetry;
 
 /// How much may wait.
@@ -171,24 +171,19 @@ impl LocalQueue {
     }
 
     fn accept(&self, state: &mut State, job: Job, since: Instant) -> Subscription {
-        let subscription = |events, client, listeners| Subscription {
-            events,
-            queue: self.clone(),
-            client,
-            listeners,
-            ended: false,
-        };
+        let subscription =
+            |events, client, mark| Subscription { events, queue: self.clone(), client, mark, ended: false };
         if let Some(listeners) = state.same_picture(&job)
             && let Some(events) = listeners.add(job.previews.len())
         {
             telemetry::joined();
-            return subscription(events, job.client, listeners.clone());
+            return subscription(events, job.client, listeners.mark());
         }
         let (events, listeners) = Listeners::new(job.previews.len());
         let client = job.client.clone();
-        let waiting = Waiting { job: Arc::new(job), listeners: listeners.clone(), since };
-        state.waiting.entry(client.clone()).push(waiting);
-        subscription(events, client, listeners)
+        let mark = listeners.mark();
+        state.waiting.entry(client.clone()).push(Waiting { job: Arc::new(job), listeners, since });
+        subscription(events, client, mark)
     }
 
     /// The next job, waited for so long; `None` waits for ever.
@@ -283,7 +278,7 @@ pub struct Subscription {
     events: mpsc::Receiver<Event>,
     queue: LocalQueue,
     client: String,
-    listeners: Listeners,
+    mark: Mark,
     ended: bool,
 }
 
@@ -299,7 +294,7 @@ impl Subscription {
     pub fn ahead(&self) -> Option<usize> {
         let state = self.queue.lock();
         let mut line = state.waiting.get(&self.client)?.iter();
-        let place = line.position(|waiting| waiting.listeners.are_the_same(&self.listeners))?;
+        let place = line.position(|waiting| waiting.listeners.are(&self.mark))?;
         Some(state.waiting.before(&self.client, place))
     }
 }
@@ -489,7 +484,8 @@ mod tests {
         let lease = pull(&queue).unwrap();
         assert_eq!((lease.job.index, late[1].ahead()), (1, None));
         assert_eq!([late[0].ahead(), other[0].ahead()], [Some(1), Some(0)]);
-        let order: Vec<_> = std::iter::from_fn(|| pull(&queue)).map(|lease| lease.job.client.clone()).collect();
+        let order: Vec<_> =
+            std::iter::from_fn(|| pull(&queue)).map(|lease| lease.job.client.clone()).collect();
         assert_eq!(order, ["b", "a"]);
         assert_eq!(queue.waiting(|job, _| job.index), [0usize; 0]);
     }

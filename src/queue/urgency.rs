@@ -67,6 +67,9 @@ mod tests {
         }
         assert_eq!(line.iter().map(|(_, name)| *name).collect::<Vec<_>>(), [2, 4, 1, 3, 5]);
         line.retain(&mut |(_, name)| *name != 4);
-        assert_eq!(std::iter::from_fn(|| line.next()).map(|(_, name)| name).collect::<Vec<_>>(), [2, 1, 3, 5]);
+        assert_eq!(
+            std::iter::from_fn(|| line.next()).map(|(_, name)| name).collect::<Vec<_>>(),
+            [2, 1, 3, 5]
+        );
     }
 }
