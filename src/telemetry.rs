@@ -9,6 +9,7 @@ use pentimento_cache::{Decision, Stats};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+use crate::gateway::Status;
 use crate::queue::{Hit, Reused};
 
 const REQUESTS: &str = "pentimento_http_requests_total";
@@ -21,6 +22,8 @@ const FAILED: &str = "pentimento_failed_total";
 const CANCELLED: &str = "pentimento_cancelled_total";
 const STEPS: &str = "pentimento_steps_total";
 const STEP_SECONDS: &str = "pentimento_step_duration_seconds";
+const JOBS: &str = "pentimento_jobs";
+const WEBHOOKS: &str = "pentimento_webhooks_total";
 const LOOK_UPS: &str = "pentimento_cache_lookups_total";
 const LOOK_UP_SECONDS: &str = "pentimento_cache_lookup_duration_seconds";
 const LOADS: &str = "pentimento_cache_loads_total";
@@ -72,6 +75,8 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_counter!(CANCELLED, "Pictures that nobody waited for any more, waiting or half painted");
     describe_counter!(STEPS, "Steps taken");
     describe_histogram!(STEP_SECONDS, "Time of a step");
+    describe_gauge!(JOBS, "Jobs kept, by status");
+    describe_counter!(WEBHOOKS, "Webhooks, by what became of them");
     describe_counter!(
         LOOK_UPS,
         "Look-ups in the cache, by what was decided; `failed` where it could not be asked"
@@ -127,6 +132,19 @@ pub fn picture(model: &str, waited: Duration, time: Duration) {
     counter!(PICTURES, "model" => model.to_owned()).increment(1);
     histogram!(QUEUE_SECONDS).record(waited.as_secs_f64());
     histogram!(PICTURE_SECONDS, "model" => model.to_owned()).record(time.as_secs_f64());
+}
+
+/// So many jobs are kept in each status.
+pub fn jobs(counts: &[(Status, usize)]) {
+    for (status, jobs) in counts {
+        gauge!(JOBS, "status" => status.name()).set(*jobs as f64);
+    }
+}
+
+/// A webhook was `delivered`, `failed` in all its tries, was `refused` because of its address, or was `dropped` because
+/// too many were being sent.
+pub fn webhook(outcome: &'static str) {
+    counter!(WEBHOOKS, "outcome" => outcome).increment(1);
 }
 
 /// A picture was looked up in the cache.

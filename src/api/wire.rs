@@ -33,16 +33,14 @@ pub struct ImageRequest {
     pub output_compression: Option<i64>,
     /// Whether to answer with server-sent events.
     pub stream: Option<bool>,
-    /// How many previews of each picture to stream.
+    /// How many previews of each picture to stream; of a job they are among its events.
     #[schema(minimum = 0, maximum = 3)]
     pub partial_images: Option<i64>,
     /// `transparent` is refused: the models paint opaque pictures.
     pub background: Option<Background>,
     /// Accepted, without effect: nothing is moderated here.
-    #[expect(dead_code, reason = "read only to refuse other values")]
     pub moderation: Option<Moderation>,
     /// Accepted, without effect.
-    #[expect(dead_code, reason = "read only to refuse other values")]
     pub style: Option<Style>,
     /// Accepted, echoed as `safety_identifier`.
     #[schema(max_length = 512)]
@@ -79,6 +77,17 @@ pub struct Extensions {
     pub max_latency_ms: Option<f64>,
     /// Not supported yet.
     pub min_quality: Option<f64>,
+    /// Of a job: whom to tell when it ends.
+    pub webhook: Option<WebhookRequest>,
+}
+
+/// Whom to tell of a job's end.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookRequest {
+    /// Where a notice is posted to: an `https` URL whose host the operator allows.
+    #[schema(required = true, nullable = false, max_length = 2048)]
+    pub url: Option<String>,
 }
 
 /// How a request uses the cache.

@@ -3,8 +3,10 @@
 mod archive;
 mod catalogue;
 pub mod embedder;
+mod jobs;
 mod request;
 mod reuse;
+pub mod webhook;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +16,10 @@ use crate::queue::{Busy, LocalQueue, Subscription};
 
 pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
+pub use jobs::{
+    End, Idempotency, Job, JobError, JobFailure, JobId, Jobs, NewJob, Outcome, PictureProgress, Preview,
+    Progress, Status,
+};
 pub use request::{CacheMode, GenerationRequest, Limits, MAX_SEED, Wanted};
 pub use reuse::{LookUpError, Reuse, ReuseError, ReuseOptions};
 

@@ -107,6 +107,8 @@ enum Phase {
 }
 
 struct Waiting {
+    /// Shared with the subscription: whose place this is.
+    place: Arc<()>,
     job: Job,
     events: mpsc::Sender<Event>,
     since: Instant,
@@ -184,8 +186,9 @@ impl LocalQueue {
             // Room for all that a job can say, so that the worker never waits for a reader.
             let (events, receiver) = mpsc::channel(job.previews.len() + 1);
             let line = state.waiting.entry(job.client.clone()).entry(job.request_id.clone());
-            line.push_back(Waiting { job, events, since });
-            Subscription { events: receiver, queue: self.clone(), ended: false }
+            let place = Arc::new(());
+            line.push_back(Waiting { place: place.clone(), job, events, since });
+            Subscription { events: receiver, queue: self.clone(), place, ended: false }
         });
         let subscriptions = subscriptions.collect();
         telemetry::queue_length(state.waiting.len());
@@ -198,7 +201,7 @@ impl LocalQueue {
     pub fn pull(&self) -> Option<Lease> {
         let mut state = self.lock();
         loop {
-            if let Some(Waiting { job, events, since }) = state.waiting.next() {
+            if let Some(Waiting { job, events, since, .. }) = state.waiting.next() {
                 telemetry::queue_length(state.waiting.len());
                 let started = Instant::now();
                 return Some(Lease { job, waited: started - since, events, started, queue: self.clone() });
@@ -208,6 +211,11 @@ impl LocalQueue {
             }
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Seconds that a picture takes, a running mean.
+    pub fn picture_seconds(&self) -> f64 {
+        self.lock().picture_seconds
     }
 
     /// Accepts nothing more; what was accepted is still handed out.
@@ -256,6 +264,7 @@ impl LocalQueue {
 pub struct Subscription {
     events: mpsc::Receiver<Event>,
     queue: LocalQueue,
+    place: Arc<()>,
     ended: bool,
 }
 
@@ -265,6 +274,28 @@ impl Subscription {
         let event = self.events.recv().await.unwrap_or(Event::Failed(Failure::Stopped));
         self.ended |= !matches!(event, Event::Preview { .. });
         event
+    }
+
+    /// How many pictures will be begun before this one; `None` once it is begun, or over.
+    pub fn ahead(&self) -> Option<usize> {
+        let mut state = self.queue.lock();
+        // Each client's pictures, and which client's and which of them is ours.
+        let (mut clients, mut ours) = (Vec::<(String, usize)>::new(), None);
+        state.waiting.retain(&mut |waiting| {
+            if clients.last().is_none_or(|(client, _)| *client != waiting.job.client) {
+                clients.push((waiting.job.client.clone(), 0));
+            }
+            let at = clients.len() - 1;
+            if Arc::ptr_eq(&waiting.place, &self.place) {
+                ours = Some((at, clients[at].1));
+            }
+            clients[at].1 += 1;
+            true
+        });
+        let (our_client, place) = ours?;
+        // Turn by turn: one picture of each client, those before us in the line once more.
+        let others = clients.iter().enumerate().filter(|(at, _)| *at != our_client);
+        Some(place + others.map(|(at, (_, n))| (*n).min(place + usize::from(at < our_client))).sum::<usize>())
     }
 }
 
