@@ -156,7 +156,7 @@ settings! {
     job_timeout_seconds: u64 = 3600;
     /// How long a finished job is kept.
     job_lifetime_seconds: u64 = 3600;
-    /// Memory for finished jobs' pictures; the oldest jobs go first.
+    /// Memory for jobs' pictures and previews. The oldest finished jobs go first; a job that still has no room fails.
     job_store_bytes: usize = 256 * 1024 * 1024;
     /// The most jobs kept, running ones included; finished ones give way, the oldest first.
     max_jobs: usize = 1024;

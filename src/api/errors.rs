@@ -191,9 +191,9 @@ impl ApiError {
             JobFailure::Picture(Failure::Engine(_)) => Self::fault(),
             JobFailure::Picture(failure) => failure.clone().into(),
             JobFailure::TimedOut => Self::timeout(),
-            JobFailure::TooLarge => {
-                let message = "The pictures are larger than what this server keeps for jobs.";
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "result_too_large", message)
+            JobFailure::NoRoom => {
+                let message = "There was no room for the job's pictures beside those of other jobs.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "job_store_full", message)
             }
         }
     }

@@ -121,9 +121,9 @@ pub enum JobFailure {
     /// It took longer than `job_timeout_seconds`.
     #[error("the job was not finished in time")]
     TimedOut,
-    /// The pictures are larger than `job_store_bytes`.
-    #[error("the job's pictures are larger than what is kept of all jobs")]
-    TooLarge,
+    /// `job_store_bytes` are full of this and other running jobs' pictures.
+    #[error("there is no room for the job's pictures")]
+    NoRoom,
 }
 
 /// What became of a job.
@@ -196,15 +196,13 @@ impl Progress {
     /// Bytes of image files.
     pub fn bytes(&self) -> usize {
         let pictures = match self.end.as_deref() {
-            Some(End { outcome: Outcome::Completed(pictures), .. }) => files(pictures),
+            Some(End { outcome: Outcome::Completed(pictures), .. }) => {
+                pictures.iter().map(|picture| picture.file.len()).sum()
+            }
             _ => 0,
         };
         pictures + self.previews.iter().map(|preview| preview.file.len()).sum::<usize>()
     }
-}
-
-fn files(pictures: &[Painted]) -> usize {
-    pictures.iter().map(|picture| picture.file.len()).sum()
 }
 
 /// A job.
@@ -251,20 +249,13 @@ impl<A> Job<A> {
         let _ = self.follow().wait_for(|progress| progress.end.is_some()).await;
     }
 
-    /// Ends it. `None` where it has ended already. More than `budget` bytes are not kept.
-    pub(super) fn end(&self, outcome: Outcome, budget: usize) -> Option<Arc<End>> {
+    /// Ends it. `None` where it has ended already.
+    pub(super) fn end(&self, outcome: Outcome) -> Option<Arc<End>> {
         let mut ended = None;
         self.progress.send_if_modified(|progress| {
             if progress.end.is_some() {
                 return false;
             }
-            let pictures = if let Outcome::Completed(pictures) = &outcome { files(pictures) } else { 0 };
-            let outcome = if progress.bytes() + pictures > budget {
-                progress.previews.clear();
-                Outcome::Failed(JobFailure::TooLarge)
-            } else {
-                outcome
-            };
             let end = Arc::new(End { outcome, at: Instant::now(), time: SystemTime::now() });
             progress.end = Some(end.clone());
             ended = Some(end);
@@ -273,8 +264,13 @@ impl<A> Job<A> {
         ended
     }
 
-    /// Follows its pictures until all are painted, or one cannot be.
-    pub(super) async fn paint(&self, mut pictures: Vec<Subscription>) -> Result<Vec<Painted>, Failure> {
+    /// Follows its pictures until all are painted, or one cannot be. `room` says whether so many bytes more may be held.
+    pub(super) async fn paint(
+        &self,
+        mut pictures: Vec<Subscription>,
+        room: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Painted>, JobFailure> {
+        let held = |file: &[u8]| if room(file.len()) { Ok(()) } else { Err(JobFailure::NoRoom) };
         let mut painted: Vec<Option<Painted>> = pictures.iter().map(|_| None).collect();
         let mut every = tokio::time::interval(PLACE_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -283,14 +279,16 @@ impl<A> Job<A> {
             tokio::select! {
                 (index, event) = next_event(&mut pictures, &painted) => match event {
                     Event::Preview { index: preview, file } => {
+                        held(&file)?;
                         let preview = Preview { picture: index, index: preview, file: file.into() };
                         self.set(index, PictureProgress::Painting, Some(preview));
                     }
                     Event::Done(picture) => {
+                        held(&picture.file)?;
                         self.set(index, PictureProgress::Painted, None);
                         painted[index] = Some(picture);
                     }
-                    Event::Failed(failure) => return Err(failure),
+                    Event::Failed(failure) => return Err(failure.into()),
                 },
                 _ = every.tick(), if waits => waits = self.look_up_places(&pictures),
             }

@@ -56,7 +56,6 @@ pub struct Jobs<A> {
     queue: LocalQueue,
     webhooks: Webhooks,
     timeout: Duration,
-    budget: usize,
 }
 
 impl<A: Send + Sync + 'static> Jobs<A> {
@@ -72,7 +71,6 @@ impl<A: Send + Sync + 'static> Jobs<A> {
             queue,
             webhooks,
             timeout: Duration::from_secs(config.job_timeout_seconds),
-            budget: config.job_store_bytes,
         }
     }
 
@@ -175,7 +173,7 @@ impl<A: Send + Sync + 'static> Jobs<A> {
     /// Ends a job, unless it has ended; says whether it did.
     fn end(&self, job: &Job<A>, outcome: Outcome) -> bool {
         let mut store = self.store.lock();
-        let Some(end) = job.end(outcome, self.budget) else { return false };
+        let Some(end) = job.end(outcome) else { return false };
         tracing::info!(status = end.status().name(), "a job ended");
         store.ended(&job.id, job.progress().bytes(), end.at);
         if let Some(webhook) = &job.webhook {
@@ -193,14 +191,15 @@ impl<A: Send + Sync + 'static> Jobs<A> {
 
 /// A job's life.
 async fn run<A: Send + Sync + 'static>(jobs: Arc<Jobs<A>>, job: Arc<Job<A>>, pictures: Vec<Subscription>) {
+    let room = |bytes| jobs.store.lock().grow(&job.id, bytes);
     // Whichever comes first, the pictures are dropped here: what is not painted is cancelled.
     let outcome = tokio::select! {
-        outcome = tokio::time::timeout(jobs.timeout, job.paint(pictures)) => outcome,
+        outcome = tokio::time::timeout(jobs.timeout, job.paint(pictures, room)) => outcome,
         _ = job.ended() => return,
     };
     let outcome = match outcome {
         Ok(Ok(pictures)) => Outcome::Completed(pictures),
-        Ok(Err(failure)) => Outcome::Failed(failure.into()),
+        Ok(Err(failure)) => Outcome::Failed(failure),
         Err(_) => Outcome::Failed(JobFailure::TimedOut),
     };
     jobs.end(&job, outcome);

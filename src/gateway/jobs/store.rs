@@ -11,7 +11,7 @@ use super::{Idempotency, JobError, JobId};
 pub struct StoreLimits {
     /// Jobs, running ones included.
     pub jobs: usize,
-    /// Bytes of finished jobs' image files.
+    /// Bytes of image files, running jobs' included.
     pub bytes: usize,
     /// How long a finished job is kept.
     pub lifetime: Duration,
@@ -20,11 +20,11 @@ pub struct StoreLimits {
 struct Kept<J> {
     job: Arc<J>,
     key: Option<(Arc<str>, String)>,
+    bytes: usize,
 }
 
 struct Finished {
     id: JobId,
-    bytes: usize,
     expires: Instant,
 }
 
@@ -34,12 +34,14 @@ pub struct Store<J> {
     kept: HashMap<JobId, Kept<J>>,
     finished: VecDeque<Finished>,
     keys: HashMap<(Arc<str>, String), ([u8; 32], JobId)>,
+    /// Of all jobs.
+    bytes: usize,
 }
 
 impl<J> Store<J> {
     /// An empty one.
     pub fn new(limits: StoreLimits) -> Self {
-        Self { limits, kept: HashMap::new(), finished: VecDeque::new(), keys: HashMap::new() }
+        Self { limits, kept: HashMap::new(), finished: VecDeque::new(), keys: HashMap::new(), bytes: 0 }
     }
 
     /// Whether one more job can be kept: there is room, or an ended one that gives way.
@@ -75,19 +77,35 @@ impl<J> Store<J> {
             self.keys.insert(key.clone(), (it.body, id.clone()));
             key
         });
-        self.kept.insert(id, Kept { job, key });
+        self.kept.insert(id, Kept { job, key, bytes: 0 });
         Ok(())
     }
 
-    /// A job has ended with so many bytes of files, which are within the limit.
-    pub fn ended(&mut self, id: &JobId, bytes: usize, now: Instant) {
-        let mut total: usize = bytes + self.finished.iter().map(|f| f.bytes).sum::<usize>();
-        while total > self.limits.bytes
-            && let Some(freed) = self.drop_oldest()
-        {
-            total -= freed;
+    /// Says whether a running job may hold so many bytes more. Finished jobs give way to it, running ones do not.
+    pub fn grow(&mut self, id: &JobId, bytes: usize) -> bool {
+        let finished: usize =
+            self.finished.iter().filter_map(|f| self.kept.get(&f.id)).map(|k| k.bytes).sum();
+        if self.bytes - finished + bytes > self.limits.bytes {
+            return false;
         }
-        self.finished.push_back(Finished { id: id.clone(), bytes, expires: now + self.limits.lifetime });
+        while self.bytes + bytes > self.limits.bytes {
+            self.drop_oldest();
+        }
+        self.count(id, |held| held + bytes);
+        true
+    }
+
+    /// A job has ended with so many bytes of files, no more than it held.
+    pub fn ended(&mut self, id: &JobId, bytes: usize, now: Instant) {
+        self.count(id, |_| bytes);
+        self.finished.push_back(Finished { id: id.clone(), expires: now + self.limits.lifetime });
+    }
+
+    fn count(&mut self, id: &JobId, bytes: impl Fn(usize) -> usize) {
+        let Some(kept) = self.kept.get_mut(id) else { return };
+        self.bytes -= kept.bytes;
+        kept.bytes = bytes(kept.bytes);
+        self.bytes += kept.bytes;
     }
 
     /// Forgets what is too old.
@@ -122,15 +140,16 @@ impl<J> Store<J> {
         self.kept.iter().find(|(id, _)| !has_ended(id)).map(|(_, kept)| kept.job.clone())
     }
 
-    /// Says how many bytes that frees.
-    fn drop_oldest(&mut self) -> Option<usize> {
-        let Finished { id, bytes, .. } = self.finished.pop_front()?;
-        self.remove(&id);
-        Some(bytes)
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.finished.pop_front() {
+            self.remove(&oldest.id);
+        }
     }
 
     fn remove(&mut self, id: &JobId) {
-        if let Some(key) = self.kept.remove(id).and_then(|kept| kept.key) {
+        let Some(kept) = self.kept.remove(id) else { return };
+        self.bytes -= kept.bytes;
+        if let Some(key) = kept.key {
             self.keys.remove(&key);
         }
     }
@@ -169,14 +188,20 @@ mod tests {
     }
 
     #[test]
-    fn finished_jobs_fill_no_more_than_their_bytes() {
+    fn jobs_fill_no_more_than_their_bytes() {
         let (mut store, now) = (store(), Instant::now());
         let ids: Vec<_> = (1..=3).map(|job| put(&mut store, job).unwrap()).collect();
-        store.ended(&ids[0], 50, now);
-        store.ended(&ids[1], 50, now);
-        assert_eq!(kept(&store), [1, 2, 3]);
-        store.ended(&ids[2], 60, now);
-        assert_eq!(kept(&store), [3]);
+        assert!(store.grow(&ids[0], 30) && store.grow(&ids[1], 70));
+        store.ended(&ids[0], 30, now);
+        assert!(!store.grow(&ids[2], 31), "a running job does not give way");
+        assert_eq!(kept(&store), [1, 2, 3], "and nothing is forgotten in vain");
+        assert!(store.grow(&ids[2], 30));
+        assert_eq!(kept(&store), [2, 3], "a finished one does");
+        store.ended(&ids[1], 20, now);
+        assert!(store.grow(&ids[2], 50), "what the second held beyond its end is free again");
+        assert_eq!(kept(&store), [2, 3]);
+        store.forget(&ids[1]);
+        assert!(store.grow(&ids[2], 20) && !store.grow(&ids[2], 1));
     }
 
     #[test]
