@@ -4,6 +4,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::jobs::WebhookRequest;
 use crate::gateway::CacheMode;
 use crate::queue::{Format, Painted};
 
@@ -79,15 +80,6 @@ pub struct Extensions {
     pub min_quality: Option<f64>,
     /// Of a job: whom to tell when it ends.
     pub webhook: Option<WebhookRequest>,
-}
-
-/// Whom to tell of a job's end.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct WebhookRequest {
-    /// Where a notice is posted to: an `https` URL whose host the operator allows.
-    #[schema(required = true, nullable = false, max_length = 2048)]
-    pub url: Option<String>,
 }
 
 /// How a request uses the cache.

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
-pub use wire::{JobEvent, JobObject};
+pub use wire::{JobEvent, JobObject, WebhookRequest};
 
 use super::answer::{About, Answer};
 use super::images::wanted;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
@@ -12,6 +12,15 @@ use crate::api::wire::ImagesResponse;
 use crate::api::{ApiError, App};
 use crate::gateway::{End, Job, Outcome, PictureProgress, Progress, Status};
 use crate::queue::Painted;
+
+/// Whom to tell of a job's end.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookRequest {
+    /// Where a notice is posted to: an `https` URL whose host the operator allows.
+    #[schema(required = true, nullable = false, max_length = 2048)]
+    pub url: Option<String>,
+}
 
 /// A job.
 #[derive(Debug, Serialize, ToSchema)]
