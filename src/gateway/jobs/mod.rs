@@ -204,3 +204,109 @@ async fn run<A: Send + Sync + 'static>(jobs: Arc<Jobs<A>>, job: Arc<Job<A>>, pic
     };
     jobs.end(&job, outcome);
 }
+
+#[cfg(test)]
+mod tests {
+    use pentimento_pipelines::{NoiseSource, Size};
+
+    use super::*;
+    use crate::queue::{self, Encoding, Format, Painted, QueueLimits, Start, Timings};
+
+    /// Jobs whose pictures a test paints by hand.
+    struct Bench {
+        jobs: Arc<Jobs<()>>,
+        queue: LocalQueue,
+    }
+
+    impl Bench {
+        fn new(store: usize, timeout: u64) -> Self {
+            let config = Config { job_store_bytes: store, job_timeout_seconds: timeout, ..Config::default() };
+            let queue = LocalQueue::new(QueueLimits { length: 9, length_per_client: 9 });
+            let webhooks = Webhooks::new(&config).unwrap();
+            Self { jobs: Arc::new(Jobs::new(&config, queue.clone(), webhooks)), queue }
+        }
+
+        fn start(&self, pictures: usize) -> Arc<Job<()>> {
+            let picture = |index| queue::Job {
+                request_id: "r".to_owned(),
+                index,
+                client: "c".to_owned(),
+                model: "m".into(),
+                prompt: "p".into(),
+                negative_prompt: String::new(),
+                size: Size { width: 64, height: 64 },
+                seed: 0,
+                noise: NoiseSource::Pentimento,
+                plan: serde_json::from_str(r#"{"steps":[]}"#).unwrap(),
+                start: Start::Noise,
+                keep: None,
+                previews: vec![1],
+                encoding: Encoding { format: Format::Png, quality: 100 },
+            };
+            let pictures = self.queue.submit((0..pictures).map(picture).collect()).unwrap();
+            let id = JobId::random().unwrap();
+            let new = NewJob { id, tenant: "t".into(), about: (), idempotency: None, webhook: None };
+            self.jobs.start(new, pictures).unwrap()
+        }
+
+        fn paint(&self, bytes: usize) {
+            let (file, timings) = (vec![0; bytes], Timings::default());
+            self.queue.pull().unwrap().complete(Painted { file, timings, reused: None, skipped_steps: 0 });
+        }
+    }
+
+    /// The job's end, in one word or in a failure's.
+    async fn ended(job: &Job<()>) -> String {
+        tokio::time::timeout(Duration::from_secs(30), job.ended()).await.unwrap();
+        match &job.progress().end.unwrap().outcome {
+            Outcome::Failed(failure) => failure.to_string(),
+            outcome => format!("{outcome:?}").split('(').next().unwrap().to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_running_job_has_no_more_room_than_there_is() {
+        let bench = Bench::new(100, 3600);
+        let first = bench.start(1);
+        bench.paint(60);
+        assert_eq!(ended(&first).await, "Completed");
+        let second = bench.start(3);
+        let lease = bench.queue.pull().unwrap();
+        lease.preview(0, vec![0; 30]);
+        let mut progress = second.follow();
+        progress.wait_for(|progress| progress.previews.len() == 1).await.unwrap();
+        assert!(bench.jobs.get("t", first.id.as_str()).is_some(), "both have room");
+        lease.complete(Painted {
+            file: vec![0; 30],
+            timings: Timings::default(),
+            reused: None,
+            skipped_steps: 0,
+        });
+        progress.wait_for(|progress| progress.pictures[0] == PictureProgress::Painted).await.unwrap();
+        assert!(bench.jobs.get("t", first.id.as_str()).is_none(), "the finished one gave way");
+        bench.paint(41);
+        assert_eq!(ended(&second).await, JobFailure::NoRoom.to_string());
+        assert!(bench.queue.is_empty(), "its third picture is not painted");
+        let third = bench.start(1);
+        bench.paint(100);
+        assert_eq!(ended(&third).await, "Completed", "what a failed job held is free again");
+    }
+
+    #[tokio::test]
+    async fn a_job_is_cancelled_failed_or_out_of_time_once() {
+        let bench = Bench::new(100, 1);
+        let slow = bench.start(1);
+        let lease = bench.queue.pull().unwrap();
+        assert_eq!(ended(&slow).await, JobFailure::TimedOut.to_string());
+        assert!(lease.is_cancelled(), "its place is free");
+        let unwanted = bench.start(2);
+        assert!(bench.jobs.remove(&unwanted) && !bench.jobs.remove(&unwanted));
+        assert_eq!(ended(&unwanted).await, "Cancelled");
+        assert!(bench.jobs.get("t", unwanted.id.as_str()).is_none(), "the second time it was forgotten");
+        let stopped = bench.start(1);
+        assert!(bench.jobs.get("u", stopped.id.as_str()).is_none(), "another tenant's");
+        bench.queue.stop();
+        assert_eq!(ended(&stopped).await, crate::queue::Failure::Stopped.to_string());
+        bench.jobs.close().await;
+    }
+}
