@@ -164,6 +164,25 @@ settings! {
     url_lifetime_seconds: u64 = 3600;
     /// Memory for pictures behind urls; the oldest go first.
     url_store_bytes: usize = 256 * 1024 * 1024;
+    /// Time for a job, waiting included.
+    job_timeout_seconds: u64 = 3600;
+    /// How long a finished job is kept.
+    job_lifetime_seconds: u64 = 3600;
+    /// Memory for jobs' pictures and previews. The oldest finished jobs go first; a job that still has no room fails.
+    job_store_bytes: usize = 256 * 1024 * 1024;
+    /// The most jobs kept, running ones included; finished ones give way, the oldest first.
+    max_jobs: usize = 1024;
+    /// Hosts that webhooks may go to. Without any, and without a secret, none are sent.
+    #[arg(value_name = "HOST[:PORT],…", value_delimiter = ',')]
+    webhook_hosts: Vec<String> = Vec::new();
+    /// File with the secret that signs webhooks; PENTIMENTO_WEBHOOK_SECRET, the secret itself, goes before it.
+    #[arg(value_name = "FILE")]
+    webhook_secret_file: PathBuf = PathBuf::new();
+    /// Whether webhooks may go to private addresses, loopback and link-local ones included, and by http.
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    webhook_allow_private: bool = false;
+    /// Time before a webhook is tried again for the first time; each further time it is four times as long.
+    webhook_retry_seconds: u64 = 1;
     /// Directory of the cache, which one process at a time can use. Without it `serve` uses the platform's
     /// cache directory, `generate` no cache.
     #[arg(value_name = "DIR")]
@@ -276,6 +295,12 @@ impl Config {
             ("drain_seconds", self.drain_seconds, 0, YEAR),
             ("url_lifetime_seconds", self.url_lifetime_seconds, 1, YEAR),
             ("url_store_bytes", self.url_store_bytes as u64, 1 << 20, BYTES),
+            ("job_timeout_seconds", self.job_timeout_seconds, 1, YEAR),
+            ("job_lifetime_seconds", self.job_lifetime_seconds, 1, YEAR),
+            ("job_store_bytes", self.job_store_bytes as u64, 1 << 20, BYTES),
+            ("max_jobs", self.max_jobs as u64, 1, COUNT),
+            ("webhook_hosts", self.webhook_hosts.len() as u64, 0, 1024),
+            ("webhook_retry_seconds", self.webhook_retry_seconds, 0, 3600),
             ("cache_memory_bytes", self.cache_memory_bytes as u64, 0, BYTES),
             ("cache_max_bytes", self.cache_max_bytes, 0, 1 << 50),
             ("cache_max_entries", self.cache_max_entries as u64, 0, 100_000_000),

@@ -9,6 +9,7 @@ use pentimento_cache::{Decision, Stats};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+use crate::gateway::Status;
 use crate::queue::{Hit, Reused};
 
 const REQUESTS: &str = "pentimento_http_requests_total";
@@ -28,6 +29,8 @@ const PLAN_STEPS: &str = "pentimento_plan_steps";
 const REPLANNED: &str = "pentimento_replanned_total";
 const JOINED: &str = "pentimento_joined_total";
 const OVERLOADED: &str = "pentimento_overloaded_total";
+const JOBS: &str = "pentimento_jobs";
+const WEBHOOKS: &str = "pentimento_webhooks_total";
 const LOOK_UPS: &str = "pentimento_cache_lookups_total";
 const LOOK_UP_SECONDS: &str = "pentimento_cache_lookup_duration_seconds";
 const LOADS: &str = "pentimento_cache_loads_total";
@@ -94,6 +97,8 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     );
     describe_counter!(JOINED, "Pictures that were being painted for the same client already");
     describe_counter!(OVERLOADED, "Requests refused because they could not be painted in time");
+    describe_gauge!(JOBS, "Jobs kept, by status");
+    describe_counter!(WEBHOOKS, "Webhooks, by what became of them");
     describe_counter!(
         LOOK_UPS,
         "Look-ups in the cache, by what was decided; `failed` where it could not be asked"
@@ -176,6 +181,19 @@ pub fn picture(model: &str, waited: Duration, time: Duration, steps: usize) {
     counter!(PICTURES, "model" => model.to_owned()).increment(1);
     histogram!(QUEUE_SECONDS).record(waited.as_secs_f64());
     histogram!(PICTURE_SECONDS, "model" => model.to_owned()).record(time.as_secs_f64());
+}
+
+/// So many jobs are kept in each status.
+pub fn jobs(counts: &[(Status, usize)]) {
+    for (status, jobs) in counts {
+        gauge!(JOBS, "status" => status.name()).set(*jobs as f64);
+    }
+}
+
+/// A webhook was `delivered`, `failed` in all its tries, was `refused` because of its address, or was `dropped` because
+/// too many were being sent.
+pub fn webhook(outcome: &'static str) {
+    counter!(WEBHOOKS, "outcome" => outcome).increment(1);
 }
 
 /// A picture was looked up in the cache.

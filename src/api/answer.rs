@@ -5,11 +5,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::ApiError;
 use super::wire::{
     Appearance, Background, ImageData, ImageProvenance, ImageRequest, ImagesResponse, OutputFormat, PlanGot,
     Provenance, Quality, ResponseFormat, Reuse, TimingsMs, Usage,
 };
-use super::{ApiError, App};
 use crate::gateway::Accepted;
 use crate::plan::Terms;
 use crate::queue::{Painted, Timings};
@@ -46,9 +46,6 @@ impl Answer {
         let urls = request.response_format == Some(ResponseFormat::Url);
         if stream && urls {
             return Err(ApiError::invalid("response_format", "'url' is not possible with stream"));
-        }
-        if !stream && request.partial_images.is_some_and(|n| n > 0) {
-            return Err(ApiError::invalid("partial_images", "needs stream to be true"));
         }
         for (name, text) in [("user", &request.user), ("safety_identifier", &request.safety_identifier)] {
             if text.as_ref().is_some_and(|text| text.len() > MAX_IDENTIFIER) {
@@ -100,7 +97,7 @@ impl About {
     }
 
     /// How pictures came about: all, or the one of an index.
-    pub fn provenance(&self, one: Option<usize>, painted: &[Painted]) -> Provenance {
+    pub fn provenance(&self, one: Option<usize>, painted: &[Painted], ended: Instant) -> Provenance {
         let seeds = match one {
             Some(index) => self.seeds.iter().skip(index).take(1).copied().collect(),
             None => self.seeds.clone(),
@@ -124,32 +121,36 @@ impl About {
                 encode: sum(|t| t.encode),
                 denoise: sum(|t| t.denoise),
                 decode: sum(|t| t.decode),
-                total: milliseconds(self.started.elapsed()),
+                total: milliseconds(ended.saturating_duration_since(self.started)),
             },
         }
     }
 
-    /// The answer without `stream`.
+    /// The answer without `stream`, of pictures that were all painted at `ended`. `url` puts a picture, by its number,
+    /// where an url leads to.
     ///
     /// # Errors
-    /// [`ApiError`], where a picture cannot be kept for its url.
-    pub fn response(self, app: &App, painted: Vec<Painted>) -> Result<ImagesResponse, ApiError> {
-        let pentimento = self.provenance(None, &painted);
-        let data = painted.into_iter().map(|picture| {
-            let pentimento = ImageProvenance { reuse: Reuse::of(&picture), plan: PlanGot::of(&picture) };
+    /// Those of `url`.
+    pub fn response(
+        &self,
+        painted: &[Painted],
+        ended: Instant,
+        created: SystemTime,
+        url: impl Fn(usize, &Painted) -> Result<String, ApiError>,
+    ) -> Result<ImagesResponse, ApiError> {
+        let data = painted.iter().enumerate().map(|(index, picture)| {
+            let pentimento = ImageProvenance { reuse: Reuse::of(picture), plan: PlanGot::of(picture) };
             if !self.urls {
                 return Ok(ImageData { b64_json: Some(base64(&picture.file)), url: None, pentimento });
             }
-            let name = app.files.put(picture.file, self.appearance.output_format, Instant::now())?;
-            Ok(ImageData { b64_json: None, url: Some(app.file_url(&name)), pentimento })
+            Ok(ImageData { b64_json: None, url: Some(url(index, picture)?), pentimento })
         });
-        let data = data.collect::<Result<_, ApiError>>()?;
         Ok(ImagesResponse {
-            created: unix_seconds(),
-            data,
-            appearance: self.appearance,
+            created: unix_seconds(created),
+            data: data.collect::<Result<_, ApiError>>()?,
+            appearance: self.appearance.clone(),
             usage: Usage::default(),
-            pentimento,
+            pentimento: self.provenance(None, painted, ended),
         })
     }
 }
@@ -159,9 +160,9 @@ pub fn base64(file: &[u8]) -> String {
     STANDARD.encode(file)
 }
 
-/// Now, as OpenAI tells time.
-pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+/// As OpenAI tells time.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// To the microsecond.

@@ -4,6 +4,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::jobs::WebhookRequest;
 use crate::gateway::CacheMode;
 use crate::plan::Tier;
 use crate::queue::{Format, Painted};
@@ -35,16 +36,14 @@ pub struct ImageRequest {
     pub output_compression: Option<i64>,
     /// Whether to answer with server-sent events.
     pub stream: Option<bool>,
-    /// How many previews of each picture to stream.
+    /// How many previews of each picture to stream; of a job they are among its events.
     #[schema(minimum = 0, maximum = 3)]
     pub partial_images: Option<i64>,
     /// `transparent` is refused: the models paint opaque pictures.
     pub background: Option<Background>,
     /// Accepted, without effect: nothing is moderated here.
-    #[expect(dead_code, reason = "read only to refuse other values")]
     pub moderation: Option<Moderation>,
     /// Accepted, without effect.
-    #[expect(dead_code, reason = "read only to refuse other values")]
     pub style: Option<Style>,
     /// Accepted, echoed as `safety_identifier`.
     #[schema(max_length = 512)]
@@ -84,6 +83,8 @@ pub struct Extensions {
     /// is none.
     #[schema(minimum = 0, maximum = 1)]
     pub min_quality: Option<f64>,
+    /// Of a job: whom to tell when it ends.
+    pub webhook: Option<WebhookRequest>,
 }
 
 /// How a request uses the cache.

@@ -17,7 +17,8 @@ use super::{ConfigFile, Failure, load_models, policy_json, use_threads};
 use crate::api::admin::{self, Access, Admin};
 use crate::api::{App, ConnectionLimits, Keys, Phase, router};
 use crate::config::{Config, Flags};
-use crate::gateway::{Catalogue, Gateway, Reuse};
+use crate::gateway::webhook::Webhooks;
+use crate::gateway::{Catalogue, Gateway, Jobs, Reuse};
 use crate::plan::{Frontier, ModelOffer, PlanPolicyConfig, Planner};
 use crate::queue::{LocalQueue, QueueLimits};
 use crate::worker::{self, Worker};
@@ -59,16 +60,17 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         return Err(Failure::Misuse(anyhow!("listen: {}: {reason}", config.listen)));
     }
     let access = Access::new(&config)?;
+    let webhooks = Webhooks::new(&config)?;
     use_threads(config.threads)?;
     // The painting thread is the busy one; these only talk.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let outcome = runtime.block_on(serve(config, keys, access));
+    let outcome = runtime.block_on(serve(config, keys, access, webhooks));
     // A read from a store that hangs would be waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure> {
+async fn serve(config: Config, keys: Keys, access: Access, webhooks: Webhooks) -> Result<(), Failure> {
     let metrics = telemetry::init_metrics()?;
     let listener = TcpListener::bind(config.listen)
         .await
@@ -92,9 +94,10 @@ async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure
     let gateway = Gateway::new(catalogue, Some(Arc::clone(&reuse)), planner, &config, queue.clone());
     let gateway = Arc::new(gateway);
     let (phase, phases) = watch::channel(Phase::Starting);
-    tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse)));
+    let jobs = Arc::new(Jobs::new(&config, queue.clone(), webhooks));
+    tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse), Arc::clone(&jobs)));
     let admin = Admin::new(&config, access, Arc::clone(&gateway), Arc::clone(&reuse));
-    let app = App::new(&config, address, gateway, keys, phases, metrics);
+    let app = App::new(&config, address, gateway, Arc::clone(&jobs), keys, phases, metrics);
     let drain = Duration::from_secs(config.drain_seconds);
     let connections = ConnectionLimits {
         connections: config.max_connections,
@@ -117,6 +120,10 @@ async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure
         api::run(listener, router(app), connections, life),
         api::run(admin_listener, admin::router(admin), connections, async { _ = ended.await }),
     );
+    tokio::select! {
+        () = jobs.close() => {}
+        _ = stop_signal() => tracing::warn!("asked again: not delivering webhooks"),
+    }
     if let Err(error) = reuse.cache().close().await {
         tracing::warn!(%error, "the cache did not write all that it was to keep");
     }
@@ -187,12 +194,17 @@ async fn stop_signal() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Histograms keep every sample until somebody sums them up; the cache counts by itself.
-async fn keep_metrics(metrics: metrics_exporter_prometheus::PrometheusHandle, reuse: Arc<Reuse>) {
+/// Histograms keep every sample until somebody sums them up; the cache and the jobs count by themselves.
+async fn keep_metrics<A: Send + Sync + 'static>(
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    reuse: Arc<Reuse>,
+    jobs: Arc<Jobs<A>>,
+) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
         every.tick().await;
         telemetry::cache(&reuse.cache().stats());
+        telemetry::jobs(&jobs.sweep());
         metrics.run_upkeep();
     }
 }

@@ -3,8 +3,10 @@
 mod archive;
 mod catalogue;
 pub mod embedder;
+mod jobs;
 mod request;
 mod reuse;
+pub mod webhook;
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -13,12 +15,16 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::plan::{Planner, Verdict};
-use crate::queue::{Busy, Job, LocalQueue, Subscription};
+use crate::queue::{self, Busy, LocalQueue, Subscription};
 
 use crate::telemetry;
 
 pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
+pub use jobs::{
+    End, Idempotency, Job, JobError, JobFailure, JobId, Jobs, NewJob, Outcome, PictureProgress, Preview,
+    Progress, Status,
+};
 pub use request::{CacheMode, GenerationRequest, Limits, MAX_SEED, Wanted};
 pub use reuse::{LookUpError, Reuse, ReuseError, ReuseOptions};
 
@@ -169,9 +175,9 @@ impl Gateway {
 }
 
 /// Knows a client and his request again, when he comes back after a refusal.
-fn key(jobs: &[Job]) -> u64 {
+fn key(jobs: &[queue::Job]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    if let Some(Job { client, model, prompt, negative_prompt, size, .. }) = jobs.first() {
+    if let Some(queue::Job { client, model, prompt, negative_prompt, size, .. }) = jobs.first() {
         (jobs.len(), client, model, prompt, negative_prompt, size.width, size.height).hash(&mut hasher);
     }
     hasher.finish()
