@@ -94,10 +94,9 @@ fn a_poisson_replay_is_reported_drawn_and_judged() {
     {
         assert!(drawn.contains(word), "{word}");
     }
-    assert!(
-        complaint(&replay(&folder, &server.address, &trace, &files), 2).contains("--pictures"),
-        "not empty"
-    );
+    let again = replay(&folder, &server.address, &trace, &[&arguments[..], &files[..]].concat());
+    let told = complaint(&again, 2);
+    assert!(told.contains("--pictures") && told.contains("not empty"), "{told}");
 }
 
 #[test]
@@ -131,7 +130,7 @@ fn a_server_that_refuses_violates_and_may_be_tried_again() {
     }
 }
 
-/// Answers each request with `answer` after its own thread has read the head; sends on when.
+/// A server that answers whatever it reads with `answer`.
 fn told(answer: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -165,7 +164,7 @@ fn recorded_times_are_kept_whatever_the_server_does() {
         assert_eq!(row["at"], at / 2.0);
         assert!(row["lag"].is_null() || row["lag"].as_f64().unwrap() < 0.3, "{row}");
     }
-    // Two under way at 0.2 s, none left but the third at 0.6 s: the first is due to end then, so the fourth may be either.
+    // The first two are under way until 0.6 s, when the fourth is due: that one may be either.
     let fates: Vec<&str> = rows.iter().map(|row| row["fate"].as_str().unwrap()).collect();
     assert_eq!(fates[..3], ["timed_out", "timed_out", "unsent"], "{report}");
     assert!(rows[2]["error"].as_str().unwrap().contains('2') && rows[2]["lag"].is_null());

@@ -6,8 +6,8 @@
     python benches/load/run.py overload WORK --steps 20     # ten times that for a minute
     python benches/load/run.py overhead WORK --steps 20     # what the server takes beside the worker
 
---steps is N*, the fewest steps that keep 99 % of the 50-step fidelity. The standard library is enough; `policies` draws
-its plot if matplotlib is there. docs/load.md says what the runs are.
+--steps is N*, the fewest steps that keep 99 % of the 50-step fidelity. Drawing the trace needs numpy,
+as benches/trace/draw.py does, and the plot matplotlib; the rest is the standard library. docs/load.md says what the runs are.
 """
 
 import argparse
