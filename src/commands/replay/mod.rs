@@ -18,6 +18,7 @@ use hyper::Uri;
 use hyper::header::HeaderValue;
 use indicatif::{ProgressBar, ProgressStyle};
 use pentimento_pipelines::{Model, Precision};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -42,7 +43,7 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "recorded")]
     arrivals: Arrivals,
     /// Recorded arrivals: how many times faster than recorded.
-    #[arg(long, value_name = "FACTOR", conflicts_with = "rate", value_parser = between::<1, 10_000>)]
+    #[arg(long, value_name = "FACTOR", conflicts_with = "rate", value_parser = between::<1, 1_000_000>)]
     speed: Option<f64>,
     /// Drawn arrivals: mean requests per second.
     #[arg(long, value_name = "PER_SECOND", value_parser = between::<1, 10_000_000>)]
@@ -121,6 +122,9 @@ fn in_flight(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "must be between 1 and 100000".to_owned())
 }
 
+/// Open files beside the connections: streams, what the runtime needs, what the run writes.
+const OTHER_FILES: u64 = 64;
+
 /// Everything of a run, as `--json` writes it.
 #[derive(Serialize)]
 struct Report<'a> {
@@ -136,6 +140,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let trace = trace::read(&arguments.trace).map_err(Failure::Misuse)?;
     let arrivals = scheduled(&arguments, &trace).map_err(Failure::Misuse)?;
     let client = client(&arguments).map_err(Failure::Misuse)?;
+    allow_open_files(arguments.max_in_flight).map_err(Failure::Misuse)?;
     if let Some(model) = &arguments.score {
         Model::find(model).map_err(|e| Failure::Misuse(anyhow!("--score: {e}")))?;
     }
@@ -240,6 +245,23 @@ fn report(arguments: &Arguments, summary: &Summary, rows: &[Row]) -> Result<(), 
     let first = rows.iter().find_map(|row| row.error.as_deref());
     let reason = first.map_or_else(String::new, |error| format!(": {error}"));
     Err(anyhow!("no request was completed{reason}").into())
+}
+
+/// Lets this process hold a connection for each request under way: many systems allow 1,024 files unless asked for more.
+fn allow_open_files(connections: usize) -> anyhow::Result<()> {
+    let needed = connections as u64 + OTHER_FILES;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // No limit at all is `None`.
+    if current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    if let Some(most) = maximum.filter(|most| *most < needed) {
+        return Err(anyhow!(
+            "--max-in-flight: {connections} connections are more than {most} open files allow"
+        ));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum })
+        .context("--max-in-flight: this process may not open so many files")
 }
 
 /// Processor time of this process so far, user and system.

@@ -11,8 +11,8 @@ pub struct Summary {
     pub offered: usize,
     /// Seconds over which they were.
     pub seconds: f64,
-    /// Offered per second.
-    pub rate: f64,
+    /// Offered per second. `None` where all were due at once.
+    pub rate: Option<f64>,
     /// Answered with pictures.
     pub completed: usize,
     /// Answered within their objective.
@@ -59,12 +59,15 @@ pub struct Quantiles {
     pub p99: f64,
 }
 
-/// A mean quality. `None` where it is not known of every request that it would be the mean of.
+/// A mean quality, over the requests of which it is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Delivered {
-    /// Over completed requests.
+    /// Of how many completed requests it is known.
+    pub known: usize,
+    /// Over these.
     pub completed: Option<f64>,
-    /// Over offered requests; a violation is worth 0.
+    /// Over offered requests: a violation is worth 0, and one answered in time, where it is not known, the mean of
+    /// those of which it is.
     pub offered: Option<f64>,
 }
 
@@ -73,7 +76,7 @@ pub struct Delivered {
 pub struct Returned {
     /// Requests.
     pub requests: usize,
-    /// Share of them that was not refused again.
+    /// Share of them that was admitted then: answered, or waited for until time was up.
     pub admitted: Option<f64>,
 }
 
@@ -97,11 +100,11 @@ impl Summary {
         };
         let good = count(Fate::Good);
         let back: Vec<&Row> = rows.iter().filter(|row| row.returned.is_some()).collect();
-        let admitted = back.iter().filter(|row| row.fate != Fate::Refused).count();
+        let admitted = back.iter().filter(|row| row.completed() || row.fate == Fate::TimedOut).count();
         Self {
             offered: rows.len(),
             seconds,
-            rate: rows.len() as f64 / seconds.max(f64::MIN_POSITIVE),
+            rate: (seconds > 0.0).then(|| rows.len() as f64 / seconds),
             completed: rows.iter().filter(|row| row.completed()).count(),
             good,
             goodput: good as f64 / rows.len().max(1) as f64,
@@ -129,60 +132,75 @@ impl Summary {
     /// A Markdown table.
     pub fn table(&self) -> String {
         let Self { violations, latency_ms, returned, generator, .. } = self;
-        let number = |value: Option<f64>, digits: usize| {
-            value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
-        };
         let at = |quantile: fn(&Quantiles) -> f64| number(latency_ms.as_ref().map(quantile), 0);
-        let both = |quality: &Delivered| (number(quality.completed, 4), number(quality.offered, 4));
+        let row = |name: &str, value: String| (name.to_owned(), value);
         let mut rows = vec![
-            ("offered requests", self.offered.to_string()),
-            ("offered per second", format!("{:.3}", self.rate)),
-            ("completed", self.completed.to_string()),
-            ("goodput (share within the objective)", format!("{:.4}", self.goodput)),
-            ("violations: late", violations.late.to_string()),
-            ("violations: 429", violations.refused.to_string()),
-            ("violations: timeouts", violations.timed_out.to_string()),
-            ("violations: other errors", violations.failed.to_string()),
-            ("violations: not sent (generator)", violations.unsent.to_string()),
-            ("latency p50, ms", at(|q| q.p50)),
-            ("latency p95, ms", at(|q| q.p95)),
-            ("latency p99, ms", at(|q| q.p99)),
-            ("mean steps", number(self.mean_steps, 2)),
-            ("mean skipped steps", number(self.mean_skipped_steps, 2)),
+            row("offered requests", self.offered.to_string()),
+            row("offered per second", number(self.rate, 3)),
+            row("completed", self.completed.to_string()),
+            row("goodput (share within the objective)", format!("{:.4}", self.goodput)),
+            row("violations: late", violations.late.to_string()),
+            row("violations: 429", violations.refused.to_string()),
+            row("violations: timeouts", violations.timed_out.to_string()),
+            row("violations: other errors", violations.failed.to_string()),
+            row("violations: not sent (generator)", violations.unsent.to_string()),
+            row("latency p50, ms", at(|q| q.p50)),
+            row("latency p95, ms", at(|q| q.p95)),
+            row("latency p99, ms", at(|q| q.p99)),
+            row("mean steps", number(self.mean_steps, 2)),
+            row("mean skipped steps", number(self.mean_skipped_steps, 2)),
         ];
-        let (completed, offered) = both(&self.expected_quality);
-        rows.push(("expected quality of the completed", completed));
-        rows.push(("expected quality per offered, violations 0", offered));
-        if self.fidelity.completed.is_some() {
-            let (completed, offered) = both(&self.fidelity);
-            rows.push(("fidelity of the completed", completed));
-            rows.push(("fidelity per offered, violations 0", offered));
-        }
-        if self.clip_score.completed.is_some() {
-            let (completed, offered) = both(&self.clip_score);
-            rows.push(("CLIP score of the completed", completed));
-            rows.push(("CLIP score per offered, violations 0", offered));
+        rows.extend(self.expected_quality.lines("expected quality", self.completed));
+        for (name, judged) in [("fidelity", &self.fidelity), ("CLIP score", &self.clip_score)] {
+            if judged.known > 0 {
+                rows.extend(judged.lines(name, self.completed));
+            }
         }
         if returned.requests > 0 {
-            rows.push(("came back after Retry-After", returned.requests.to_string()));
-            rows.push(("share of them admitted", number(returned.admitted, 4)));
+            rows.push(row("came back after Retry-After", returned.requests.to_string()));
+            rows.push(row("share of them admitted", number(returned.admitted, 4)));
         }
-        rows.push(("generator CPU, s", format!("{:.2}", generator.cpu_seconds)));
-        rows.push(("generator lag p99, ms", number(generator.lag_p99_ms, 1)));
-        let line = |(name, value): (&str, String)| format!("| {name} | {value} |\n");
+        rows.push(row("generator CPU, s", format!("{:.2}", generator.cpu_seconds)));
+        rows.push(row("generator lag p99, ms", number(generator.lag_p99_ms, 1)));
+        let line = |(name, value): (String, String)| format!("| {name} | {value} |\n");
         "| | |\n|---|---|\n".to_owned() + &rows.into_iter().map(line).collect::<String>()
     }
 }
 
 impl Delivered {
     fn new(rows: &[Row], quality: fn(&Row) -> Option<f64>) -> Self {
-        let all = |of: fn(&Row) -> bool| {
-            rows.iter().filter(|row| of(row)).map(quality).collect::<Option<Vec<f64>>>()
+        let of = |is: fn(&Row) -> bool| -> Vec<f64> {
+            rows.iter().filter(|row| is(row)).filter_map(quality).collect()
         };
-        let completed = all(Row::completed).and_then(|values| mean(values.into_iter()));
-        let good = all(|row| row.fate == Fate::Good).filter(|_| completed.is_some());
-        Self { completed, offered: good.map(|values| values.iter().sum::<f64>() / rows.len() as f64) }
+        let completed = of(Row::completed);
+        let good = rows.iter().filter(|row| row.fate == Fate::Good).count();
+        let known_good =
+            if good == 0 { Some(0.0) } else { mean(of(|row| row.fate == Fate::Good).into_iter()) };
+        let known = completed.len();
+        Self {
+            known,
+            // Where nothing is known, violations alone would make a mean of 0.
+            offered: known_good
+                .filter(|_| known > 0)
+                .map(|quality| quality * good as f64 / rows.len() as f64),
+            completed: mean(completed.into_iter()),
+        }
     }
+
+    /// Lines of the table, of a run with so many completed requests.
+    fn lines(&self, name: &str, completed: usize) -> Vec<(String, String)> {
+        let mut lines = vec![(format!("{name} of the completed"), number(self.completed, 4))];
+        if (1..completed).contains(&self.known) {
+            lines.push((format!("{name} is known of"), self.known.to_string()));
+        }
+        lines.push((format!("{name} per offered, violations 0"), number(self.offered, 4)));
+        lines
+    }
+}
+
+/// With so many digits, or a dash.
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -239,8 +257,9 @@ mod tests {
         rows[2].returned = Some(2.0);
         let summary = Summary::new(&rows, 2.0, NOTHING);
         assert_eq!((summary.offered, summary.completed, summary.good), (4, 2, 1));
-        assert_eq!((summary.rate, summary.goodput, summary.mean_steps), (2.0, 0.25, Some(20.0)));
-        assert_eq!(summary.expected_quality, Delivered { completed: Some(0.95), offered: Some(0.225) });
+        assert_eq!((summary.rate, summary.goodput, summary.mean_steps), (Some(2.0), 0.25, Some(20.0)));
+        let delivered = Delivered { known: 2, completed: Some(0.95), offered: Some(0.225) };
+        assert_eq!(summary.expected_quality, delivered);
         assert_eq!(
             summary.violations,
             Violations { late: 1, refused: 1, unsent: 1, ..Violations::default() }
@@ -251,11 +270,33 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_of_all_is_not_claimed() {
-        let rows = [row(Fate::Good, Some(1.0), Some(0.9)), row(Fate::Good, Some(1.0), None)];
-        assert_eq!(Summary::new(&rows, 1.0, NOTHING).expected_quality, Delivered::default());
-        let none = Summary::new(&[], 1.0, NOTHING);
-        assert_eq!((none.goodput, none.latency_ms, none.expected_quality), (0.0, None, Delivered::default()));
+    fn what_is_not_known_is_not_claimed() {
+        let rows = [
+            row(Fate::Good, Some(1.0), Some(0.9)),
+            row(Fate::Good, Some(1.0), None),
+            row(Fate::Late, Some(1.0), Some(0.5)),
+            row(Fate::Refused, None, None),
+        ];
+        let summary = Summary::new(&rows, 1.0, NOTHING);
+        let some = Delivered { known: 2, completed: Some(0.7), offered: Some(0.45) };
+        assert_eq!(summary.expected_quality, some);
+        assert!(summary.table().contains("| expected quality is known of | 2 |"), "{}", summary.table());
+        let late = Summary::new(&rows[2..], 1.0, NOTHING).expected_quality;
+        assert_eq!(late, Delivered { known: 1, completed: Some(0.5), offered: Some(0.0) });
+        assert_eq!(Summary::new(&rows[3..], 1.0, NOTHING).expected_quality, Delivered::default());
+        let none = Summary::new(&[], 0.0, NOTHING);
+        assert_eq!((none.rate, none.goodput, none.latency_ms), (None, 0.0, None));
+        assert_eq!(none.expected_quality, Delivered::default());
+    }
+
+    #[test]
+    fn who_came_back_and_was_not_sent_or_not_served_was_not_admitted() {
+        let fates =
+            [Fate::Good, Fate::Late, Fate::TimedOut, Fate::Refused, Fate::Unsent, Fate::Failed, Fate::Good];
+        let mut rows = fates.map(|fate| row(fate, None, None));
+        rows[..6].iter_mut().for_each(|row| row.returned = Some(1.0));
+        let returned = Summary::new(&rows, 1.0, NOTHING).returned;
+        assert_eq!(returned, Returned { requests: 6, admitted: Some(0.5) });
     }
 
     #[test]
