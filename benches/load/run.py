@@ -3,6 +3,7 @@
     cargo build --release
     python benches/load/run.py capacity WORK --steps 20     # first: what `fixed` steps carry
     python benches/load/run.py policies WORK --steps 20     # every policy at 1 and 2 times that, then tables and a plot
+    python benches/load/run.py tables WORK --steps 20       # of the policies that were run so far
     python benches/load/run.py overload WORK --steps 20     # ten times that for a minute
     python benches/load/run.py overhead WORK --steps 20     # what the server takes beside the worker
 
@@ -12,6 +13,7 @@ as benches/trace/draw.py does, and the plot matplotlib; the rest is the standard
 
 import argparse
 import http.client
+import itertools
 import json
 import math
 import shlex
@@ -129,6 +131,8 @@ class Work:
         # 1 is also what a run ends with of which no request was completed: a result.
         if ended.returncode not in (0, 1) or not unfinished.exists():
             raise SystemExit(f"replay ended with {ended.returncode}")
+        if server.process.poll() is not None:
+            raise SystemExit(f"the server ended with {server.process.returncode}")
         unfinished.rename(self.path(name))
         return self.read(name)
 
@@ -139,30 +143,35 @@ def closed_loop(url, prompts, concurrency, seconds):
     turn = threading.Lock()
     failures = []
 
+    def ask(connection):
+        with turn:
+            request = next(waiting)
+        body = json.dumps({"prompt": request["prompt"], "seed": request["seed"]})
+        connection.request("POST", IMAGES, body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status == 200:
+            done.append(time.monotonic() - begun)
+        elif answer.status == 429:
+            time.sleep(0.1)
+        else:
+            failures.append(f"{answer.status} {text[:300]!r}")
+
     def client():
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=600)
-        while time.monotonic() < begun + seconds and not failures:
-            with turn:
-                request = next(waiting)
-            body = json.dumps({"prompt": request["prompt"], "seed": request["seed"]})
-            connection.request("POST", IMAGES, body, {"content-type": "application/json"})
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status == 429:
-                time.sleep(0.1)
-                continue
-            if answer.status != 200:
-                failures.append(f"{answer.status} {text[:300]!r}")
-                return
-            done.append(time.monotonic() - begun)
+        try:
+            while time.monotonic() < begun + seconds and not failures:
+                ask(connection)
+        except (OSError, http.client.HTTPException) as error:
+            failures.append(repr(error))
 
     threads = [threading.Thread(target=client) for _ in range(concurrency)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if failures:
-        raise SystemExit(f"capacity: {failures[0]}")
+    if failures or not done:
+        raise SystemExit(f"capacity: {failures[0] if failures else 'no picture was painted'}")
     # Whole pictures over the time they took: the last ones end after the time is up.
     return len(done) / max(done)
 
@@ -218,16 +227,16 @@ def compare(work):
         report = work.read(run)
         if report:
             runs[run] = report
+    if not runs:
+        raise SystemExit("there are no runs yet: run `policies` first")
     print(f"Capacity: {work.capacity():.3f} pictures per second at {work.arguments.steps} steps.\n")
     print(tables.overview(runs) + "\n\n" + tables.comparison(runs, pairs()))
-    for setting in ("adaptive", "adaptive-cache"):
-        idle = runs[name(*UNLOADED, setting)]
-        quality = tables.measured(runs.values())
-        for load, arrivals in LOADS:
-            run = runs[name(load, arrivals, setting)]
-            value, at_best = (r["summary"][quality]["completed"] for r in (run, idle))
-            if value and at_best:
-                print(f"\n{name(load, arrivals, setting)}: {value / at_best:.4f} of its unloaded {quality}.")
+    quality = tables.measured(runs.values())
+    for setting, (load, arrivals) in itertools.product(("adaptive", "adaptive-cache"), LOADS):
+        run, idle = runs.get(name(load, arrivals, setting)), runs.get(name(*UNLOADED, setting))
+        value, at_best = (r and r["summary"][quality]["completed"] for r in (run, idle))
+        if value and at_best:
+            print(f"\n{name(load, arrivals, setting)}: {value / at_best:.4f} of its unloaded {quality}.")
     try:
         tables.plot(runs, [f"{load}x {arrivals}" for load, arrivals in LOADS], work.folder / "load.png")
     except ImportError:
@@ -292,7 +301,7 @@ def overhead(work):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = {"capacity": capacity, "policies": policies, "overload": overload, "overhead": overhead}
+    modes = {"capacity": capacity, "policies": policies, "tables": compare, "overload": overload, "overhead": overhead}
     parser.add_argument("mode", choices=modes)
     parser.add_argument("work", type=Path, metavar="WORK", help="folder of the results")
     parser.add_argument("--steps", type=int, required=True, help="N*")

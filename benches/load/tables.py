@@ -29,8 +29,8 @@ def delivered(row, quality):
 
 
 def measured(runs):
-    """Fidelity where every run has it, otherwise what the server expects."""
-    known = (run["summary"]["fidelity"]["completed"] is not None for run in runs)
+    """Fidelity where every run has it of every answer, otherwise what the server expects."""
+    known = (run["summary"]["fidelity"]["known"] == run["summary"]["completed"] for run in runs)
     return "fidelity" if all(known) else "expected_quality"
 
 
@@ -55,33 +55,36 @@ def overview(runs):
 
 
 def paired(ours, theirs):
-    """Mean difference of the quality per offered request and its 95 % bootstrap interval, requests drawn in pairs."""
+    """Mean difference of the quality per offered request, its 95 % bootstrap interval, requests drawn in pairs, and how
+    many pairs there are: a request whose quality is not known of both runs makes none."""
     if [(r["line"], r["at"]) for r in ours["requests"]] != [(r["line"], r["at"]) for r in theirs["requests"]]:
         raise SystemExit("two runs that are to be compared did not offer the same requests")
     quality = measured([ours, theirs])
     values = [[delivered(row, quality) for row in run["requests"]] for run in (ours, theirs)]
-    if any(value is None for side in values for value in side):
+    differences = [a - b for a, b in zip(*values) if a is not None and b is not None]
+    # Where a server says nothing of quality, violations would be all that is known.
+    if any(run["summary"][quality]["known"] == 0 < run["summary"]["completed"] for run in (ours, theirs)):
         return None
-    differences = [a - b for a, b in zip(*values)]
     rng = random.Random(0)
     means = sorted(mean(rng.choices(differences, k=len(differences))) for _ in range(SAMPLES))
-    return quality, mean(differences), means[round(0.025 * (SAMPLES - 1))], means[round(0.975 * (SAMPLES - 1))]
+    low, high = means[round(0.025 * (SAMPLES - 1))], means[round(0.975 * (SAMPLES - 1))]
+    return quality, mean(differences), low, high, len(differences)
 
 
 def comparison(runs, pairs):
-    lines = ["| ours | against | quality per offered: difference (95 %) | violations: ours / theirs | theirs ÷ ours |"]
-    lines.append("|---|---|---|---|---|")
+    lines = ["| ours | against | quality per offered: difference (95 %) | pairs | violations: ours / theirs | theirs ÷ ours |"]
+    lines.append("|---|---|---|---|---|---|")
     for ours, theirs in pairs:
         if ours not in runs or theirs not in runs:
             continue
         found = paired(runs[ours], runs[theirs])
-        cell = "not known"
+        cell, count = "not known", "–"
         if found:
-            quality, difference, low, high = found
+            quality, difference, low, high, count = found
             cell = f"{quality} {difference:+.4f} ({low:+.4f} to {high:+.4f})"
         a, b = violations(runs[ours]), violations(runs[theirs])
         ratio = f"{b / a:.2f}" if a else ("∞" if b else "–")
-        lines.append(f"| {ours} | {theirs} | {cell} | {a} / {b} | {ratio} |")
+        lines.append(f"| {ours} | {theirs} | {cell} | {count} | {a} / {b} | {ratio} |")
     return "\n".join(lines)
 
 
