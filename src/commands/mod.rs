@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod generate;
 mod latents;
 mod open_cache;
+pub mod replay;
 pub mod serve;
 mod terminal;
 
@@ -36,6 +37,8 @@ enum Subcommands {
     Calibrate(calibrate::Arguments),
     /// Paint pictures without a server.
     Generate(generate::Arguments),
+    /// Send a trace of requests to a server, and report what came of them.
+    Replay(replay::Arguments),
     /// Serve the Images API: one process with API and worker.
     Serve(serve::Arguments),
     /// Look at a running server's cache, and change it.
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Subcommands::Calibrate(arguments) => calibrate::run(arguments),
         Subcommands::Generate(arguments) => generate::run(arguments),
+        Subcommands::Replay(arguments) => replay::run(arguments),
         Subcommands::Serve(arguments) => serve::run(arguments),
         Subcommands::Cache(arguments) => cache::run(arguments),
     };
