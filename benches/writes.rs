@@ -79,7 +79,7 @@ async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> an
     let wanted = Wanted { prompt: Some("a red house in the snow".to_owned()), cache, ..Wanted::default() };
     let limits = Limits { prompt_bytes: 1000, n: 1, steps: 1000 };
     let request =
-        GenerationRequest::new(wanted, model, &limits, |_, asked| Terms::unhurried(asked, 50), seed)?;
+        GenerationRequest::new(wanted, model, &limits, |_, _, asked| Terms::unhurried(asked, 50), seed)?;
     let mut jobs = request.jobs("bench", "bench");
     reuse.prepare(&request, "bench", &mut jobs).await?;
     Ok(Arc::new(jobs.remove(0)))

@@ -169,12 +169,14 @@ fn a_listener_that_does_not_read_holds_nothing_up() {
 
 #[test]
 fn a_job_knows_its_place_and_cancelling_gives_it_up() {
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--max-batch-rows", "2"]); // one picture at a time
     let painting = create(&server, &body(1000, 10));
     until("the first is being painted", || server.metric("pentimento_steps_total") > 2.0);
     assert_eq!(once(&server, &painting, "painting")["position"], Value::Null);
     let second = create(&server, &body(999, 2));
-    let third = create(&server, &body(998, 1));
+    let mut patient = body(998, 1);
+    patient["pentimento"] = json!({"max_latency_ms": 3_600_000}); // the least urgent of all
+    let third = create(&server, &patient);
     let job = server.get(&third).json();
     assert_eq!(job["status"], "queued", "{job}");
     let behind = job["position"].as_u64().unwrap();

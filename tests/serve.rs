@@ -310,3 +310,28 @@ fn the_description_knows_every_route_and_requests_have_ids() {
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("storybook")));
     assert_eq!(server.get("/v1/models/gpt-image-1").json()["pentimento"]["model"], "storybook");
 }
+
+#[test]
+fn tiers_say_what_a_quality_gets_and_answers_say_what_a_picture_got() {
+    let server = Server::ready(&[]);
+    let tiers = server.get("/v1/tiers").json();
+    let tiers = tiers["data"].as_array().unwrap();
+    assert_eq!(tiers.len(), 4, "{tiers:?}");
+    for tier in tiers {
+        let of = |name: &str| tier[name].as_f64().unwrap();
+        assert!(1.0 <= of("min_steps") && of("min_steps") <= of("max_steps"), "{tier}");
+        assert!(
+            0.0 < of("min_quality") && of("min_quality") <= of("max_quality") && of("max_quality") <= 1.0
+        );
+        let body = json!({"prompt": "a boat", "quality": tier["quality"], "pentimento": {"cache": "off"}});
+        let answer = server.post(&body);
+        let ours = answer.json()["pentimento"].clone();
+        assert_eq!(ours["tier"], tier["quality"]);
+        assert_eq!(ours["steps"], tier["max_steps"], "without load everybody gets the best: {ours}");
+        assert_eq!(answer.header("pentimento-steps"), tier["max_steps"].to_string());
+        assert!(ours["objective_ms"].as_f64().unwrap() > 0.0);
+    }
+    let body = json!({"prompt": "a boat", "pentimento": {"max_latency_ms": 60_000, "min_quality": 0.5}});
+    let ours = server.post(&body).json()["pentimento"].clone();
+    assert_eq!(ours["objective_ms"], 60_000.0);
+}

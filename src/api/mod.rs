@@ -14,6 +14,7 @@ mod models;
 mod observe;
 mod openapi;
 mod server;
+mod tiers;
 mod wire;
 
 use std::net::SocketAddr;
@@ -111,7 +112,8 @@ pub fn router(mut app: App) -> Router {
         .routes(routes!(jobs::one, jobs::remove))
         .routes(routes!(jobs::events))
         .routes(routes!(models::list))
-        .routes(routes!(models::one));
+        .routes(routes!(models::one))
+        .routes(routes!(tiers::list));
     let description = open.get_openapi().clone();
     let mut all = description;
     all.merge(keyed.get_openapi().clone());

@@ -164,7 +164,7 @@ fn request(
     };
     // Short enough to be typed again.
     let random = u64::from(getrandom::u32()?);
-    let terms = |_, asked: &_| Terms::unhurried(asked, model.defaults().steps);
+    let terms = |_, _, asked: &_| Terms::unhurried(asked, model.defaults().steps);
     let request = GenerationRequest::new(wanted, model, &Limits::from(config), terms, random);
     request.map_err(|rejection| match rejection {
         Rejection::Invalid { field, reason } => Failure::Misuse(anyhow!("{} {reason}", flag_of(field))),

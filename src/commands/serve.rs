@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+use super::frontier::{checked, frontier_of};
 use super::open_cache::{cache_directory, open_cache, stored};
 use super::{ConfigFile, Failure, load_models, policy_json, use_threads};
 use crate::api::admin::{self, Access, Admin};
@@ -19,7 +21,7 @@ use crate::api::{App, ConnectionLimits, Keys, Phase, router};
 use crate::config::{Config, Flags};
 use crate::gateway::webhook::Webhooks;
 use crate::gateway::{Catalogue, Gateway, Jobs, Reuse};
-use crate::plan::{Frontier, ModelOffer, PlanPolicyConfig, Planner};
+use crate::plan::{Frontier, FrontierFile, ModelOffer, PlanPolicyConfig, Planner};
 use crate::queue::{LocalQueue, QueueLimits};
 use crate::worker::{self, Worker};
 use crate::{api, telemetry};
@@ -136,17 +138,37 @@ fn planner(config: &Config, models: &[Pipeline]) -> Result<Planner, Failure> {
     let wrong = |error: &dyn std::fmt::Display| Failure::Misuse(anyhow!("plan_policy: {error}"));
     let policy = policy_json(&config.plan_policy).and_then(serde_json::from_value);
     let policy: PlanPolicyConfig = policy.map_err(|error| wrong(&error))?;
+    let given = read_frontiers(&config.frontier, models).map_err(Failure::Misuse)?;
     let offer = |model: &Pipeline| {
         let Defaults { steps, size, .. } = *model.defaults();
         let steps = steps.min(config.max_steps);
-        (
-            model.id().to_owned(),
-            ModelOffer { steps, size, frontier: Frontier::flat(steps).into(), measured: false },
-        )
+        let measured = given.iter().find(|file| file.measured_for.model == model.id()).cloned();
+        let measured = measured.or_else(|| {
+            frontier_of(model).unwrap_or_else(|error| {
+                tracing::warn!(error = format!("{error:#}"), "a model's own frontier is not used");
+                None
+            })
+        });
+        let frontier = measured.as_ref().map_or_else(|| Frontier::flat(steps), Frontier::from);
+        let offer = ModelOffer { steps, size, frontier: frontier.into(), measured: measured.is_some() };
+        (model.id().to_owned(), offer)
     };
     let objective = Some(Duration::from_millis(config.latency_objective_ms)).filter(|time| !time.is_zero());
     let models = models.iter().map(offer).collect();
     Planner::new(models, config.max_batch_rows, objective, policy).map_err(|error| wrong(&error))
+}
+
+/// The frontiers that the configuration names, each measured of the weights of one of these models.
+fn read_frontiers(files: &[PathBuf], models: &[Pipeline]) -> anyhow::Result<Vec<FrontierFile>> {
+    let read = |path: &PathBuf| {
+        let context = || format!("frontier: {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(context)?;
+        let model = FrontierFile::from_json(&text).with_context(context)?.measured_for.model;
+        let model = models.iter().find(|known| known.id() == model);
+        let model = model.ok_or_else(|| anyhow!("it was measured of a model that is not served"));
+        checked(&text, model.with_context(context)?).with_context(context)
+    };
+    files.iter().map(read).collect()
 }
 
 /// From start to the end of drain.

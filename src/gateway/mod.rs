@@ -120,7 +120,7 @@ impl Gateway {
     /// [`Rejection`], naming the field.
     pub fn validate(&self, wanted: Wanted, random_seed: u64) -> Result<GenerationRequest, Rejection> {
         let model = self.catalogue.find(wanted.model.as_deref())?;
-        let terms = |size, asked: &_| self.planner.terms(model.id(), size, asked);
+        let terms = |size, n, asked: &_| self.planner.terms(model.id(), size, n, asked);
         GenerationRequest::new(wanted, model, &self.limits, terms, random_seed)
     }
 

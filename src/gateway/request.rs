@@ -117,7 +117,7 @@ impl GenerationRequest {
         wanted: Wanted,
         model: &Pipeline,
         limits: &Limits,
-        terms: impl FnOnce(Size, &Asked) -> Result<Terms, TermsError>,
+        terms: impl FnOnce(Size, usize, &Asked) -> Result<Terms, TermsError>,
         random_seed: u64,
     ) -> Result<Self, Rejection> {
         let defaults = model.defaults();
@@ -136,7 +136,7 @@ impl GenerationRequest {
         let most = limits.steps.min(model.schedule().num_train_timesteps()) as i64;
         let steps = wanted.steps.map(|steps| within("num_inference_steps", steps, 1, most)).transpose()?;
         let asked = asked(wanted.tier, steps, wanted.max_latency_ms, wanted.min_quality)?;
-        let terms = terms(size, &asked).map_err(wrong_terms)?;
+        let terms = terms(size, n, &asked).map_err(wrong_terms)?;
         let steps = terms.best.min(limits.steps);
         let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
         if !(0.0..=MAX_GUIDANCE).contains(&guidance) {

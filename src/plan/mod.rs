@@ -20,7 +20,7 @@ mod work;
 pub use admission::{Admission, MAX_WAIT, Verdict};
 pub use arrivals::Arrivals;
 pub use frontier::{Curve, Frontier, FrontierError, FrontierFile, FrontierFor, Point};
-pub use planner::{ModelOffer, Planner};
+pub use planner::{ModelOffer, Planner, Seen};
 pub use policy::{
     AdaptiveConfig, Expected, FixedConfig, Load, PlanPolicy, PlanPolicyConfig, PlanPolicyError, Plans,
 };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use pentimento_pipelines::Size;
 
+use super::tier::LONGEST;
 use super::{
     Admission, Arrivals, Asked, Ewma, Expected, Frontier, Load, Offer, Overheads, PlanPolicy,
     PlanPolicyConfig, PlanPolicyError, Plans, StepTime, Terms, TermsError, Verdict, Work,
@@ -34,6 +35,17 @@ pub struct ModelOffer {
     pub frontier: Arc<Frontier>,
     /// Whether that was measured.
     pub measured: bool,
+}
+
+/// What a planner knows of the load.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    /// Pictures asked for, per second.
+    pub arrival_rate: f64,
+    /// Pictures being painted.
+    pub flying: usize,
+    /// Promises to refused clients that are still open.
+    pub promises: usize,
 }
 
 struct Speed {
@@ -122,21 +134,56 @@ impl Planner {
         Ok(())
     }
 
+    /// The models' ids, and whether what their steps are worth was measured.
+    pub fn models(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.models.iter().map(|(id, offer)| (id.as_str(), offer.measured))
+    }
+
+    /// Predicted seconds of a model's steps at its own size, by the rows that were seen.
+    pub fn step_times(&self, model: &str) -> impl Iterator<Item = (usize, f64)> + use<> {
+        let state = self.state.lock();
+        let size = self.models.get(model).map(|offer| offer.size);
+        let speed = size.and_then(|size| state.speeds.get(&(model.to_owned(), size)));
+        speed.map(|speed| speed.step.seen().collect::<Vec<_>>()).unwrap_or_default().into_iter()
+    }
+
+    /// What is known of the load.
+    pub fn seen(&self) -> Seen {
+        let state = self.state.lock();
+        Seen {
+            arrival_rate: state.arrivals.rate(self.born.elapsed()),
+            flying: state.flying.len(),
+            promises: state.admission.bookings(),
+        }
+    }
+
     /// Whether pictures in flight are replanned.
     pub fn replans(&self) -> bool {
         self.live.read().policy.replans()
     }
 
-    /// The terms of a request for pictures of a size.
+    /// The terms of a request for a picture of a size, or for several: these may take as many times as long, unless the
+    /// client says how long.
     ///
     /// # Errors
     /// [`TermsError`] naming the field.
-    pub fn terms(&self, model: &str, size: Size, asked: &Asked) -> Result<Terms, TermsError> {
+    pub fn terms(
+        &self,
+        model: &str,
+        size: Size,
+        pictures: usize,
+        asked: &Asked,
+    ) -> Result<Terms, TermsError> {
         let Some(ModelOffer { steps, frontier, .. }) = self.models.get(model) else {
             return Terms::unhurried(asked, 1);
         };
         let unloaded = Duration::from_secs_f64(self.unloaded(model, size, *steps));
-        Terms::new(asked, &Offer { full: *steps, unloaded, objective: self.objective, frontier })
+        let mut terms =
+            Terms::new(asked, &Offer { full: *steps, unloaded, objective: self.objective, frontier })?;
+        if asked.max_latency.is_none() {
+            terms.objective = terms.objective.saturating_mul(pictures as u32).min(LONGEST);
+        }
+        Ok(terms)
     }
 
     /// Seconds of a picture where nothing else is painted.

@@ -84,6 +84,11 @@ impl StepTime {
         high.1 + (rows as f64 - high.0) * slope
     }
 
+    /// The row counts that were seen, rising, and their seconds.
+    pub fn seen(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+        self.buckets.iter().map(|(rows, mean)| (*rows, mean.seconds))
+    }
+
     /// Takes a step's time in. The answer is the relative error of what was predicted before: above 0 where the step
     /// took longer; 0 for what is no time.
     pub fn observe(&mut self, rows: usize, seconds: f64) -> f64 {

@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::Frontier;
 
 /// The longest objective.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// Of a configured objective, `auto` has it as it is; the other tiers keep their proportion to it.
 const AUTO_MULTIPLE: f64 = 3.0;
 

@@ -149,7 +149,7 @@ impl Painter {
             return cancelled(&lease, Duration::ZERO);
         }
         let span = span(&lease);
-        let _entered = span.enter();
+        let entered = span.enter();
         let Some(model) = self.models.iter().find(|m| m.id() == lease.job.model).cloned() else {
             return fail(lease, "this worker does not have the job's model");
         };
@@ -179,8 +179,12 @@ impl Painter {
             Ok(mut painting) => {
                 painting.timings.queue = lease.waited;
                 painting.timings.load = load;
-                drop(_entered);
-                self.flying.push(Flying { lease, painting, began });
+                drop(entered);
+                let flying = Flying { lease, painting, began };
+                if flying.painting.is_finished() {
+                    return self.finish(flying); // a stored picture: no step is left
+                }
+                self.flying.push(flying);
                 self.publish();
             }
             Err(error) => fail(lease, &error),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -90,7 +91,7 @@ fn accepted(app: &App, job: &Job<About>) -> Result<Response, ApiError> {
 pub async fn one(
     State(app): State<Arc<App>>,
     Extension(client): Extension<Client>,
-    id: Option<Path<String>>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<JobObject>, ApiError> {
     let job = find(&app, &client, id)?;
     JobObject::of(&app, &job, &job.progress()).map(Json)
@@ -106,7 +107,7 @@ pub async fn one(
 pub async fn events(
     State(app): State<Arc<App>>,
     Extension(client): Extension<Client>,
-    id: Option<Path<String>>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let job = find(&app, &client, id)?;
     Ok(events::stream(app, job).into_response())
@@ -122,7 +123,7 @@ pub async fn events(
 pub async fn remove(
     State(app): State<Arc<App>>,
     Extension(client): Extension<Client>,
-    id: Option<Path<String>>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let job = find(&app, &client, id)?;
     if app.jobs.remove(&job) {
@@ -132,9 +133,13 @@ pub async fn remove(
 }
 
 /// The client's job. Others' are as if they were not.
-fn find(app: &App, client: &Client, id: Option<Path<String>>) -> Result<Arc<Job<About>>, ApiError> {
+fn find(
+    app: &App,
+    client: &Client,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Arc<Job<About>>, ApiError> {
     // No id: the path is not UTF-8.
-    let job = id.and_then(|Path(id)| app.jobs.get(&client.tenant, &id));
+    let job = id.ok().and_then(|Path(id)| app.jobs.get(&client.tenant, &id));
     job.ok_or_else(ApiError::job_not_found)
 }
 
