@@ -47,7 +47,7 @@ fn once_there_is_a_token_everything_needs_it() {
 
     let description = ask("openapi.json", &right).json();
     let paths: Vec<_> = description["paths"].as_object().unwrap().keys().collect();
-    assert_eq!(paths.len(), 9, "{paths:?}");
+    assert_eq!(paths.len(), 10, "{paths:?}");
     assert!(paths.iter().all(|path| path.starts_with("/admin/v1/")), "{paths:?}");
     assert!(!server.get("/openapi.json").text.contains("/admin/"));
 
