@@ -132,7 +132,7 @@ def errors():
     # What the client's own methods cannot be made to send.
     cases = [
         (bad, 400, "prompt", "missing_required_parameter", dict(body={})),
-        (bad, 400, "min_quality", "unsupported_parameter", dict(body={"prompt": "a", "pentimento": {"min_quality": 0.5}})),
+        (bad, 400, "min_quality", "invalid_value", dict(body={"prompt": "a", "pentimento": {"min_quality": 1.5}})),
         (openai.APIStatusError, 413, None, "request_too_large", dict(body={"prompt": "a" * 300_000})),
         (openai.APIStatusError, 415, None, "unsupported_content_type",
          dict(body={"prompt": "a"}, options={"headers": {"Content-Type": "text/plain"}})),
