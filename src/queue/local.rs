@@ -211,6 +211,21 @@ impl LocalQueue {
         }
     }
 
+    /// The job whose turn is next, if its deadline is before this; nothing is waited for.
+    pub fn pull_before(&self, deadline: Instant) -> Pulled {
+        let mut state = self.lock();
+        if state.waiting.peek().is_none_or(|next| next.deadline() >= deadline) {
+            return Pulled::Nothing;
+        }
+        match state.waiting.next() {
+            Some(waiting) => {
+                telemetry::queue_length(state.waiting.len());
+                Pulled::Lease(self.lease(&mut state, waiting))
+            }
+            None => Pulled::Nothing,
+        }
+    }
+
     fn lease(&self, state: &mut State, waiting: Waiting) -> Lease {
         let deadline = waiting.deadline();
         let Waiting { job, listeners, since } = waiting;
@@ -484,9 +499,12 @@ mod tests {
         let lease = pull(&queue).unwrap();
         assert_eq!((lease.job.index, late[1].ahead()), (1, None));
         assert_eq!([late[0].ahead(), other[0].ahead()], [Some(1), Some(0)]);
-        let order: Vec<_> =
-            std::iter::from_fn(|| pull(&queue)).map(|lease| lease.job.client.clone()).collect();
-        assert_eq!(order, ["b", "a"]);
+        assert!(matches!(queue.pull_before(lease.deadline), Pulled::Nothing), "nobody is more urgent");
+        let Pulled::Lease(other) = queue.pull_before(Instant::now() + Duration::from_secs(61)) else {
+            panic!("somebody is more urgent than that")
+        };
+        assert_eq!(other.job.client, "b", "in turn all the same");
+        assert_eq!(pull(&queue).unwrap().job.client, "a");
         assert_eq!(queue.waiting(|job, _| job.index), [0usize; 0]);
     }
 }

@@ -8,6 +8,8 @@ pub(super) trait Parts {
     type Part;
     /// Takes the next part.
     fn next(&mut self) -> Option<Self::Part>;
+    /// The part that `next` would take.
+    fn peek(&self) -> Option<&Self::Part>;
     /// How many parts wait.
     fn len(&self) -> usize;
     /// Forgets parts that nobody wants any more.
@@ -18,6 +20,9 @@ impl<T> Parts for VecDeque<T> {
     type Part = T;
     fn next(&mut self) -> Option<T> {
         self.pop_front()
+    }
+    fn peek(&self) -> Option<&T> {
+        self.front()
     }
     fn len(&self) -> usize {
         self.len()
@@ -108,6 +113,13 @@ impl<K, Q: Parts> Parts for Turns<K, Q> {
         part
     }
 
+    fn peek(&self) -> Option<&Q::Part> {
+        // The key that was served is the last, if it wants more.
+        let served = usize::from(self.front_is_served);
+        let next = self.line.get(served).or_else(|| self.line.front())?;
+        next.1.peek()
+    }
+
     fn len(&self) -> usize {
         self.line.iter().map(|(_, q)| q.len()).sum()
     }
@@ -144,7 +156,13 @@ mod tests {
         add(&mut line, 'b', 2, &["b1", "b2"]);
         assert_eq!(line.next(), Some("b1"));
         add(&mut line, 'c', 3, &["c1"]);
-        assert_eq!(rest(&mut line), ["a2", "c1", "b2", "a3", "a4"]);
+        let mut line_is_foreseen = || {
+            let next = line.peek().copied();
+            assert_eq!(next, line.next());
+            next
+        };
+        let rest: Vec<_> = std::iter::from_fn(&mut line_is_foreseen).collect();
+        assert_eq!(rest, ["a2", "c1", "b2", "a3", "a4"]);
     }
 
     #[test]

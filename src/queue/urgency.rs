@@ -38,6 +38,9 @@ impl<T> Parts for ByDeadline<T> {
     fn next(&mut self) -> Option<T> {
         self.0.pop()
     }
+    fn peek(&self) -> Option<&T> {
+        self.0.last()
+    }
     fn len(&self) -> usize {
         self.0.len()
     }

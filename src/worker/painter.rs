@@ -18,6 +18,12 @@ const REPLAN_EVERY: Duration = Duration::from_millis(50);
 /// How long the thread waits for a state before it looks at the queue again, where nothing is to be painted.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// Rows that a picture with guidance takes.
+const PICTURE_ROWS: usize = 2;
+/// So many times the rows of the largest batch may be in hand, those included that were overtaken: these keep their
+/// latents, which is little beside the memory of a step.
+const OVERTAKING: usize = 2;
+
 /// A leased job whose state is on its way.
 struct Loading {
     lease: Lease,
@@ -84,14 +90,21 @@ impl Painter {
         }
     }
 
-    /// Takes jobs while their rows find room in a batch. Whether the queue may bring more.
+    /// Takes jobs while their rows find room in a batch, and beyond that the more urgent ones: they paint first, and the
+    /// others go on when these are done. Whether the queue may bring more.
     fn take(&mut self) -> bool {
         loop {
-            let idle = self.flying.is_empty() && self.loading.is_empty();
-            if !idle && !self.has_room() {
+            let (rows, best) = self.rows();
+            let pulled = if rows == 0 {
+                self.queue.pull(None)
+            } else if rows + PICTURE_ROWS <= best {
+                self.queue.pull(Some(Duration::ZERO))
+            } else if rows + PICTURE_ROWS <= OVERTAKING * self.planner.max_rows() {
+                self.queue.pull_before(self.last_of_batch(best))
+            } else {
                 return true;
-            }
-            match self.queue.pull(if idle { None } else { Some(Duration::ZERO) }) {
+            };
+            match pulled {
                 Pulled::Lease(lease) => self.accept(lease),
                 Pulled::Nothing => return true,
                 Pulled::Closed => return false,
@@ -99,16 +112,26 @@ impl Painter {
         }
     }
 
-    fn has_room(&self) -> bool {
+    /// Rows in hand, and those of a full batch.
+    fn rows(&self) -> (usize, usize) {
         let flying = self.flying.iter().map(|f| (f.rows(), &f.lease));
         let loading = self.loading.iter().map(|l| (rows(&l.lease), &l.lease));
-        let (mut taken, mut most) = (0, self.planner.max_rows());
+        let (mut taken, mut best) = (0, self.planner.max_rows());
         for (rows, lease) in flying.chain(loading) {
             taken += rows;
-            most = most.min(self.planner.rows(&lease.job.model, lease.job.size));
+            best = best.min(self.planner.rows(&lease.job.model, lease.job.size));
         }
-        // As many rows as the last one had must fit again.
-        taken + 2 <= most
+        (taken, best)
+    }
+
+    /// The latest deadline of the next batch.
+    fn last_of_batch(&self, best: usize) -> Instant {
+        let flying = self.flying.iter().map(|f| f.lease.deadline);
+        let mut deadlines: Vec<Instant> =
+            flying.chain(self.loading.iter().map(|l| l.lease.deadline)).collect();
+        deadlines.sort_unstable();
+        let pictures = (best / PICTURE_ROWS).clamp(1, deadlines.len().max(1));
+        deadlines.get(pictures - 1).copied().unwrap_or_else(Instant::now)
     }
 
     fn accept(&mut self, lease: Lease) {
@@ -255,8 +278,10 @@ impl Painter {
                 left: flying.painting.trajectory().plan().steps().len(),
             })
             .collect();
-        let (model, size) = (self.flying[0].lease.job.model.clone(), self.flying[0].lease.job.size);
-        let chosen = choose(&candidates, self.planner.max_rows(), self.planner.step_time(&model, size));
+        let Some(first) = self.flying.iter().min_by_key(|flying| flying.lease.deadline) else { return };
+        let (model, size) = (first.lease.job.model.clone(), first.lease.job.size);
+        let most = self.planner.rows(&model, size);
+        let chosen = choose(&candidates, most, self.planner.step_time(&model, size));
         let rows = chosen.iter().map(|&i| candidates[i].rows).sum();
         drop(candidates);
         let mut batch: Vec<&mut Painting> = Vec::with_capacity(chosen.len());
