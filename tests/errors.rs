@@ -186,7 +186,8 @@ fn too_much_is_refused_with_a_time_to_come_back() {
          3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d bert\n",
     )
     .unwrap();
-    let bounds = ["--max-n", "1", "--queue-length", "1", "--queue-length-per-client", "1"];
+    let bounds =
+        ["--max-batch-rows", "2", "--max-n", "1", "--queue-length", "1", "--queue-length-per-client", "1"];
     let server = Server::ready(&[&bounds[..], &["--api-keys-file", keys.to_str().unwrap()]].concat());
     let endless = json!({"prompt": "a", "num_inference_steps": 1000}).to_string();
     let stream = json!({"prompt": "a", "num_inference_steps": 1000, "stream": true}).to_string();

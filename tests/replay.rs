@@ -109,7 +109,16 @@ fn a_poisson_replay_is_reported_drawn_and_judged() {
 
 #[test]
 fn a_server_that_refuses_violates_and_may_be_tried_again() {
-    let server = Server::ready(&["--queue-length", "1", "--queue-length-per-client", "1", "--max-n", "1"]);
+    let server = Server::ready(&[
+        "--max-batch-rows",
+        "2",
+        "--queue-length",
+        "1",
+        "--queue-length-per-client",
+        "1",
+        "--max-n",
+        "1",
+    ]);
     let folder = Folder::new("replay");
     let lines: Vec<Value> = (0..12)
         .map(|i| json!({"at": 0.0, "prompt": "a boat", "seed": i, "num_inference_steps": 25}))

@@ -170,16 +170,17 @@ fn clients_are_served_in_turn() {
     let folder = Folder::new("turns");
     let ten = json!({"prompt": "a boat", "n": 10, "num_inference_steps": 4});
     let one = json!({"prompt": "a house", "num_inference_steps": 4});
-    let server = Server::ready(&["--api-keys-file", &with_keys(&folder)]);
+    // In batches of one picture: those of a batch end together.
+    let server = Server::ready(&["--api-keys-file", &with_keys(&folder), "--max-batch-rows", "2"]);
     another_is_served_soon(&server, ("a", ten.clone()), ("b", one.clone()));
     // So are the requests of one client, such as two programs on one machine without keys.
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--max-batch-rows", "2"]);
     another_is_served_soon(&server, ("", ten), ("", one));
 }
 
 #[test]
 fn whoever_hangs_up_costs_nothing_more() {
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--max-batch-rows", "2"]); // so that the second waits
     let endless = json!({"prompt": "a boat", "num_inference_steps": 1000});
     let painting = server.open(&endless);
     until("the first is being painted", || server.metric("pentimento_steps_total") > 2.0);

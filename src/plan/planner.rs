@@ -61,6 +61,9 @@ struct Flying {
 
 struct State {
     speeds: HashMap<(String, Size), Speed>,
+    /// Seconds of each model's full plan at its own size where nothing else is painted, as they were profiled: objectives
+    /// follow from them, and stay what they were when they were published.
+    unloaded: HashMap<String, f64>,
     arrivals: Arrivals,
     /// What is expected of the next one.
     typical: Option<Work>,
@@ -98,6 +101,7 @@ impl Planner {
     ) -> Result<Self, PlanPolicyError> {
         let state = State {
             speeds: HashMap::new(),
+            unloaded: HashMap::new(),
             arrivals: Arrivals::default(),
             typical: None,
             admission: Admission::default(),
@@ -174,26 +178,17 @@ impl Planner {
         pictures: usize,
         asked: &Asked,
     ) -> Result<Terms, TermsError> {
-        let Some(ModelOffer { steps, frontier, .. }) = self.models.get(model) else {
+        let Some(ModelOffer { steps, size: own, frontier, .. }) = self.models.get(model) else {
             return Terms::unhurried(asked, 1);
         };
-        let unloaded = Duration::from_secs_f64(self.unloaded(model, size, *steps));
+        let seconds = self.state.lock().unloaded.get(model).copied().unwrap_or(UNKNOWN);
+        let unloaded = Duration::from_secs_f64(seconds * times_the_work(size, *own));
         let mut terms =
             Terms::new(asked, &Offer { full: *steps, unloaded, objective: self.objective, frontier })?;
         if asked.max_latency.is_none() {
             terms.objective = terms.objective.saturating_mul(pictures as u32).min(LONGEST);
         }
         Ok(terms)
-    }
-
-    /// Seconds of a picture where nothing else is painted.
-    fn unloaded(&self, model: &str, size: Size, steps: usize) -> f64 {
-        let state = self.state.lock();
-        let Some((Speed { step, overheads }, times)) = state.speed(model, size, &self.models) else {
-            return UNKNOWN;
-        };
-        let steps = steps as f64 * step.seconds(ROWS);
-        times * (steps + overheads.encode.seconds() + overheads.decode.seconds())
     }
 
     /// What the worker measured when it started.
@@ -208,7 +203,11 @@ impl Planner {
         let Some(step) = StepTime::fitted(samples) else { return };
         let ewma = |time: Duration| Ewma::new(time.as_secs_f64());
         let overheads = Overheads { encode: ewma(encode), load: Ewma::new(1e-4), decode: ewma(decode) };
-        self.state.lock().speeds.insert((model.to_owned(), size), Speed { step, overheads });
+        let steps = self.models.get(model).map_or(1, |offer| offer.steps);
+        let unloaded = steps as f64 * step.seconds(ROWS) + encode.as_secs_f64() + decode.as_secs_f64();
+        let mut state = self.state.lock();
+        state.unloaded.insert(model.to_owned(), unloaded);
+        state.speeds.insert((model.to_owned(), size), Speed { step, overheads });
     }
 
     /// A batch took a step.
@@ -355,15 +354,13 @@ impl Planner {
 
 impl State {
     /// The speed of a model at a size, and how many times its times are to be taken: 1, unless it was seen at its own
-    /// size only. The work of a step grows at least with the pixels.
+    /// size only.
     fn speed(&self, model: &str, size: Size, models: &HashMap<String, ModelOffer>) -> Option<(&Speed, f64)> {
         if let Some(speed) = self.speeds.get(&(model.to_owned(), size)) {
             return Some((speed, 1.0));
         }
         let own = models.get(model)?.size;
-        let pixels = |size: Size| size.width as f64 * size.height as f64;
-        let speed = self.speeds.get(&(model.to_owned(), own))?;
-        Some((speed, pixels(size) / pixels(own).max(1.0)))
+        Some((self.speeds.get(&(model.to_owned(), own))?, times_the_work(size, own)))
     }
 
     fn expect(&mut self, work: &Work, done: f64, objective: Duration) {
@@ -377,6 +374,12 @@ impl Flying {
     fn now(&self, now: Instant) -> Work {
         Work { slack: slack(self.deadline, now), ..self.work.clone() }
     }
+}
+
+/// How many times as much work a picture of a size is as one of another: it grows at least with the pixels.
+fn times_the_work(size: Size, than: Size) -> f64 {
+    let pixels = |size: Size| size.width as f64 * size.height as f64;
+    pixels(size) / pixels(than).max(1.0)
 }
 
 /// Seconds until `deadline`, below 0 after it.
