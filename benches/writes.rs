@@ -5,9 +5,11 @@
 //! with its 95 % bootstrap interval.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use pentimento::gateway::{CacheMode, GenerationRequest, Limits, Reuse, ReuseOptions, Wanted};
+use pentimento::plan::Terms;
 use pentimento::queue::Job;
 use pentimento::worker::{Beginning, Painting};
 use pentimento_cache::{Cache, CacheConfig, PolicyConfig};
@@ -73,18 +75,19 @@ fn open(dir: &Path, model: &Pipeline) -> anyhow::Result<Reuse> {
     Ok(Reuse::new(cache, [7; 16], std::slice::from_ref(model), vec![], PolicyConfig::Exact {}, options)?)
 }
 
-async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> anyhow::Result<Job> {
+async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> anyhow::Result<Arc<Job>> {
     let wanted = Wanted { prompt: Some("a red house in the snow".to_owned()), cache, ..Wanted::default() };
     let limits = Limits { prompt_bytes: 1000, n: 1, steps: 1000 };
-    let request = GenerationRequest::new(wanted, model, &limits, seed)?;
+    let request =
+        GenerationRequest::new(wanted, model, &limits, |_, _, asked| Terms::unhurried(asked, 50), seed)?;
     let mut jobs = request.jobs("bench", "bench");
     reuse.prepare(&request, "bench", &mut jobs).await?;
-    Ok(jobs.remove(0))
+    Ok(Arc::new(jobs.remove(0)))
 }
 
 /// Seconds per step, the hand-over to the cache included.
-fn step_time(model: &Pipeline, job: &Job, reuse: &Reuse) -> anyhow::Result<f64> {
-    let mut painting = Painting::begin(model, job, &Beginning::Noise)?;
+fn step_time(model: &Pipeline, job: &Arc<Job>, reuse: &Reuse) -> anyhow::Result<f64> {
+    let mut painting = Painting::begin(model, job, job.plan.steps().len(), &Beginning::Noise)?;
     let started = Instant::now();
     while !painting.is_finished() {
         painting.step()?;

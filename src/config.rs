@@ -138,6 +138,18 @@ settings! {
     queue_length: usize = 256;
     /// The most pictures of one client that wait.
     queue_length_per_client: usize = 64;
+    /// The most rows of a batch; a picture with guidance takes two.
+    max_batch_rows: usize = 16;
+    /// How many steps pictures get: `adaptive`, `per-model`, `fixed`, or such a policy with its settings, as in
+    /// {"policy": "adaptive", "replan": false}.
+    #[arg(value_name = "POLICY|JSON")]
+    plan_policy: String = "adaptive".to_owned();
+    /// The time within which pictures of the tier `auto` should be answered; the other tiers keep their proportion to
+    /// it. 0: three times what a full plan takes without load.
+    latency_objective_ms: u64 = 0;
+    /// Quality frontiers, as `pentimento frontier` writes them, beside those that come with a model.
+    #[arg(value_name = "FILE,…", value_delimiter = ',')]
+    frontier: Vec<PathBuf> = Vec::new();
     /// The most connections at a time; further ones wait.
     max_connections: usize = 1024;
     /// Time for a request's head to arrive, and for its body.
@@ -152,6 +164,25 @@ settings! {
     url_lifetime_seconds: u64 = 3600;
     /// Memory for pictures behind urls; the oldest go first.
     url_store_bytes: usize = 256 * 1024 * 1024;
+    /// Time for a job, waiting included.
+    job_timeout_seconds: u64 = 3600;
+    /// How long a finished job is kept.
+    job_lifetime_seconds: u64 = 3600;
+    /// Memory for jobs' pictures and previews. The oldest finished jobs go first; a job that still has no room fails.
+    job_store_bytes: usize = 256 * 1024 * 1024;
+    /// The most jobs kept, running ones included; finished ones give way, the oldest first.
+    max_jobs: usize = 1024;
+    /// Hosts that webhooks may go to. Without any, and without a secret, none are sent.
+    #[arg(value_name = "HOST[:PORT],…", value_delimiter = ',')]
+    webhook_hosts: Vec<String> = Vec::new();
+    /// File with the secret that signs webhooks; PENTIMENTO_WEBHOOK_SECRET, the secret itself, goes before it.
+    #[arg(value_name = "FILE")]
+    webhook_secret_file: PathBuf = PathBuf::new();
+    /// Whether webhooks may go to private addresses, loopback and link-local ones included, and by http.
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    webhook_allow_private: bool = false;
+    /// Time before a webhook is tried again for the first time; each further time it is four times as long.
+    webhook_retry_seconds: u64 = 1;
     /// Directory of the cache, which one process at a time can use. Without it `serve` uses the platform's
     /// cache directory, `generate` no cache.
     #[arg(value_name = "DIR")]
@@ -254,6 +285,8 @@ impl Config {
             ("max_prompt_bytes", self.max_prompt_bytes as u64, 1, BYTES),
             ("max_steps", self.max_steps as u64, 1, COUNT),
             ("queue_length", self.queue_length as u64, 1, COUNT),
+            ("max_batch_rows", self.max_batch_rows as u64, 1, 1024),
+            ("latency_objective_ms", self.latency_objective_ms, 0, 24 * 3600 * 1000),
             ("max_connections", self.max_connections as u64, 1, COUNT),
             ("threads", self.threads as u64, 0, 4096),
             ("read_timeout_seconds", self.read_timeout_seconds, 1, YEAR),
@@ -262,6 +295,12 @@ impl Config {
             ("drain_seconds", self.drain_seconds, 0, YEAR),
             ("url_lifetime_seconds", self.url_lifetime_seconds, 1, YEAR),
             ("url_store_bytes", self.url_store_bytes as u64, 1 << 20, BYTES),
+            ("job_timeout_seconds", self.job_timeout_seconds, 1, YEAR),
+            ("job_lifetime_seconds", self.job_lifetime_seconds, 1, YEAR),
+            ("job_store_bytes", self.job_store_bytes as u64, 1 << 20, BYTES),
+            ("max_jobs", self.max_jobs as u64, 1, COUNT),
+            ("webhook_hosts", self.webhook_hosts.len() as u64, 0, 1024),
+            ("webhook_retry_seconds", self.webhook_retry_seconds, 0, 3600),
             ("cache_memory_bytes", self.cache_memory_bytes as u64, 0, BYTES),
             ("cache_max_bytes", self.cache_max_bytes, 0, 1 << 50),
             ("cache_max_entries", self.cache_max_entries as u64, 0, 100_000_000),

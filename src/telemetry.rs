@@ -9,6 +9,7 @@ use pentimento_cache::{Decision, Stats};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+use crate::gateway::Status;
 use crate::queue::{Hit, Reused};
 
 const REQUESTS: &str = "pentimento_http_requests_total";
@@ -21,6 +22,15 @@ const FAILED: &str = "pentimento_failed_total";
 const CANCELLED: &str = "pentimento_cancelled_total";
 const STEPS: &str = "pentimento_steps_total";
 const STEP_SECONDS: &str = "pentimento_step_duration_seconds";
+const BATCH_ROWS: &str = "pentimento_batch_rows";
+const PREDICTION_ERROR: &str = "pentimento_step_prediction_error_ratio";
+const ARRIVAL_RATE: &str = "pentimento_arrival_rate";
+const PLAN_STEPS: &str = "pentimento_plan_steps";
+const REPLANNED: &str = "pentimento_replanned_total";
+const JOINED: &str = "pentimento_joined_total";
+const OVERLOADED: &str = "pentimento_overloaded_total";
+const JOBS: &str = "pentimento_jobs";
+const WEBHOOKS: &str = "pentimento_webhooks_total";
 const LOOK_UPS: &str = "pentimento_cache_lookups_total";
 const LOOK_UP_SECONDS: &str = "pentimento_cache_lookup_duration_seconds";
 const LOADS: &str = "pentimento_cache_loads_total";
@@ -56,11 +66,16 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     let requests = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
     let steps = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
     let cache = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
+    let rows = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0, 256.0];
+    let errors = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0];
     let handle = PrometheusBuilder::new()
         .set_buckets(&requests)?
         .set_buckets_for_metric(Matcher::Full(STEP_SECONDS.to_owned()), &steps)?
         .set_buckets_for_metric(Matcher::Full(LOOK_UP_SECONDS.to_owned()), &cache)?
         .set_buckets_for_metric(Matcher::Full(LOAD_SECONDS.to_owned()), &cache)?
+        .set_buckets_for_metric(Matcher::Full(BATCH_ROWS.to_owned()), &rows)?
+        .set_buckets_for_metric(Matcher::Full(PLAN_STEPS.to_owned()), &rows)?
+        .set_buckets_for_metric(Matcher::Full(PREDICTION_ERROR.to_owned()), &errors)?
         .install_recorder()?;
     describe_counter!(REQUESTS, "HTTP requests answered, by route, method and status");
     describe_histogram!(REQUEST_SECONDS, "Time from a request's head to the end of its answer's head");
@@ -70,8 +85,20 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(PICTURE_SECONDS, "Time from a picture's turn to its file");
     describe_counter!(FAILED, "Pictures that the engine failed at");
     describe_counter!(CANCELLED, "Pictures that nobody waited for any more, waiting or half painted");
-    describe_counter!(STEPS, "Steps taken");
-    describe_histogram!(STEP_SECONDS, "Time of a step");
+    describe_counter!(STEPS, "Steps taken, of every picture of a batch");
+    describe_histogram!(STEP_SECONDS, "Time of a batch's step");
+    describe_histogram!(BATCH_ROWS, "Rows of a batch");
+    describe_histogram!(PREDICTION_ERROR, "How far off a step's predicted time was, relative to it");
+    describe_gauge!(ARRIVAL_RATE, "Pictures asked for, per second");
+    describe_histogram!(PLAN_STEPS, "Steps of the plan that a picture got");
+    describe_counter!(
+        REPLANNED,
+        "Pictures in flight that got another plan, by whether it has fewer steps or more"
+    );
+    describe_counter!(JOINED, "Pictures that were being painted for the same client already");
+    describe_counter!(OVERLOADED, "Requests refused because they could not be painted in time");
+    describe_gauge!(JOBS, "Jobs kept, by status");
+    describe_counter!(WEBHOOKS, "Webhooks, by what became of them");
     describe_counter!(
         LOOK_UPS,
         "Look-ups in the cache, by what was decided; `failed` where it could not be asked"
@@ -116,17 +143,57 @@ pub fn failed() {
     counter!(FAILED).increment(1);
 }
 
-/// A model took a step.
-pub fn step(model: &str, time: Duration) {
-    counter!(STEPS, "model" => model.to_owned()).increment(1);
+/// A batch of so many pictures, and rows, took a step.
+pub fn step(model: &str, pictures: usize, rows: usize, time: Duration) {
+    counter!(STEPS, "model" => model.to_owned()).increment(pictures as u64);
     histogram!(STEP_SECONDS, "model" => model.to_owned()).record(time.as_secs_f64());
+    histogram!(BATCH_ROWS, "model" => model.to_owned()).record(rows as f64);
+}
+
+/// A step took longer, or less long (below 0), than predicted, relative to the prediction.
+pub fn prediction_error(error: f64) {
+    histogram!(PREDICTION_ERROR).record(error.abs());
+}
+
+/// Pictures come at this rate per second.
+pub fn arrival_rate(rate: f64) {
+    gauge!(ARRIVAL_RATE).set(rate);
+}
+
+/// A picture in flight goes on with another plan.
+pub fn replanned(before: usize, after: usize) {
+    counter!(REPLANNED, "to" => if after < before { "fewer" } else { "more" }).increment(1);
+}
+
+/// A request's picture is being painted already, for the same client.
+pub fn joined() {
+    counter!(JOINED).increment(1);
+}
+
+/// A request was refused because it could not be painted in time.
+pub fn overloaded() {
+    counter!(OVERLOADED).increment(1);
 }
 
 /// A model finished a picture.
-pub fn picture(model: &str, waited: Duration, time: Duration) {
+pub fn picture(model: &str, waited: Duration, time: Duration, steps: usize) {
+    histogram!(PLAN_STEPS, "model" => model.to_owned()).record(steps as f64);
     counter!(PICTURES, "model" => model.to_owned()).increment(1);
     histogram!(QUEUE_SECONDS).record(waited.as_secs_f64());
     histogram!(PICTURE_SECONDS, "model" => model.to_owned()).record(time.as_secs_f64());
+}
+
+/// So many jobs are kept in each status.
+pub fn jobs(counts: &[(Status, usize)]) {
+    for (status, jobs) in counts {
+        gauge!(JOBS, "status" => status.name()).set(*jobs as f64);
+    }
+}
+
+/// A webhook was `delivered`, `failed` in all its tries, was `refused` because of its address, or was `dropped` because
+/// too many were being sent.
+pub fn webhook(outcome: &'static str) {
+    counter!(WEBHOOKS, "outcome" => outcome).increment(1);
 }
 
 /// A picture was looked up in the cache.

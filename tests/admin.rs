@@ -47,7 +47,7 @@ fn once_there_is_a_token_everything_needs_it() {
 
     let description = ask("openapi.json", &right).json();
     let paths: Vec<_> = description["paths"].as_object().unwrap().keys().collect();
-    assert_eq!(paths.len(), 9, "{paths:?}");
+    assert_eq!(paths.len(), 10, "{paths:?}");
     assert!(paths.iter().all(|path| path.starts_with("/admin/v1/")), "{paths:?}");
     assert!(!server.get("/openapi.json").text.contains("/admin/"));
 
@@ -403,4 +403,38 @@ fn whoever_stalls_does_not_keep_the_server() {
     assert_eq!(server.admin_get("cache/stats").status, 200, "others are answered meanwhile");
     server.signal("TERM");
     assert!(server.end().success());
+}
+
+#[test]
+fn the_plan_policy_is_seen_and_set() {
+    let server = Server::ready(&[]);
+    let now = server.admin_get("plan");
+    assert_eq!(now.status, 200, "{}", now.text);
+    let now = now.json();
+    assert_eq!(now["plan"], json!({"policy": "adaptive", "replan": true}));
+    let times = now["step_times"][0]["steps"].as_array().unwrap();
+    assert!(times.len() >= 2 && times.iter().all(|time| time["ms"].as_f64().unwrap() > 0.0), "{now}");
+    let put = |change: &Value| server.admin_json("PUT", "plan", change);
+    let fixed = json!({"policy": "fixed", "steps": 7});
+    assert_eq!(put(&json!({"plan": fixed})).json()["plan"], fixed);
+    let answer = server.post(&json!({"prompt": "a boat", "quality": "high"})).json();
+    let least = answer["pentimento"]["steps"].as_u64().unwrap();
+    let tiers = server.get("/v1/tiers").json();
+    let high = tiers["data"].as_array().unwrap().iter().find(|tier| tier["quality"] == "high").unwrap();
+    assert_eq!(least, high["min_steps"].as_u64().unwrap().max(7), "no policy goes below a tier's floor");
+    for (change, param) in [
+        (json!({"plan": {"policy": "telepathy"}}), "plan.policy"),
+        (json!({"plan": {"policy": "fixed", "steps": 0}}), "plan.steps"),
+        (json!({"plan": {"policy": "fixed", "steps": "many"}}), "plan.steps"),
+        (json!({"plan": {"policy": "adaptive", "replan": 1}}), "plan.replan"),
+        (json!({"plan": {"policy": "per-model", "level": 3}}), "plan.level"),
+        (json!({"plan": 5}), "plan"),
+        (json!({}), "plan"),
+        (json!({"steps": 5}), "steps"),
+    ] {
+        let answer = put(&change);
+        let error = answer.json()["error"].clone();
+        assert_eq!((answer.status, error["param"].as_str()), (400, Some(param)), "{}", answer.text);
+    }
+    assert_eq!(server.admin_get("plan").json()["plan"], fixed, "a wrong change changes nothing");
 }

@@ -89,9 +89,17 @@ fn a_wrong_value_names_its_field() {
     is_error(&nested(json!({"cache": "never"})), 400, json!("pentimento.cache"), "invalid_value");
     is_error(&nested(json!({"cache": "only"})), 404, json!("pentimento.cache"), "cache_miss");
     is_error(&nested(json!({"namespace": "a b"})), 400, json!("pentimento.namespace"), "invalid_value");
-    for (field, value) in [("max_latency_ms", json!(5)), ("min_quality", json!(0.5))] {
+    let out_of_bounds = [
+        ("max_latency_ms", json!(0)),
+        ("max_latency_ms", json!(-1)),
+        ("max_latency_ms", json!(1e300)),
+        ("max_latency_ms", json!(0.001)), // no machine paints in a microsecond
+        ("min_quality", json!(1.01)),
+        ("min_quality", json!(-0.1)),
+    ];
+    for (field, value) in out_of_bounds {
         let param = json!(format!("pentimento.{field}"));
-        is_error(&nested(json!({ field: value })), 400, param, "unsupported_parameter");
+        is_error(&nested(json!({ field: value })), 400, param, "invalid_value");
     }
     is_error(&nested(json!({"cash": 1})), 400, json!("pentimento.cash"), "unknown_parameter");
     is_error(&server.post(&json!({"prompt": "a", "steps": 1})), 400, json!("steps"), "unknown_parameter");
@@ -178,7 +186,8 @@ fn too_much_is_refused_with_a_time_to_come_back() {
          3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d bert\n",
     )
     .unwrap();
-    let bounds = ["--max-n", "1", "--queue-length", "1", "--queue-length-per-client", "1"];
+    let bounds =
+        ["--max-batch-rows", "2", "--max-n", "1", "--queue-length", "1", "--queue-length-per-client", "1"];
     let server = Server::ready(&[&bounds[..], &["--api-keys-file", keys.to_str().unwrap()]].concat());
     let endless = json!({"prompt": "a", "num_inference_steps": 1000}).to_string();
     let stream = json!({"prompt": "a", "num_inference_steps": 1000, "stream": true}).to_string();

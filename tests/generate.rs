@@ -162,7 +162,8 @@ fn misuse_exits_with_2_and_says_which_argument() {
 
 #[test]
 fn every_command_explains_itself_with_examples() {
-    for arguments in [&["--help"][..], &["generate", "--help"], &["serve", "--help"]] {
+    for arguments in [&["--help"][..], &["generate", "--help"], &["serve", "--help"], &["frontier", "--help"]]
+    {
         let output = Command::new(env!("CARGO_BIN_EXE_pentimento")).args(arguments).output().unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && stdout.contains("Examples:"), "{arguments:?}: {stdout}");

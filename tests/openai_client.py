@@ -31,9 +31,12 @@ def plain():
     assert len(answer.data) == 1 and answer.created > 1_700_000_000
     assert (answer.size, answer.quality, answer.background, answer.output_format) == ("64x64", "low", "opaque", "png")
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
-    assert "Steps: 50" in picture(answer.data[0].b64_json).info["parameters"]
-    assert answer.pentimento["outcome"] == "miss" and answer.pentimento["steps"] == 50
+    # The tier `low` is half the full plan at best.
+    assert "Steps: 25" in picture(answer.data[0].b64_json).info["parameters"]
+    assert answer.pentimento["outcome"] == "miss" and answer.pentimento["steps"] == 25
     assert answer._request_id
+    answer = client.images.generate(model="gpt-image-1", prompt="a blue house in the snow")
+    assert answer.quality == "high" and "Steps: 50" in picture(answer.data[0].b64_json).info["parameters"]
 
     answer = client.images.generate(
         model="dall-e-3", prompt="a boat", n=2, size="64x64", quality="hd", style="vivid", user="me",
@@ -129,7 +132,7 @@ def errors():
     # What the client's own methods cannot be made to send.
     cases = [
         (bad, 400, "prompt", "missing_required_parameter", dict(body={})),
-        (bad, 400, "min_quality", "unsupported_parameter", dict(body={"prompt": "a", "pentimento": {"min_quality": 0.5}})),
+        (bad, 400, "min_quality", "invalid_value", dict(body={"prompt": "a", "pentimento": {"min_quality": 1.5}})),
         (openai.APIStatusError, 413, None, "request_too_large", dict(body={"prompt": "a" * 300_000})),
         (openai.APIStatusError, 415, None, "unsupported_content_type",
          dict(body={"prompt": "a"}, options={"headers": {"Content-Type": "text/plain"}})),

@@ -29,7 +29,7 @@ fn drive(server: &Server, checks: &str) {
 
 #[test]
 fn the_official_client_works_unmodified() {
-    let bounds = ["--queue-length-per-client", "10", "--queue-length", "12"];
+    let bounds = ["--queue-length-per-client", "10", "--queue-length", "12", "--max-batch-rows", "2"];
     let server = Server::ready(&[&["--api-keys", KEYS], &bounds[..]].concat());
     drive(&server, "--usual");
     // One picture of the first stream that was left, ten of the second.

@@ -170,16 +170,17 @@ fn clients_are_served_in_turn() {
     let folder = Folder::new("turns");
     let ten = json!({"prompt": "a boat", "n": 10, "num_inference_steps": 4});
     let one = json!({"prompt": "a house", "num_inference_steps": 4});
-    let server = Server::ready(&["--api-keys-file", &with_keys(&folder)]);
+    // In batches of one picture: those of a batch end together.
+    let server = Server::ready(&["--api-keys-file", &with_keys(&folder), "--max-batch-rows", "2"]);
     another_is_served_soon(&server, ("a", ten.clone()), ("b", one.clone()));
     // So are the requests of one client, such as two programs on one machine without keys.
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--max-batch-rows", "2"]);
     another_is_served_soon(&server, ("", ten), ("", one));
 }
 
 #[test]
 fn whoever_hangs_up_costs_nothing_more() {
-    let server = Server::ready(&[]);
+    let server = Server::ready(&["--max-batch-rows", "2"]); // so that the second waits
     let endless = json!({"prompt": "a boat", "num_inference_steps": 1000});
     let painting = server.open(&endless);
     until("the first is being painted", || server.metric("pentimento_steps_total") > 2.0);
@@ -290,6 +291,9 @@ fn the_description_knows_every_route_and_requests_have_ids() {
         "/v1/images/generations",
         "/v1/models",
         "/v1/models/{id}",
+        "/v1/jobs",
+        "/v1/jobs/{id}",
+        "/v1/jobs/{id}/events",
         "/v1/images/files/{name}",
         "/readyz",
         "/metrics",
@@ -306,4 +310,29 @@ fn the_description_knows_every_route_and_requests_have_ids() {
     let models = server.get("/v1/models").json();
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("storybook")));
     assert_eq!(server.get("/v1/models/gpt-image-1").json()["pentimento"]["model"], "storybook");
+}
+
+#[test]
+fn tiers_say_what_a_quality_gets_and_answers_say_what_a_picture_got() {
+    let server = Server::ready(&[]);
+    let tiers = server.get("/v1/tiers").json();
+    let tiers = tiers["data"].as_array().unwrap();
+    assert_eq!(tiers.len(), 4, "{tiers:?}");
+    for tier in tiers {
+        let of = |name: &str| tier[name].as_f64().unwrap();
+        assert!(1.0 <= of("min_steps") && of("min_steps") <= of("max_steps"), "{tier}");
+        assert!(
+            0.0 < of("min_quality") && of("min_quality") <= of("max_quality") && of("max_quality") <= 1.0
+        );
+        let body = json!({"prompt": "a boat", "quality": tier["quality"], "pentimento": {"cache": "off"}});
+        let answer = server.post(&body);
+        let ours = answer.json()["pentimento"].clone();
+        assert_eq!(ours["tier"], tier["quality"]);
+        assert_eq!(ours["steps"], tier["max_steps"], "without load everybody gets the best: {ours}");
+        assert_eq!(answer.header("pentimento-steps"), tier["max_steps"].to_string());
+        assert!(ours["objective_ms"].as_f64().unwrap() > 0.0);
+    }
+    let body = json!({"prompt": "a boat", "pentimento": {"max_latency_ms": 60_000, "min_quality": 0.5}});
+    let ours = server.post(&body).json()["pentimento"].clone();
+    assert_eq!(ours["objective_ms"], 60_000.0);
 }

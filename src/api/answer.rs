@@ -5,12 +5,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::ApiError;
 use super::wire::{
-    Appearance, Background, ImageData, ImageRequest, ImagesResponse, OutputFormat, Provenance, Quality,
-    ResponseFormat, Reuse, TimingsMs, Usage,
+    Appearance, Background, ImageData, ImageProvenance, ImageRequest, ImagesResponse, OutputFormat, PlanGot,
+    Provenance, Quality, ResponseFormat, Reuse, TimingsMs, Usage,
 };
-use super::{ApiError, App};
 use crate::gateway::Accepted;
+use crate::plan::Terms;
 use crate::queue::{Painted, Timings};
 
 /// Bytes of an end user's name, which every event repeats.
@@ -41,22 +42,10 @@ impl Answer {
                 "'transparent' is not possible, the models paint opaque pictures",
             ));
         }
-        if let Some(ours) = &request.pentimento {
-            let later = [
-                ("pentimento.max_latency_ms", ours.max_latency_ms.is_some()),
-                ("pentimento.min_quality", ours.min_quality.is_some()),
-            ];
-            if let Some((name, _)) = later.into_iter().find(|(_, given)| *given) {
-                return Err(ApiError::not_supported_yet(name));
-            }
-        }
         let stream = request.stream.unwrap_or(false);
         let urls = request.response_format == Some(ResponseFormat::Url);
         if stream && urls {
             return Err(ApiError::invalid("response_format", "'url' is not possible with stream"));
-        }
-        if !stream && request.partial_images.is_some_and(|n| n > 0) {
-            return Err(ApiError::invalid("partial_images", "needs stream to be true"));
         }
         for (name, text) in [("user", &request.user), ("safety_identifier", &request.safety_identifier)] {
             if text.as_ref().is_some_and(|text| text.len() > MAX_IDENTIFIER) {
@@ -80,7 +69,7 @@ pub struct About {
     pub appearance: Appearance,
     urls: bool,
     model: String,
-    steps: usize,
+    terms: Terms,
     seeds: Vec<u64>,
     started: Instant,
     look_up: Duration,
@@ -100,7 +89,7 @@ impl About {
             },
             urls: answer.urls,
             model: request.model().to_owned(),
-            steps: request.steps(),
+            terms: *request.terms(),
             seeds: request.seeds().to_vec(),
             started,
             look_up: accepted.look_up,
@@ -108,7 +97,7 @@ impl About {
     }
 
     /// How pictures came about: all, or the one of an index.
-    pub fn provenance(&self, one: Option<usize>, painted: &[Painted]) -> Provenance {
+    pub fn provenance(&self, one: Option<usize>, painted: &[Painted], ended: Instant) -> Provenance {
         let seeds = match one {
             Some(index) => self.seeds.iter().skip(index).take(1).copied().collect(),
             None => self.seeds.clone(),
@@ -116,10 +105,13 @@ impl About {
         let timings = || painted.iter().map(|picture| &picture.timings);
         let sum = |part: fn(&Timings) -> Duration| milliseconds(timings().map(part).sum());
         let least = painted.iter().min_by_key(|picture| (picture.skipped_steps, picture.reused.is_some()));
+        let fewest = painted.iter().min_by_key(|picture| picture.steps);
         Provenance {
             reuse: least.map_or_else(Reuse::default, Reuse::of),
             model: self.model.clone(),
-            steps: self.steps,
+            tier: self.terms.tier.name(),
+            objective_ms: milliseconds(self.terms.objective),
+            plan: fewest.map(PlanGot::of).unwrap_or_default(),
             seeds,
             image_index: one,
             timings_ms: TimingsMs {
@@ -129,32 +121,36 @@ impl About {
                 encode: sum(|t| t.encode),
                 denoise: sum(|t| t.denoise),
                 decode: sum(|t| t.decode),
-                total: milliseconds(self.started.elapsed()),
+                total: milliseconds(ended.saturating_duration_since(self.started)),
             },
         }
     }
 
-    /// The answer without `stream`.
+    /// The answer without `stream`, of pictures that were all painted at `ended`. `url` puts a picture, by its number,
+    /// where an url leads to.
     ///
     /// # Errors
-    /// [`ApiError`], where a picture cannot be kept for its url.
-    pub fn response(self, app: &App, painted: Vec<Painted>) -> Result<ImagesResponse, ApiError> {
-        let pentimento = self.provenance(None, &painted);
-        let data = painted.into_iter().map(|picture| {
-            let pentimento = Reuse::of(&picture);
+    /// Those of `url`.
+    pub fn response(
+        &self,
+        painted: &[Painted],
+        ended: Instant,
+        created: SystemTime,
+        url: impl Fn(usize, &Painted) -> Result<String, ApiError>,
+    ) -> Result<ImagesResponse, ApiError> {
+        let data = painted.iter().enumerate().map(|(index, picture)| {
+            let pentimento = ImageProvenance { reuse: Reuse::of(picture), plan: PlanGot::of(picture) };
             if !self.urls {
                 return Ok(ImageData { b64_json: Some(base64(&picture.file)), url: None, pentimento });
             }
-            let name = app.files.put(picture.file, self.appearance.output_format, Instant::now())?;
-            Ok(ImageData { b64_json: None, url: Some(app.file_url(&name)), pentimento })
+            Ok(ImageData { b64_json: None, url: Some(url(index, picture)?), pentimento })
         });
-        let data = data.collect::<Result<_, ApiError>>()?;
         Ok(ImagesResponse {
-            created: unix_seconds(),
-            data,
-            appearance: self.appearance,
+            created: unix_seconds(created),
+            data: data.collect::<Result<_, ApiError>>()?,
+            appearance: self.appearance.clone(),
             usage: Usage::default(),
-            pentimento,
+            pentimento: self.provenance(None, painted, ended),
         })
     }
 }
@@ -164,9 +160,9 @@ pub fn base64(file: &[u8]) -> String {
     STANDARD.encode(file)
 }
 
-/// Now, as OpenAI tells time.
-pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+/// As OpenAI tells time.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// To the microsecond.

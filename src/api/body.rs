@@ -39,7 +39,11 @@ pub async fn nested_json<T: DeserializeOwned>(
     Ok(parse_nested(&bytes(request, limit, time).await?)?.0)
 }
 
-async fn bytes(request: Request, limit: usize, time: Duration) -> Result<Vec<u8>, ApiError> {
+/// The request's body, of JSON's media type.
+///
+/// # Errors
+/// [`ApiError`], for a wrong type, too large or too slow a body.
+pub async fn bytes(request: Request, limit: usize, time: Duration) -> Result<Vec<u8>, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::content_type());
     }
@@ -67,7 +71,11 @@ async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     if total > limit { Err(ApiError::body_too_large(limit)) } else { Ok(bytes) }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+/// A body of plain values, `pentimento` and what of it is an object.
+///
+/// # Errors
+/// [`ApiError`], for broken JSON, or a field.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let (value, fields) = parse_nested(bytes)?;
     only_plain_values(&fields, "")?;
     Ok(value)
@@ -88,13 +96,16 @@ fn parse_nested<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, serde_json::Map
     Ok((value, fields))
 }
 
+/// The fields that are objects.
+const OBJECTS: [&str; 2] = ["pentimento", "pentimento.webhook"];
+
 /// Refuses arrays and objects, which serde takes for structs and enums in its own notation; no field's value
-/// is one, but for `pentimento`.
+/// is one, but for these.
 fn only_plain_values(fields: &serde_json::Map<String, Value>, parent: &str) -> Result<(), ApiError> {
     for (name, value) in fields {
         match value {
-            Value::Object(ours) if parent.is_empty() && name == "pentimento" => {
-                only_plain_values(ours, "pentimento.")?;
+            Value::Object(ours) if OBJECTS.contains(&format!("{parent}{name}").as_str()) => {
+                only_plain_values(ours, &format!("{parent}{name}."))?;
             }
             Value::Array(_) => {
                 return Err(ApiError::invalid(format!("{parent}{name}"), "an array is not possible"));
@@ -128,6 +139,7 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
         .replace("expected f64", "expected a number")
         .replace("unknown variant ", "unknown value ")
         .replace("expected struct Extensions", "expected an object")
+        .replace("expected struct WebhookRequest", "expected an object")
         .replace('`', "'");
     ApiError::invalid(path, &reason)
 }
@@ -166,6 +178,11 @@ mod tests {
             (r#"{"pentimento": {"cache": {"auto": null}}}"#, "pentimento.cache", "invalid_value"),
             (r#"{"pentimento": {"cache": "auto", "cache": "off"}}"#, "pentimento.cache", "invalid_value"),
             (r#"{"quality": {"low": null}}"#, "quality", "invalid_value"),
+            (r#"{"pentimento": {"webhook": "https://a"}}"#, "pentimento.webhook", "invalid_value"),
+            (r#"{"pentimento": {"webhook": ["https://a"]}}"#, "pentimento.webhook", "invalid_value"),
+            (r#"{"pentimento": {"webhook": {"uri": "a"}}}"#, "pentimento.webhook.uri", "unknown_parameter"),
+            (r#"{"pentimento": {"webhook": {"url": {}}}}"#, "pentimento.webhook.url", "invalid_value"),
+            (r#"{"webhook": {"url": "a"}}"#, "webhook", "unknown_parameter"),
             (r#"{"": 5}"#, "", "unknown_parameter"),
         ] {
             let (got, got_code, message) = error(text);

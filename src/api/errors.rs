@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::gateway::Rejection;
+use crate::gateway::{JobError, JobFailure, Rejection};
 use crate::queue::{Busy, Failure};
 
 /// An error's answer.
@@ -101,12 +101,6 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, "unknown_parameter", message).param(param)
     }
 
-    /// A field that a later version will have.
-    pub fn not_supported_yet(param: &str) -> Self {
-        let message = format!("'{param}' is not supported yet.");
-        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, "unsupported_parameter", message).param(param)
-    }
-
     /// A body that is not JSON.
     pub fn broken_json(reason: &str) -> Self {
         let message = format!("The request's body cannot be read as a JSON object: {reason}.");
@@ -163,6 +157,41 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "file_not_found", message)
     }
 
+    /// No such job of this client.
+    pub fn job_not_found() -> Self {
+        let message = "There is no such job: it was forgotten, or never was.";
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "job_not_found", message)
+    }
+
+    /// A job that is not taken.
+    pub fn job_refused(error: JobError, retry_after: Duration) -> Self {
+        match error {
+            JobError::Full => {
+                let message = "Too many jobs are waiting.";
+                Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "too_many_jobs", message)
+                    .retry_after(retry_after)
+            }
+            JobError::KeyTaken => {
+                let message = "This Idempotency-Key came with another body before.";
+                Self::new(StatusCode::CONFLICT, INVALID_REQUEST, "idempotency_key_reused", message)
+                    .param("Idempotency-Key")
+            }
+        }
+    }
+
+    /// Why a job failed. Asked for again and again, so nothing goes to the log.
+    pub fn of_job(failure: &JobFailure) -> Self {
+        match failure {
+            JobFailure::Picture(Failure::Engine(_)) => Self::fault(),
+            JobFailure::Picture(failure) => failure.clone().into(),
+            JobFailure::TimedOut => Self::timeout(),
+            JobFailure::NoRoom => {
+                let message = "There was no room for the job's pictures beside those of other jobs.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "job_store_full", message)
+            }
+        }
+    }
+
     /// Too slow.
     pub fn timeout() -> Self {
         let message = "The picture was not finished in time.";
@@ -172,6 +201,10 @@ impl ApiError {
     /// Our fault: the reason goes to the log, not to the client.
     pub fn internal(reason: &dyn std::fmt::Display) -> Self {
         tracing::error!(%reason, "a request failed");
+        Self::fault()
+    }
+
+    fn fault() -> Self {
         let message =
             "The server failed to process the request. The log has the details under the request's id.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error", message)
@@ -194,6 +227,10 @@ impl From<Rejection> for ApiError {
             }
             Rejection::CacheMiss => Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "cache_miss", message)
                 .param("pentimento.cache"),
+            Rejection::Overloaded { retry_after } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "overloaded", message)
+                    .retry_after(retry_after)
+            }
             Rejection::Busy(Busy::Full { retry_after }) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "queue_full", message)
                     .retry_after(retry_after)

@@ -1,7 +1,7 @@
 //! Streaming answers: server-sent events with OpenAI's names.
 
 use std::convert::Infallible;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::response::sse::{Event as ServerSentEvent, KeepAlive, Sse};
 use futures_util::Stream;
@@ -14,6 +14,9 @@ use crate::queue::{Event, Painted, Subscription};
 
 const PARTIAL: &str = "image_generation.partial_image";
 const COMPLETED: &str = "image_generation.completed";
+
+/// After so much silence a comment keeps proxies awake.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A request's pictures on their way out, one after the other. Dropped (the client hung up), it cancels
 /// those that are not finished.
@@ -37,7 +40,7 @@ pub fn stream(
         let event = streaming.next().await?;
         Some((Ok(event), streaming))
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15)))
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }
 
 impl Streaming {
@@ -62,7 +65,7 @@ impl Streaming {
         let event = PartialImageEvent {
             kind: PARTIAL,
             b64_json: base64(file),
-            created_at: unix_seconds(),
+            created_at: unix_seconds(SystemTime::now()),
             partial_image_index: preview,
             appearance: self.about.appearance.clone(),
             pentimento: PartialProvenance { image_index },
@@ -74,16 +77,21 @@ impl Streaming {
         let event = CompletedEvent {
             kind: COMPLETED,
             b64_json: base64(&painted.file),
-            created_at: unix_seconds(),
+            created_at: unix_seconds(SystemTime::now()),
             appearance: self.about.appearance.clone(),
             usage: Usage::default(),
-            pentimento: self.about.provenance(Some(image_index), std::slice::from_ref(painted)),
+            pentimento: self.about.provenance(
+                Some(image_index),
+                std::slice::from_ref(painted),
+                Instant::now(),
+            ),
         };
         json(COMPLETED, &event)
     }
 }
 
-fn json(name: &str, data: &impl Serialize) -> ServerSentEvent {
+/// An event of this name.
+pub fn json(name: &str, data: &impl Serialize) -> ServerSentEvent {
     // Serialising our own types into memory does not fail.
     ServerSentEvent::default().event(name).data(serde_json::to_string(data).unwrap_or_default())
 }

@@ -41,14 +41,29 @@ impl FileStore {
     ///
     /// # Errors
     /// Where the system has no randomness, or the picture alone is beyond the budget.
-    pub fn put(&self, bytes: Vec<u8>, format: OutputFormat, now: Instant) -> Result<String, ApiError> {
+    pub fn put(&self, bytes: &[u8], format: OutputFormat, now: Instant) -> Result<String, ApiError> {
         let mut secret = [0; 24];
+        getrandom::fill(&mut secret).map_err(|e| ApiError::internal(&e))?;
+        self.put_as(&secret, bytes, format, now)
+    }
+
+    /// Keeps a picture that belongs to a secret. It may have been put before: it lives anew, under the same name.
+    ///
+    /// # Errors
+    /// Where the picture alone is beyond the budget.
+    pub fn put_as(
+        &self,
+        secret: &[u8; 24],
+        bytes: &[u8],
+        format: OutputFormat,
+        now: Instant,
+    ) -> Result<String, ApiError> {
         if bytes.len() > self.budget {
             return Err(ApiError::internal(&"a picture is larger than url_store_bytes"));
         }
-        getrandom::fill(&mut secret).map_err(|e| ApiError::internal(&e))?;
         let name = format!("{}.{}", URL_SAFE_NO_PAD.encode(secret), format.name());
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|f| f.name != name);
         let mut total: usize = bytes.len() + files.iter().map(|f| f.bytes.len()).sum::<usize>();
         while files.front().is_some_and(|f| f.expires <= now || total > self.budget) {
             total -= files.pop_front().map_or(0, |f| f.bytes.len());
@@ -94,7 +109,7 @@ mod tests {
     fn pictures_expire_and_the_oldest_give_way() {
         let store = FileStore::new(Duration::from_secs(10), 100);
         let start = Instant::now();
-        let put = |bytes, at| store.put(vec![0; bytes], OutputFormat::Png, start + Duration::from_secs(at));
+        let put = |bytes, at| store.put(&vec![0; bytes], OutputFormat::Png, start + Duration::from_secs(at));
         let there = |name: &str, at| store.get(name, start + Duration::from_secs(at)).is_some();
         let a = put(40, 0).unwrap();
         let b = put(40, 1).unwrap();
@@ -102,5 +117,11 @@ mod tests {
         let c = put(60, 2).unwrap();
         assert!(!there(&a, 2) && there(&b, 2) && there(&c, 2), "a gave way, b still fits");
         assert!(put(101, 3).is_err() && there(&c, 3));
+        let put_again = |at| {
+            store.put_as(&[7; 24], &[0; 40], OutputFormat::Png, start + Duration::from_secs(at)).unwrap()
+        };
+        let again = put_again(4);
+        assert_eq!(put_again(9), again);
+        assert!(there(&again, 18) && there(&c, 11), "it is there once, and lives anew");
     }
 }

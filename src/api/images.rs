@@ -1,7 +1,7 @@
 //! `POST /v1/images/generations`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::answer::{About, Answer};
 use super::observe::RequestId;
-use super::wire::{ImageRequest, ImagesResponse};
+use super::wire::{ImageRequest, ImagesResponse, Quality};
 use super::{ApiError, App, ErrorBody, body, events};
 use crate::gateway::{Accepted, CacheMode, Client, Wanted};
 use crate::queue::{Event, Painted, Subscription};
@@ -25,7 +25,7 @@ use crate::queue::{Event, Painted, Subscription};
         (status = 408, description = "The body did not arrive in time", body = ErrorBody),
         (status = 413, description = "The body is too large", body = ErrorBody),
         (status = 415, description = "The body is not application/json", body = ErrorBody),
-        (status = 429, description = "Too much is waiting; see `Retry-After`", body = ErrorBody),
+        (status = 429, description = "Too much is waiting, or being painted to answer in time; see `Retry-After`", body = ErrorBody),
         (status = 500, description = "The server's fault", body = ErrorBody),
         (status = 503, description = "Shutting down", body = ErrorBody),
         (status = 504, description = "Not finished in time", body = ErrorBody)))]
@@ -38,6 +38,7 @@ pub async fn generate(
     let started = Instant::now();
     let request: ImageRequest = body::json(request, app.max_body_bytes, app.read_timeout).await?;
     let answer = Answer::new(&request)?;
+    only_for_jobs_or_streams(&request)?;
     // Short enough to be typed again.
     let random = u64::from(getrandom::u32().map_err(|e| ApiError::internal(&e))?);
     let request = app.gateway.validate(wanted(request), random)?;
@@ -50,8 +51,23 @@ pub async fn generate(
     }
     let painted = tokio::time::timeout_at(deadline.into(), collect(accepted)).await;
     let painted = painted.map_err(|_| ApiError::timeout())??;
-    let answer = about.response(&app, painted)?;
+    let keep = |_, picture: &Painted| {
+        let name = app.files.put(&picture.file, about.appearance.output_format, Instant::now())?;
+        Ok(app.file_url(&name))
+    };
+    let answer = about.response(&painted, Instant::now(), SystemTime::now(), keep)?;
     Ok((answer.pentimento.headers(), Json(answer)).into_response())
+}
+
+/// Refuses what makes sense elsewhere.
+fn only_for_jobs_or_streams(request: &ImageRequest) -> Result<(), ApiError> {
+    if request.stream != Some(true) && request.partial_images.is_some_and(|n| n > 0) {
+        return Err(ApiError::invalid("partial_images", "needs stream to be true"));
+    }
+    if request.pentimento.as_ref().is_some_and(|ours| ours.webhook.is_some()) {
+        return Err(ApiError::invalid("pentimento.webhook", "is for POST /v1/jobs"));
+    }
+    Ok(())
 }
 
 /// Waits for every picture. Dropped half-way (the client hung up, or time ran out), it cancels the rest.
@@ -73,7 +89,8 @@ async fn last_event(picture: &mut Subscription) -> Result<Painted, ApiError> {
     }
 }
 
-fn wanted(request: ImageRequest) -> Wanted {
+/// What the gateway is asked for.
+pub fn wanted(request: ImageRequest) -> Wanted {
     let ours = request.pentimento.unwrap_or_default();
     Wanted {
         model: request.model,
@@ -82,6 +99,9 @@ fn wanted(request: ImageRequest) -> Wanted {
         n: request.n,
         size: request.size,
         steps: request.num_inference_steps,
+        tier: request.quality.unwrap_or(Quality::Auto).into(),
+        max_latency_ms: ours.max_latency_ms,
+        min_quality: ours.min_quality,
         guidance_scale: request.guidance_scale,
         seed: request.seed,
         previews: request.partial_images,

@@ -9,15 +9,17 @@ mod events;
 mod files;
 mod health;
 mod images;
+mod jobs;
 mod models;
 mod observe;
 mod openapi;
 mod server;
+mod tiers;
 mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::Request;
@@ -36,11 +38,12 @@ pub use health::Phase;
 pub use server::{ConnectionLimits, run};
 
 use crate::config::Config;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Jobs};
 
 /// What the handlers share.
 pub struct App {
     gateway: Arc<Gateway>,
+    jobs: Arc<Jobs<answer::About>>,
     keys: Keys,
     files: files::FileStore,
     phase: watch::Receiver<Phase>,
@@ -61,6 +64,7 @@ impl App {
         config: &Config,
         address: SocketAddr,
         gateway: Arc<Gateway>,
+        jobs: Arc<Jobs<answer::About>>,
         keys: Keys,
         phase: watch::Receiver<Phase>,
         metrics: PrometheusHandle,
@@ -71,6 +75,7 @@ impl App {
         };
         Self {
             gateway,
+            jobs,
             keys,
             files: files::FileStore::new(
                 Duration::from_secs(config.url_lifetime_seconds),
@@ -82,7 +87,7 @@ impl App {
             max_body_bytes: config.max_body_bytes,
             read_timeout: Duration::from_secs(config.read_timeout_seconds),
             request_timeout: Duration::from_secs(config.request_timeout_seconds),
-            started: answer::unix_seconds(),
+            started: answer::unix_seconds(SystemTime::now()),
             description: utoipa::openapi::OpenApi::default(),
         }
     }
@@ -103,8 +108,12 @@ pub fn router(mut app: App) -> Router {
         .routes(routes!(openapi::openapi));
     let keyed = OpenApiRouter::new()
         .routes(routes!(images::generate))
+        .routes(routes!(jobs::create))
+        .routes(routes!(jobs::one, jobs::remove))
+        .routes(routes!(jobs::events))
         .routes(routes!(models::list))
-        .routes(routes!(models::one));
+        .routes(routes!(models::one))
+        .routes(routes!(tiers::list));
     let description = open.get_openapi().clone();
     let mut all = description;
     all.merge(keyed.get_openapi().clone());

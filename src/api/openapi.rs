@@ -8,13 +8,14 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
 use super::App;
+use super::jobs::JobEvent;
 use super::wire::{CompletedEvent, PartialImageEvent};
 
 /// What no handler says. The events are in no response's type, so they are named here.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Pentimento", description = "Text-to-image diffusion, compatible with OpenAI's Images API."),
-    components(schemas(PartialImageEvent, CompletedEvent)),
+    components(schemas(PartialImageEvent, CompletedEvent, JobEvent)),
     security((), ("api_key" = [])),
     modifiers(&ApiKey)
 )]

@@ -4,7 +4,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::jobs::WebhookRequest;
 use crate::gateway::CacheMode;
+use crate::plan::Tier;
 use crate::queue::{Format, Painted};
 
 /// `POST /v1/images/generations`. Unknown fields are refused.
@@ -22,7 +24,8 @@ pub struct ImageRequest {
     /// `WIDTHxHEIGHT`, or `auto` (the default) for the model's own.
     #[schema(example = "auto")]
     pub size: Option<String>,
-    /// Accepted; all of them take the full plan so far.
+    /// What quality is tolerated: how few steps it may get when much is asked for, and by when it is wanted. Published
+    /// at `GET /v1/tiers`; `standard` is `medium`, `hd` is `high`.
     pub quality: Option<Quality>,
     /// Pictures in the answer (the default), or urls that lead to them.
     pub response_format: Option<ResponseFormat>,
@@ -33,16 +36,14 @@ pub struct ImageRequest {
     pub output_compression: Option<i64>,
     /// Whether to answer with server-sent events.
     pub stream: Option<bool>,
-    /// How many previews of each picture to stream.
+    /// How many previews of each picture to stream; of a job they are among its events.
     #[schema(minimum = 0, maximum = 3)]
     pub partial_images: Option<i64>,
     /// `transparent` is refused: the models paint opaque pictures.
     pub background: Option<Background>,
     /// Accepted, without effect: nothing is moderated here.
-    #[expect(dead_code, reason = "read only to refuse other values")]
     pub moderation: Option<Moderation>,
     /// Accepted, without effect.
-    #[expect(dead_code, reason = "read only to refuse other values")]
     pub style: Option<Style>,
     /// Accepted, echoed as `safety_identifier`.
     #[schema(max_length = 512)]
@@ -52,7 +53,7 @@ pub struct ImageRequest {
     pub safety_identifier: Option<String>,
     /// What not to paint.
     pub negative_prompt: Option<String>,
-    /// How many steps; the model's own number where there is none.
+    /// How many steps, whatever the load; the tier's where there is none.
     #[schema(minimum = 1)]
     pub num_inference_steps: Option<i64>,
     /// How closely to follow the prompt; the model's own value where there is none.
@@ -75,10 +76,15 @@ pub struct Extensions {
     /// 1 to 64 letters, digits, `-`, `_` or `.`; `default` where there is none.
     #[schema(max_length = 64)]
     pub namespace: Option<String>,
-    /// Not supported yet.
+    /// The time that an answer may take, in milliseconds; the tier's objective where there is none. A request that
+    /// cannot be answered in time is refused.
     pub max_latency_ms: Option<f64>,
-    /// Not supported yet.
+    /// The least quality, relative to the full plan from scratch, that steps and reuse may cost; the tier's where there
+    /// is none.
+    #[schema(minimum = 0, maximum = 1)]
     pub min_quality: Option<f64>,
+    /// Of a job: whom to tell when it ends.
+    pub webhook: Option<WebhookRequest>,
 }
 
 /// How a request uses the cache.
@@ -126,6 +132,17 @@ impl Quality {
             Self::Low => "low",
             Self::Medium | Self::Standard => "medium",
             Self::Auto | Self::High | Self::Hd => "high",
+        }
+    }
+}
+
+impl From<Quality> for Tier {
+    fn from(quality: Quality) -> Self {
+        match quality {
+            Quality::Auto => Self::Auto,
+            Quality::Low => Self::Low,
+            Quality::Medium | Quality::Standard => Self::Medium,
+            Quality::High | Quality::Hd => Self::High,
         }
     }
 }
@@ -277,6 +294,33 @@ impl Reuse {
     }
 }
 
+/// The plan that a picture got.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+pub struct PlanGot {
+    /// Its steps, skipped ones included.
+    pub steps: usize,
+    /// What such pictures are worth on average, 0 to 1, relative to the model's full plan, as far as steps tell; `null`
+    /// where nothing was painted, or the model's frontier was not measured.
+    pub expected_quality: Option<f64>,
+}
+
+impl PlanGot {
+    /// Of a picture.
+    pub fn of(painted: &Painted) -> Self {
+        Self { steps: painted.steps, expected_quality: painted.expected_quality }
+    }
+}
+
+/// How one picture came about.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[allow(missing_docs)]
+pub struct ImageProvenance {
+    #[serde(flatten)]
+    pub reuse: Reuse,
+    #[serde(flatten)]
+    pub plan: PlanGot,
+}
+
 /// How pictures came about.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Provenance {
@@ -285,8 +329,13 @@ pub struct Provenance {
     pub reuse: Reuse,
     /// The id of the model that painted.
     pub model: String,
-    /// Steps of each picture's plan.
-    pub steps: usize,
+    /// Of several pictures: of the one that got the fewest steps.
+    #[serde(flatten)]
+    pub plan: PlanGot,
+    /// The tier asked for.
+    pub tier: &'static str,
+    /// The time that the answer may take, in milliseconds.
+    pub objective_ms: f64,
     /// Each picture's seed.
     pub seeds: Vec<u64>,
     /// In an event: which of the request's pictures, from 0.
@@ -303,6 +352,7 @@ impl Provenance {
         let values = [
             ("pentimento-outcome", Some((*outcome).to_owned())),
             ("pentimento-skipped-steps", Some(skipped_steps.to_string())),
+            ("pentimento-steps", Some(self.plan.steps.to_string())),
             ("pentimento-similarity", similarity.map(|similarity| format!("{similarity:.4}"))),
             ("pentimento-source", source.clone()),
             ("server-timing", Some(self.timings_ms.server_timing())),
@@ -349,8 +399,8 @@ pub struct ImageData {
     /// Where the file is, for a while.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// What it was made from.
-    pub pentimento: Reuse,
+    /// How it came about.
+    pub pentimento: ImageProvenance,
 }
 
 /// The answer to a request without `stream`.

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -13,6 +14,7 @@ use super::{ConfigFile, Failure, load_models, use_threads};
 use super::{latents, terminal};
 use crate::config::{Config, Flags};
 use crate::gateway::{ANONYMOUS, GenerationRequest, Limits, Rejection, Wanted};
+use crate::plan::Terms;
 use crate::queue::{Format, Job, Painted};
 use crate::worker::{self, Beginning, Painting, Stored};
 
@@ -116,7 +118,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         )));
     }
     if config.cache_dir.as_os_str().is_empty() {
-        return jobs.iter().try_for_each(|job| paint(model, job, &arguments, jobs.len(), None));
+        return jobs
+            .iter()
+            .try_for_each(|job| paint(model, &Arc::new(job.clone()), &arguments, jobs.len(), None));
     }
     if latents {
         return Err(Failure::Misuse(anyhow!("--latents-in and --latents-out cannot be had with a cache")));
@@ -125,7 +129,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let reuse = runtime.block_on(open_cache(&config, &config.cache_dir, &models))?;
     runtime.block_on(reuse.prepare(&request, ANONYMOUS, &mut jobs))?;
     let stored = stored(&config, &reuse, runtime.handle().clone());
-    let painted = jobs.iter().try_for_each(|job| paint(model, job, &arguments, jobs.len(), Some(&stored)));
+    let paint = |job: &Job| paint(model, &Arc::new(job.clone()), &arguments, jobs.len(), Some(&stored));
+    let painted = jobs.iter().try_for_each(paint);
     if let Err(error) = runtime.block_on(reuse.cache().close()) {
         eprintln!("warning: the cache did not write all that it was to keep: {error}");
     }
@@ -159,12 +164,12 @@ fn request(
     };
     // Short enough to be typed again.
     let random = u64::from(getrandom::u32()?);
-    GenerationRequest::new(wanted, model, &Limits::from(config), random).map_err(
-        |rejection| match rejection {
-            Rejection::Invalid { field, reason } => Failure::Misuse(anyhow!("{} {reason}", flag_of(field))),
-            other => other.into(),
-        },
-    )
+    let terms = |_, _, asked: &_| Terms::unhurried(asked, model.defaults().steps);
+    let request = GenerationRequest::new(wanted, model, &Limits::from(config), terms, random);
+    request.map_err(|rejection| match rejection {
+        Rejection::Invalid { field, reason } => Failure::Misuse(anyhow!("{} {reason}", flag_of(field))),
+        other => other.into(),
+    })
 }
 
 /// What the command line calls a field of the API.
@@ -197,7 +202,7 @@ fn format_of(output: Option<&Path>) -> Result<Format, Failure> {
 
 fn paint(
     model: &Pipeline,
-    job: &Job,
+    job: &Arc<Job>,
     arguments: &Arguments,
     pictures: usize,
     cache: Option<&Stored>,
@@ -229,15 +234,15 @@ fn paint(
     Ok(())
 }
 
-fn begin<'a>(
-    model: &'a Pipeline,
-    job: &'a Job,
+fn begin(
+    model: &Pipeline,
+    job: &Arc<Job>,
     arguments: &Arguments,
     cache: Option<&Stored>,
-) -> Result<Painting<'a>, Failure> {
+) -> Result<Painting, Failure> {
     if let Some(path) = &arguments.latents_in {
         let latent = latents::read(path, job).map_err(Failure::Misuse)?;
-        return Painting::begin(model, job, &Beginning::Latent(&latent))
+        return Painting::begin(model, job, job.plan.steps().len(), &Beginning::Latent(&latent))
             .map_err(|error| Failure::Misuse(anyhow!(error).context("--latents-in")));
     }
     worker::begin(model, job, cache)?.ok_or_else(|| anyhow!("the stored state is gone").into())

@@ -2,9 +2,12 @@
 
 pub mod cache;
 pub mod calibrate;
+pub mod frontier;
 pub mod generate;
 mod latents;
 mod open_cache;
+pub mod replay;
+mod rows;
 pub mod serve;
 mod terminal;
 
@@ -34,8 +37,12 @@ Examples:
 enum Subcommands {
     /// Measure what reuse costs in quality, for the `calibrated` reuse policy.
     Calibrate(calibrate::Arguments),
+    /// Measure what a step is worth, for plans that follow the load.
+    Frontier(frontier::Arguments),
     /// Paint pictures without a server.
     Generate(generate::Arguments),
+    /// Send a trace of requests to a server, and report what came of them.
+    Replay(replay::Arguments),
     /// Serve the Images API: one process with API and worker.
     Serve(serve::Arguments),
     /// Look at a running server's cache, and change it.
@@ -64,7 +71,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let outcome = match cli.command {
         Subcommands::Calibrate(arguments) => calibrate::run(arguments),
+        Subcommands::Frontier(arguments) => frontier::run(arguments),
         Subcommands::Generate(arguments) => generate::run(arguments),
+        Subcommands::Replay(arguments) => replay::run(arguments),
         Subcommands::Serve(arguments) => serve::run(arguments),
         Subcommands::Cache(arguments) => cache::run(arguments),
     };

@@ -2,21 +2,26 @@
 
 use std::future::pending;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use pentimento_pipelines::{Defaults, Pipeline};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+use super::frontier::{checked, frontier_of};
 use super::open_cache::{cache_directory, open_cache, stored};
-use super::{ConfigFile, Failure, load_models, use_threads};
+use super::{ConfigFile, Failure, load_models, policy_json, use_threads};
 use crate::api::admin::{self, Access, Admin};
 use crate::api::{App, ConnectionLimits, Keys, Phase, router};
 use crate::config::{Config, Flags};
-use crate::gateway::{Catalogue, Gateway, Reuse};
+use crate::gateway::webhook::Webhooks;
+use crate::gateway::{Catalogue, Gateway, Jobs, Reuse};
+use crate::plan::{Frontier, FrontierFile, ModelOffer, PlanPolicyConfig, Planner};
 use crate::queue::{LocalQueue, QueueLimits};
 use crate::worker::{self, Worker};
 use crate::{api, telemetry};
@@ -57,16 +62,17 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         return Err(Failure::Misuse(anyhow!("listen: {}: {reason}", config.listen)));
     }
     let access = Access::new(&config)?;
+    let webhooks = Webhooks::new(&config)?;
     use_threads(config.threads)?;
     // The painting thread is the busy one; these only talk.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let outcome = runtime.block_on(serve(config, keys, access));
+    let outcome = runtime.block_on(serve(config, keys, access, webhooks));
     // A read from a store that hangs would be waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure> {
+async fn serve(config: Config, keys: Keys, access: Access, webhooks: Webhooks) -> Result<(), Failure> {
     let metrics = telemetry::init_metrics()?;
     let listener = TcpListener::bind(config.listen)
         .await
@@ -84,12 +90,16 @@ async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure
         QueueLimits { length: config.queue_length, length_per_client: config.queue_length_per_client };
     let queue = LocalQueue::new(limits);
     let reuse = Arc::new(open_cache(&config, &cache_directory(&config)?, &models).await?);
-    let worker = worker::spawn(models, queue.clone(), Some(stored(&config, &reuse, Handle::current())))?;
-    let gateway = Arc::new(Gateway::new(catalogue, Some(Arc::clone(&reuse)), &config, queue.clone()));
+    let planner = Arc::new(planner(&config, &models)?);
+    let stored = stored(&config, &reuse, Handle::current());
+    let worker = worker::spawn(models, queue.clone(), Some(stored), Arc::clone(&planner))?;
+    let gateway = Gateway::new(catalogue, Some(Arc::clone(&reuse)), planner, &config, queue.clone());
+    let gateway = Arc::new(gateway);
     let (phase, phases) = watch::channel(Phase::Starting);
-    tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse)));
+    let jobs = Arc::new(Jobs::new(&config, queue.clone(), webhooks));
+    tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse), Arc::clone(&jobs)));
     let admin = Admin::new(&config, access, Arc::clone(&gateway), Arc::clone(&reuse));
-    let app = App::new(&config, address, gateway, keys, phases, metrics);
+    let app = App::new(&config, address, gateway, Arc::clone(&jobs), keys, phases, metrics);
     let drain = Duration::from_secs(config.drain_seconds);
     let connections = ConnectionLimits {
         connections: config.max_connections,
@@ -112,11 +122,53 @@ async fn serve(config: Config, keys: Keys, access: Access) -> Result<(), Failure
         api::run(listener, router(app), connections, life),
         api::run(admin_listener, admin::router(admin), connections, async { _ = ended.await }),
     );
+    tokio::select! {
+        () = jobs.close() => {}
+        _ = stop_signal() => tracing::warn!("asked again: not delivering webhooks"),
+    }
     if let Err(error) = reuse.cache().close().await {
         tracing::warn!(%error, "the cache did not write all that it was to keep");
     }
     tracing::info!("stopped");
     outcome
+}
+
+/// Who decides how many steps pictures get.
+fn planner(config: &Config, models: &[Pipeline]) -> Result<Planner, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::Misuse(anyhow!("plan_policy: {error}"));
+    let policy = policy_json(&config.plan_policy).and_then(serde_json::from_value);
+    let policy: PlanPolicyConfig = policy.map_err(|error| wrong(&error))?;
+    let given = read_frontiers(&config.frontier, models).map_err(Failure::Misuse)?;
+    let offer = |model: &Pipeline| {
+        let Defaults { steps, size, .. } = *model.defaults();
+        let steps = steps.min(config.max_steps);
+        let measured = given.iter().find(|file| file.measured_for.model == model.id()).cloned();
+        let measured = measured.or_else(|| {
+            frontier_of(model).unwrap_or_else(|error| {
+                tracing::warn!(error = format!("{error:#}"), "a model's own frontier is not used");
+                None
+            })
+        });
+        let frontier = measured.as_ref().map_or_else(|| Frontier::flat(steps), Frontier::from);
+        let offer = ModelOffer { steps, size, frontier: frontier.into(), measured: measured.is_some() };
+        (model.id().to_owned(), offer)
+    };
+    let objective = Some(Duration::from_millis(config.latency_objective_ms)).filter(|time| !time.is_zero());
+    let models = models.iter().map(offer).collect();
+    Planner::new(models, config.max_batch_rows, objective, policy).map_err(|error| wrong(&error))
+}
+
+/// The frontiers that the configuration names, each measured of the weights of one of these models.
+fn read_frontiers(files: &[PathBuf], models: &[Pipeline]) -> anyhow::Result<Vec<FrontierFile>> {
+    let read = |path: &PathBuf| {
+        let context = || format!("frontier: {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(context)?;
+        let model = FrontierFile::from_json(&text).with_context(context)?.measured_for.model;
+        let model = models.iter().find(|known| known.id() == model);
+        let model = model.ok_or_else(|| anyhow!("it was measured of a model that is not served"));
+        checked(&text, model.with_context(context)?).with_context(context)
+    };
+    files.iter().map(read).collect()
 }
 
 /// From start to the end of drain.
@@ -164,12 +216,17 @@ async fn stop_signal() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Histograms keep every sample until somebody sums them up; the cache counts by itself.
-async fn keep_metrics(metrics: metrics_exporter_prometheus::PrometheusHandle, reuse: Arc<Reuse>) {
+/// Histograms keep every sample until somebody sums them up; the cache and the jobs count by themselves.
+async fn keep_metrics<A: Send + Sync + 'static>(
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    reuse: Arc<Reuse>,
+    jobs: Arc<Jobs<A>>,
+) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
         every.tick().await;
         telemetry::cache(&reuse.cache().stats());
+        telemetry::jobs(&jobs.sweep());
         metrics.run_upkeep();
     }
 }

@@ -3,17 +3,28 @@
 mod archive;
 mod catalogue;
 pub mod embedder;
+mod jobs;
 mod request;
 mod reuse;
+pub mod webhook;
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::queue::{Busy, LocalQueue, Subscription};
+use crate::plan::{Planner, Verdict};
+use crate::queue::{self, Busy, LocalQueue, Subscription};
+
+use crate::telemetry;
 
 pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
+pub use jobs::{
+    End, Idempotency, Job, JobError, JobFailure, JobId, Jobs, NewJob, Outcome, PictureProgress, Preview,
+    Progress, Status,
+};
 pub use request::{CacheMode, GenerationRequest, Limits, MAX_SEED, Wanted};
 pub use reuse::{LookUpError, Reuse, ReuseError, ReuseOptions};
 
@@ -34,6 +45,12 @@ pub enum Rejection {
     /// Nothing cached fits, and nothing else was wanted.
     #[error("nothing in the cache fits this request, and pentimento.cache is \"only\"")]
     CacheMiss,
+    /// It could not be painted in time.
+    #[error("too much is being painted to answer in time")]
+    Overloaded {
+        /// When it could be.
+        retry_after: Duration,
+    },
     /// Not now.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -79,14 +96,22 @@ pub struct Gateway {
     pub catalogue: Catalogue,
     /// The cache, where there is one.
     pub reuse: Option<Arc<Reuse>>,
+    /// Who decides how many steps pictures get.
+    pub planner: Arc<Planner>,
     limits: Limits,
     queue: LocalQueue,
 }
 
 impl Gateway {
     /// A gateway to a queue.
-    pub fn new(catalogue: Catalogue, reuse: Option<Arc<Reuse>>, config: &Config, queue: LocalQueue) -> Self {
-        Self { catalogue, reuse, limits: Limits::from(config), queue }
+    pub fn new(
+        catalogue: Catalogue,
+        reuse: Option<Arc<Reuse>>,
+        planner: Arc<Planner>,
+        config: &Config,
+        queue: LocalQueue,
+    ) -> Self {
+        Self { catalogue, reuse, planner, limits: Limits::from(config), queue }
     }
 
     /// Validates what is wanted. `random_seed` serves where no seed is named.
@@ -95,10 +120,11 @@ impl Gateway {
     /// [`Rejection`], naming the field.
     pub fn validate(&self, wanted: Wanted, random_seed: u64) -> Result<GenerationRequest, Rejection> {
         let model = self.catalogue.find(wanted.model.as_deref())?;
-        GenerationRequest::new(wanted, model, &self.limits, random_seed)
+        let terms = |size, n, asked: &_| self.planner.terms(model.id(), size, n, asked);
+        GenerationRequest::new(wanted, model, &self.limits, terms, random_seed)
     }
 
-    /// Finds what a request can start from, and queues its pictures.
+    /// Finds what a request can start from, and queues its pictures if they can be painted in time.
     ///
     /// # Errors
     /// [`Rejection`]
@@ -119,6 +145,22 @@ impl Gateway {
         }
         let look_up = started.elapsed();
         let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
+        let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
+        match self.planner.admit(key(&jobs), &jobs, waiting) {
+            Verdict::Admit => {}
+            Verdict::Later(retry_after) => {
+                telemetry::overloaded();
+                return Err(Rejection::Overloaded { retry_after });
+            }
+            Verdict::Never if request.has_max_latency() => {
+                let reason = "is less than the fewest steps that the quality allows take on an idle machine";
+                return Err(Rejection::Invalid { field: "pentimento.max_latency_ms", reason: reason.into() });
+            }
+            // A tier's objective is none of the client's doing: a late picture is better than none.
+            Verdict::Never => {
+                tracing::warn!(objective = ?request.terms().objective, "the latency objective cannot be met")
+            }
+        }
         let pictures = self.queue.submit(jobs)?;
         if let Some(reuse) = &self.reuse {
             reuse.prefetch(&states);
@@ -130,4 +172,13 @@ impl Gateway {
     pub fn is_closed(&self) -> bool {
         self.queue.is_closed()
     }
+}
+
+/// Knows a client and his request again, when he comes back after a refusal.
+fn key(jobs: &[queue::Job]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    if let Some(queue::Job { client, model, prompt, negative_prompt, size, .. }) = jobs.first() {
+        (jobs.len(), client, model, prompt, negative_prompt, size.width, size.height).hash(&mut hasher);
+    }
+    hasher.finish()
 }

@@ -1,9 +1,12 @@
 //! From what a client asks for to what will be painted.
 
+use std::time::Duration;
+
 use pentimento_pipelines::{NoiseSource, Pipeline, Size, StepPlan};
 
 use super::Rejection;
 use crate::config::Config;
+use crate::plan::{Asked, Terms, TermsError, Tier};
 use crate::queue::{Encoding, Format, Job, Start};
 
 /// The largest seed: the largest integer that every JSON implementation carries unharmed.
@@ -46,6 +49,12 @@ pub struct Wanted {
     pub size: Option<String>,
     /// How many steps.
     pub steps: Option<i64>,
+    /// What quality is tolerated.
+    pub tier: Tier,
+    /// The time that an answer may take, in milliseconds; the tier's objective where there is none.
+    pub max_latency_ms: Option<f64>,
+    /// The least quality, 0 to 1, in place of the tier's.
+    pub min_quality: Option<f64>,
     /// Guidance scale.
     pub guidance_scale: Option<f64>,
     /// The first picture's seed; each further one has the next.
@@ -89,6 +98,9 @@ pub struct GenerationRequest {
     has_seed: bool,
     noise: NoiseSource,
     plan: StepPlan,
+    terms: Terms,
+    min_quality: Option<f64>,
+    has_max_latency: bool,
     previews: Vec<usize>,
     encoding: Encoding,
     cache: CacheMode,
@@ -96,7 +108,8 @@ pub struct GenerationRequest {
 }
 
 impl GenerationRequest {
-    /// Validates what is wanted of `model`; what is left open takes the model's own values.
+    /// Validates what is wanted of `model`; what is left open takes the model's own values. `terms` says how many steps
+    /// it gets, and by when.
     ///
     /// # Errors
     /// [`Rejection::Invalid`], naming the field.
@@ -104,6 +117,7 @@ impl GenerationRequest {
         wanted: Wanted,
         model: &Pipeline,
         limits: &Limits,
+        terms: impl FnOnce(Size, usize, &Asked) -> Result<Terms, TermsError>,
         random_seed: u64,
     ) -> Result<Self, Rejection> {
         let defaults = model.defaults();
@@ -120,8 +134,10 @@ impl GenerationRequest {
         };
         model.sizes().check(size)?;
         let most = limits.steps.min(model.schedule().num_train_timesteps()) as i64;
-        let steps =
-            within("num_inference_steps", wanted.steps.unwrap_or(defaults.steps as i64), 1, most)? as usize;
+        let steps = wanted.steps.map(|steps| within("num_inference_steps", steps, 1, most)).transpose()?;
+        let asked = asked(wanted.tier, steps, wanted.max_latency_ms, wanted.min_quality)?;
+        let terms = terms(size, n, &asked).map_err(wrong_terms)?;
+        let steps = terms.best.min(limits.steps);
         let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
         if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
             let reason = format!("must be a number between 0 and {MAX_GUIDANCE}, not {guidance}");
@@ -141,6 +157,10 @@ impl GenerationRequest {
             has_seed: wanted.seed.is_some(),
             noise: wanted.noise,
             previews: preview_steps(plan.steps().len(), previews),
+            // A plan of as many steps as the model has timesteps may have one less.
+            terms: Terms { floor: terms.floor.min(plan.steps().len()), best: plan.steps().len(), ..terms },
+            min_quality: wanted.min_quality,
+            has_max_latency: wanted.max_latency_ms.is_some(),
             plan,
             encoding: encoding(wanted.format.unwrap_or(Format::Png), wanted.compression)?,
             cache: wanted.cache,
@@ -161,6 +181,7 @@ impl GenerationRequest {
             seed,
             noise: self.noise,
             plan: self.plan.clone(),
+            terms: self.terms,
             start: Start::Noise,
             keep: None,
             previews: self.previews.clone(),
@@ -214,6 +235,22 @@ impl GenerationRequest {
         self.plan.steps().len()
     }
 
+    /// How few steps it may get, and its time budget.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Whether the client gave the time that an answer may take.
+    pub fn has_max_latency(&self) -> bool {
+        self.has_max_latency
+    }
+
+    /// The quality that may be lost to reuse, where the client says what he tolerates: half of it, the other half is
+    /// for plans of fewer steps.
+    pub fn tolerated_loss(&self) -> Option<f64> {
+        self.min_quality.map(|quality| (1.0 - quality) / 2.0)
+    }
+
     /// The image files' format.
     pub fn format(&self) -> Format {
         self.encoding.format
@@ -222,6 +259,38 @@ impl GenerationRequest {
 
 fn invalid<T>(field: &'static str, reason: impl Into<String>) -> Result<T, Rejection> {
     Err(Rejection::Invalid { field, reason: reason.into() })
+}
+
+/// What a client says of his plan.
+fn asked(
+    tier: Tier,
+    steps: Option<i64>,
+    max_latency_ms: Option<f64>,
+    min_quality: Option<f64>,
+) -> Result<Asked, Rejection> {
+    let max_latency = match max_latency_ms {
+        None => None,
+        Some(ms) => match Duration::try_from_secs_f64(ms / 1000.0) {
+            Ok(time) => Some(time),
+            Err(_) => {
+                return invalid("pentimento.max_latency_ms", "must be a number of milliseconds above 0");
+            }
+        },
+    };
+    if !min_quality.is_none_or(|quality| (0.0..=1.0).contains(&quality)) {
+        return invalid("pentimento.min_quality", "must be between 0 and 1");
+    }
+    let min_quality = min_quality.map(|quality| 1.0 - (1.0 - quality) / 2.0);
+    Ok(Asked { tier, steps: steps.map(|steps| steps as usize), max_latency, min_quality })
+}
+
+fn wrong_terms(error: TermsError) -> Rejection {
+    let field = match error.field {
+        "max_latency_ms" => "pentimento.max_latency_ms",
+        "min_quality" => "pentimento.min_quality",
+        other => other,
+    };
+    Rejection::Invalid { field, reason: format!("must be {}", error.must) }
 }
 
 fn within(field: &'static str, value: i64, least: i64, most: i64) -> Result<i64, Rejection> {

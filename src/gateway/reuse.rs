@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use pentimento_cache::{
-    Cache, CacheError, Calibration, Compatibility, Content, Decision, LookUp, NewPicture, PolicyConfig,
-    PolicyError, Query, ReusePolicy, SAME_PROMPT, Scope,
+    Cache, CacheError, CalibratedConfig, Calibration, Compatibility, Content, Decision, LookUp, NewPicture,
+    PolicyConfig, PolicyError, Query, ReusePolicy, SAME_PROMPT, Scope,
 };
 use pentimento_pipelines::Pipeline;
 use sha2::{Digest, Sha256};
@@ -118,6 +118,9 @@ pub enum LookUpError {
     /// The task was thrown away, or panicked.
     #[error("the look-up came to no end")]
     Lost,
+    /// There is no such policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The picture has no name.
     #[error("naming the picture: {0}")]
     Name(#[from] serde_json::Error),
@@ -254,7 +257,7 @@ impl Reuse {
         // The same request decides alike as long as the cache is the same; without a seed chance does.
         let (model, chance, scale) = (job.model.clone(), job.seed, guidance_scale(job));
         let (cache, place) = (self.cache.clone(), Arc::clone(place));
-        let policy = Arc::clone(&self.live.read().policy);
+        let policy = self.policy_for(request)?;
         let runtime = Handle::current();
         let found = tokio::task::spawn_blocking(move || {
             let query = Query {
@@ -269,6 +272,23 @@ impl Reuse {
             runtime.block_on(cache.look_up(&place.scope, &place.compatibility, &query, &*policy, near))
         });
         Ok(found.await.map_err(|_| LookUpError::Lost)??)
+    }
+
+    /// The policy in force, narrowed to what the client tolerates.
+    fn policy_for(&self, request: &GenerationRequest) -> Result<Arc<dyn ReusePolicy>, LookUpError> {
+        let live = self.live.read();
+        let Some(loss) = request.tolerated_loss() else { return Ok(Arc::clone(&live.policy)) };
+        let narrowed = match live.config.clone() {
+            PolicyConfig::Calibrated(config) => {
+                let max_quality_loss = config.max_quality_loss.min(loss as f32);
+                PolicyConfig::Calibrated(CalibratedConfig { max_quality_loss, ..config })
+            }
+            // What these lose is not known.
+            PolicyConfig::Nirvana(_) | PolicyConfig::Semantic(_) => PolicyConfig::Exact {},
+            other => other,
+        };
+        drop(live);
+        Ok(narrowed.build(&self.calibrations)?.into())
     }
 
     async fn place(&self, request: &GenerationRequest, tenant: &str) -> Result<Arc<Place>, LookUpError> {

@@ -4,6 +4,8 @@ use pentimento_cache::{EntryId, NewPicture};
 use pentimento_pipelines::{NoiseSource, Size, StepPlan};
 use serde::{Deserialize, Serialize};
 
+use crate::plan::Terms;
+
 /// An image file's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -119,8 +121,11 @@ pub struct Job {
     pub seed: u64,
     /// The generator of the initial noise.
     pub noise: NoiseSource,
-    /// All steps from noise to picture; those before the state that it starts from are skipped.
+    /// All steps from noise to picture, as many as it gets at best; those before the state that it starts from are
+    /// skipped.
     pub plan: StepPlan,
+    /// How few steps it may get, and its time budget.
+    pub terms: Terms,
     /// Where it starts.
     pub start: Start,
     /// What the cache keeps of it; `None`: nothing.
@@ -129,6 +134,21 @@ pub struct Job {
     pub previews: Vec<usize>,
     /// The file to make of it.
     pub encoding: Encoding,
+}
+
+impl Job {
+    /// Whether the other job asks for the very same picture, in the same file, under the same terms.
+    pub fn is_same_picture(&self, other: &Self) -> bool {
+        let Self { request_id: _, index: _, keep: _, client, model, prompt, negative_prompt, .. } = self;
+        let Self { size, seed, noise, plan, terms, start, previews, encoding, .. } = self;
+        *seed == other.seed
+            && *prompt == other.prompt
+            && *negative_prompt == other.negative_prompt
+            && (client, model, size, noise) == (&other.client, &other.model, &other.size, &other.noise)
+            && (terms, previews, encoding) == (&other.terms, &other.previews, &other.encoding)
+            && *start == other.start
+            && *plan == other.plan
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +169,12 @@ mod tests {
             seed: 7,
             noise: NoiseSource::Pentimento,
             plan: serde_json::from_str(plan).unwrap(),
+            terms: Terms {
+                tier: crate::plan::Tier::Auto,
+                floor: 1,
+                best: 1,
+                objective: std::time::Duration::from_millis(1500),
+            },
             start: Start::Noise,
             keep: None,
             previews: vec![1],

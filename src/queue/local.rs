@@ -1,13 +1,14 @@
 //! The queue within one process.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::Job;
+use super::event::{Event, Failure, Listeners, Mark, Painted};
 use super::turns::{Parts, Turns};
-use super::{Job, Reused};
+use super::urgency::{ByDeadline, Urgent};
 use crate::telemetry;
 
 /// How much may wait.
@@ -39,64 +40,6 @@ pub enum Busy {
     Closed,
 }
 
-/// Where a picture's time went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Timings {
-    /// Waiting for its turn.
-    pub queue: Duration,
-    /// Getting the state that it starts from.
-    pub load: Duration,
-    /// Encoding the prompts.
-    pub encode: Duration,
-    /// All steps.
-    pub denoise: Duration,
-    /// Latent to image file, previews included.
-    pub decode: Duration,
-}
-
-/// A finished picture.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Painted {
-    /// The image file.
-    pub file: Vec<u8>,
-    /// Where the time went.
-    pub timings: Timings,
-    /// What of the cache it was made from; `None`: it was painted from noise.
-    pub reused: Option<Reused>,
-    /// The steps of its plan that this spared.
-    pub skipped_steps: usize,
-}
-
-/// Why an accepted picture was not painted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// The engine failed; the reason is for the log.
-    #[error("{0}")]
-    Engine(String),
-    /// The state to start from was gone when its turn came, and nothing else was wanted.
-    #[error("the stored state is gone")]
-    StateGone,
-    /// The worker is gone, or had no time left to shut down in.
-    #[error("the worker stopped before the picture was finished")]
-    Stopped,
-}
-
-/// What a subscriber hears of a job.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// The predicted picture, as an image file; `index` counts previews from 0.
-    Preview {
-        /// Which of the job's previews.
-        index: usize,
-        /// The image file.
-        file: Vec<u8>,
-    },
-    /// The end: the picture.
-    Done(Painted),
-    /// The end: none.
-    Failed(Failure),
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
@@ -107,23 +50,56 @@ enum Phase {
 }
 
 struct Waiting {
-    job: Job,
-    events: mpsc::Sender<Event>,
+    job: Arc<Job>,
+    listeners: Listeners,
     since: Instant,
 }
 
+impl Urgent for Waiting {
+    fn deadline(&self) -> Instant {
+        self.since + self.job.terms.objective
+    }
+}
+
 struct State {
-    /// Clients in turn; within a client its requests in turn.
-    waiting: Turns<String, Turns<String, VecDeque<Waiting>>>,
+    /// Clients in turn; within a client the most urgent picture first.
+    waiting: Turns<String, ByDeadline<Waiting>>,
+    /// What is leased.
+    flying: Vec<(Arc<Job>, Listeners)>,
     phase: Phase,
-    /// A running mean, for `Retry-After`.
+    /// The time from one picture's end to the next one's while there is work, a running mean.
     picture_seconds: f64,
+    last_end: Instant,
+}
+
+impl State {
+    /// Another request's listeners, where they already wait for the very picture. Only within a client: what others
+    /// ask for must not show in the time that an answer takes.
+    fn same_picture(&self, job: &Job) -> Option<&Listeners> {
+        let same = |other: &Job| other.is_same_picture(job);
+        let flying = self.flying.iter().find(|(other, _)| same(other)).map(|(_, listeners)| listeners);
+        let waiting = || {
+            let line = self.waiting.get(&job.client)?;
+            line.iter().find(|waiting| same(&waiting.job)).map(|waiting| &waiting.listeners)
+        };
+        flying.or_else(waiting)
+    }
 }
 
 struct Shared {
     limits: QueueLimits,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+/// What a worker gets that asks for work.
+pub enum Pulled {
+    /// A job.
+    Lease(Lease),
+    /// Nothing, in the time that it had.
+    Nothing,
+    /// Nothing any more: the queue is closed and empty.
+    Closed,
 }
 
 impl QueueLimits {
@@ -153,7 +129,13 @@ pub struct LocalQueue(Arc<Shared>);
 impl LocalQueue {
     /// An empty queue.
     pub fn new(limits: QueueLimits) -> Self {
-        let state = State { waiting: Turns::default(), phase: Phase::Open, picture_seconds: 1.0 };
+        let state = State {
+            waiting: Turns::default(),
+            flying: Vec::new(),
+            phase: Phase::Open,
+            picture_seconds: 1.0,
+            last_end: Instant::now(),
+        };
         Self(Arc::new(Shared { limits, state: Mutex::new(state), changed: Condvar::new() }))
     }
 
@@ -170,7 +152,8 @@ impl LocalQueue {
         self.0.limits.room_in(&self.lock(), client, jobs)
     }
 
-    /// Accepts a request's jobs, all or none. Whoever drops a subscription cancels its job.
+    /// Accepts a request's jobs, all or none. Whoever drops a subscription cancels its job, unless somebody else waits
+    /// for the same picture: what one client asks for several times is painted once.
     ///
     /// # Errors
     /// [`Busy`] where there is no room, or no time.
@@ -180,34 +163,87 @@ impl LocalQueue {
             self.0.limits.room_in(&state, &job.client, jobs.len())?;
         }
         let since = Instant::now();
-        let subscriptions = jobs.into_iter().map(|job| {
-            // Room for all that a job can say, so that the worker never waits for a reader.
-            let (events, receiver) = mpsc::channel(job.previews.len() + 1);
-            let line = state.waiting.entry(job.client.clone()).entry(job.request_id.clone());
-            line.push_back(Waiting { job, events, since });
-            Subscription { events: receiver, queue: self.clone(), ended: false }
-        });
-        let subscriptions = subscriptions.collect();
+        let subscriptions = jobs.into_iter().map(|job| self.accept(&mut state, job, since)).collect();
         telemetry::queue_length(state.waiting.len());
         drop(state);
         self.0.changed.notify_all();
         Ok(subscriptions)
     }
 
-    /// The next job, once there is one; `None` when the queue is closed and empty.
-    pub fn pull(&self) -> Option<Lease> {
+    fn accept(&self, state: &mut State, job: Job, since: Instant) -> Subscription {
+        let subscription =
+            |events, client, mark| Subscription { events, queue: self.clone(), client, mark, ended: false };
+        if let Some(listeners) = state.same_picture(&job)
+            && let Some(events) = listeners.add(job.previews.len())
+        {
+            telemetry::joined();
+            return subscription(events, job.client, listeners.mark());
+        }
+        let (events, listeners) = Listeners::new(job.previews.len());
+        let client = job.client.clone();
+        let mark = listeners.mark();
+        state.waiting.entry(client.clone()).push(Waiting { job: Arc::new(job), listeners, since });
+        subscription(events, client, mark)
+    }
+
+    /// The next job, waited for so long; `None` waits for ever.
+    pub fn pull(&self, patience: Option<Duration>) -> Pulled {
+        let until = patience.map(|patience| Instant::now() + patience);
         let mut state = self.lock();
         loop {
-            if let Some(Waiting { job, events, since }) = state.waiting.next() {
+            if let Some(waiting) = state.waiting.next() {
                 telemetry::queue_length(state.waiting.len());
-                let started = Instant::now();
-                return Some(Lease { job, waited: started - since, events, started, queue: self.clone() });
+                return Pulled::Lease(self.lease(&mut state, waiting));
             }
             if state.phase != Phase::Open {
-                return None;
+                return Pulled::Closed;
             }
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let Some(until) = until else {
+                state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Pulled::Nothing;
+            }
+            let waited = self.0.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// The job whose turn is next, if its deadline is before this; nothing is waited for.
+    pub fn pull_before(&self, deadline: Instant) -> Pulled {
+        let mut state = self.lock();
+        if state.waiting.peek().is_none_or(|next| next.deadline() >= deadline) {
+            return Pulled::Nothing;
+        }
+        match state.waiting.next() {
+            Some(waiting) => {
+                telemetry::queue_length(state.waiting.len());
+                Pulled::Lease(self.lease(&mut state, waiting))
+            }
+            None => Pulled::Nothing,
+        }
+    }
+
+    fn lease(&self, state: &mut State, waiting: Waiting) -> Lease {
+        let deadline = waiting.deadline();
+        let Waiting { job, listeners, since } = waiting;
+        state.flying.push((job.clone(), listeners.clone()));
+        let started = Instant::now();
+        Lease { job, waited: started - since, deadline, listeners, started, queue: self.clone() }
+    }
+
+    /// What waits, as `see` sees it with its deadline. It must be quick: the queue stands still meanwhile.
+    pub fn waiting<T>(&self, mut see: impl FnMut(&Job, Instant) -> T) -> Vec<T> {
+        let state = self.lock();
+        let lines = state.waiting.lines().flat_map(ByDeadline::iter);
+        lines.map(|waiting| see(&waiting.job, waiting.deadline())).collect()
+    }
+
+    /// Seconds from one picture's end to the next one's while there is work.
+    pub fn picture_seconds(&self) -> f64 {
+        self.lock().picture_seconds
     }
 
     /// Accepts nothing more; what was accepted is still handed out.
@@ -245,7 +281,7 @@ impl LocalQueue {
     fn forget_unwanted(&self) {
         let mut state = self.lock();
         let before = state.waiting.len();
-        state.waiting.retain(&mut |waiting| !waiting.events.is_closed());
+        state.waiting.retain(&mut |waiting| !waiting.listeners.are_gone());
         let after = state.waiting.len();
         telemetry::cancelled(before - after);
         telemetry::queue_length(after);
@@ -256,6 +292,8 @@ impl LocalQueue {
 pub struct Subscription {
     events: mpsc::Receiver<Event>,
     queue: LocalQueue,
+    client: String,
+    mark: Mark,
     ended: bool,
 }
 
@@ -265,6 +303,14 @@ impl Subscription {
         let event = self.events.recv().await.unwrap_or(Event::Failed(Failure::Stopped));
         self.ended |= !matches!(event, Event::Preview { .. });
         event
+    }
+
+    /// How many pictures will be begun before this one; `None` once it is begun, or over.
+    pub fn ahead(&self) -> Option<usize> {
+        let state = self.queue.lock();
+        let mut line = state.waiting.get(&self.client)?.iter();
+        let place = line.position(|waiting| waiting.listeners.are(&self.mark))?;
+        Some(state.waiting.before(&self.client, place))
     }
 }
 
@@ -280,10 +326,12 @@ impl Drop for Subscription {
 /// A job being painted. Dropped without an outcome, it tells the subscriber that the worker stopped.
 pub struct Lease {
     /// The job.
-    pub job: Job,
+    pub job: Arc<Job>,
     /// How long it waited.
     pub waited: Duration,
-    events: mpsc::Sender<Event>,
+    /// When it should be done.
+    pub deadline: Instant,
+    listeners: Listeners,
     started: Instant,
     queue: LocalQueue,
 }
@@ -291,31 +339,40 @@ pub struct Lease {
 impl Lease {
     /// Whether nobody waits for the picture any more. Asked before every step.
     pub fn is_cancelled(&self) -> bool {
-        self.events.is_closed() || self.queue.lock().phase == Phase::Stopped
+        self.listeners.are_gone() || self.queue.lock().phase == Phase::Stopped
     }
 
     /// Sends a preview.
     pub fn preview(&self, index: usize, file: Vec<u8>) {
-        self.send(Event::Preview { index, file });
+        self.listeners.hear(&Event::Preview { index, file });
     }
 
     /// Sends the picture.
     pub fn complete(self, painted: Painted) {
-        let seconds = self.started.elapsed().as_secs_f64();
+        let now = Instant::now();
         let mut state = self.queue.lock();
+        let seconds = (now - self.started.max(state.last_end)).as_secs_f64();
         state.picture_seconds += (seconds - state.picture_seconds) / 4.0;
+        state.last_end = now;
         drop(state);
-        self.send(Event::Done(painted));
+        self.end(&Event::Done(painted));
     }
 
     /// Says why there is none.
     pub fn fail(self, failure: Failure) {
-        self.send(Event::Failed(failure));
+        self.end(&Event::Failed(failure));
     }
 
-    fn send(&self, event: Event) {
-        // Fails only where nobody listens: the channel has room for every event of a job.
-        let _ = self.events.try_send(event);
+    fn end(self, event: &Event) {
+        let listeners = self.listeners.clone();
+        drop(self); // nobody joins any more
+        listeners.hear(event);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.queue.lock().flying.retain(|(job, _)| !Arc::ptr_eq(job, &self.job));
     }
 }
 
@@ -324,7 +381,8 @@ mod tests {
     use pentimento_pipelines::{NoiseSource, Size};
 
     use super::*;
-    use crate::queue::{Encoding, Format, Start};
+    use crate::plan::{Terms, Tier};
+    use crate::queue::{Encoding, Format, Start, Timings};
 
     fn jobs(client: &str, n: usize) -> Vec<Job> {
         let job = |index| Job {
@@ -335,15 +393,32 @@ mod tests {
             prompt: "p".into(),
             negative_prompt: String::new(),
             size: Size { width: 64, height: 64 },
-            seed: 0,
+            seed: index as u64,
             noise: NoiseSource::Pentimento,
             plan: serde_json::from_str(r#"{"steps":[]}"#).unwrap(),
             start: Start::Noise,
+            terms: terms(60),
             keep: None,
             previews: vec![],
             encoding: Encoding { format: Format::Png, quality: 100 },
         };
         (0..n).map(job).collect()
+    }
+
+    fn terms(seconds: u64) -> Terms {
+        Terms { tier: Tier::Auto, floor: 1, best: 1, objective: Duration::from_secs(seconds) }
+    }
+
+    fn pull(queue: &LocalQueue) -> Option<Lease> {
+        match queue.pull(Some(Duration::ZERO)) {
+            Pulled::Lease(lease) => Some(lease),
+            Pulled::Nothing | Pulled::Closed => None,
+        }
+    }
+
+    fn painted() -> Painted {
+        let (timings, reused) = (Timings::default(), None);
+        Painted { file: vec![1], timings, reused, skipped_steps: 0, steps: 1, expected_quality: None }
     }
 
     fn queue() -> LocalQueue {
@@ -361,7 +436,7 @@ mod tests {
         queue.close();
         assert!(matches!(queue.submit(jobs("b", 1)), Err(Busy::Closed)));
         let clients: Vec<_> =
-            std::iter::from_fn(|| queue.pull()).map(|lease| lease.job.client.clone()).collect();
+            std::iter::from_fn(|| pull(&queue)).map(|lease| lease.job.client.clone()).collect();
         assert_eq!(clients, ["a", "b", "a", "a"], "what was accepted is handed out, in turn");
     }
 
@@ -369,7 +444,7 @@ mod tests {
     fn a_dropped_subscription_cancels_waiting_and_leased_jobs() {
         let queue = queue();
         let mut subscriptions = queue.submit(jobs("a", 3)).unwrap();
-        let lease = queue.pull().unwrap();
+        let lease = pull(&queue).unwrap();
         drop(subscriptions.pop());
         assert_eq!(queue.len(), 1);
         assert!(!lease.is_cancelled());
@@ -381,17 +456,55 @@ mod tests {
     async fn whatever_happens_the_subscriber_hears_an_end() {
         let queue = queue();
         let mut subscriptions = queue.submit(jobs("a", 3)).unwrap();
-        let painted = Painted { file: vec![1], timings: Timings::default(), reused: None, skipped_steps: 0 };
-        queue.pull().unwrap().complete(painted.clone());
-        drop(queue.pull()); // as a worker that dies
+        pull(&queue).unwrap().complete(painted());
+        drop(pull(&queue)); // as a worker that dies
         let _kept = queue.submit(jobs("b", 1)).unwrap();
-        let lease = queue.pull().unwrap();
+        let lease = pull(&queue).unwrap();
         assert!(!lease.is_cancelled());
         queue.stop(); // with one being painted and one waiting
-        assert!(lease.is_cancelled() && queue.pull().is_none());
-        let ends = [Event::Done(painted), Event::Failed(Failure::Stopped), Event::Failed(Failure::Stopped)];
+        assert!(lease.is_cancelled() && pull(&queue).is_none());
+        let ends = [Event::Done(painted()), Event::Failed(Failure::Stopped), Event::Failed(Failure::Stopped)];
         for (subscription, end) in subscriptions.iter_mut().zip(ends) {
             assert_eq!(subscription.next().await, end);
         }
+    }
+
+    #[tokio::test]
+    async fn what_one_client_asks_for_twice_is_painted_once() {
+        let queue = queue();
+        let mut first = queue.submit(jobs("a", 1)).unwrap();
+        let mut again = queue.submit(jobs("a", 1)).unwrap();
+        let _others = queue.submit(jobs("b", 1)).unwrap();
+        assert_eq!(queue.len(), 2, "another client's stays his own");
+        let lease = pull(&queue).unwrap();
+        let mut while_painted = queue.submit(jobs("a", 1)).unwrap();
+        drop(first.pop());
+        assert!(!lease.is_cancelled() && queue.len() == 1);
+        lease.complete(painted());
+        for subscription in [&mut again[0], &mut while_painted[0]] {
+            assert_eq!(subscription.next().await, Event::Done(painted()));
+        }
+        let _later = queue.submit(jobs("a", 1)).unwrap();
+        assert_eq!(queue.len(), 2, "what is over is painted anew");
+    }
+
+    #[test]
+    fn within_a_client_the_most_urgent_goes_first_and_everybody_knows_his_place() {
+        let queue = queue();
+        let mut late = jobs("a", 2);
+        late[1].terms = terms(5);
+        let late = queue.submit(late).unwrap();
+        let other = queue.submit(jobs("b", 1)).unwrap();
+        assert_eq!([late[0].ahead(), late[1].ahead(), other[0].ahead()], [Some(2), Some(0), Some(1)]);
+        let lease = pull(&queue).unwrap();
+        assert_eq!((lease.job.index, late[1].ahead()), (1, None));
+        assert_eq!([late[0].ahead(), other[0].ahead()], [Some(1), Some(0)]);
+        assert!(matches!(queue.pull_before(lease.deadline), Pulled::Nothing), "nobody is more urgent");
+        let Pulled::Lease(other) = queue.pull_before(Instant::now() + Duration::from_secs(61)) else {
+            panic!("somebody is more urgent than that")
+        };
+        assert_eq!(other.job.client, "b", "in turn all the same");
+        assert_eq!(pull(&queue).unwrap().job.client, "a");
+        assert_eq!(queue.waiting(|job, _| job.index), [0usize; 0]);
     }
 }

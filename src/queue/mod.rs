@@ -1,8 +1,11 @@
 //! Between the gateway, which accepts, and the worker, which paints: jobs as data, and who is next.
 
+mod event;
 mod job;
 mod local;
 mod turns;
+mod urgency;
 
+pub use event::{Event, Failure, Painted, Timings};
 pub use job::{Encoding, Format, Hit, Job, Keep, Reused, Start};
-pub use local::{Busy, Event, Failure, Lease, LocalQueue, Painted, QueueLimits, Subscription, Timings};
+pub use local::{Busy, Lease, LocalQueue, Pulled, QueueLimits, Subscription};

@@ -8,6 +8,8 @@ pub(super) trait Parts {
     type Part;
     /// Takes the next part.
     fn next(&mut self) -> Option<Self::Part>;
+    /// The part that `next` would take.
+    fn peek(&self) -> Option<&Self::Part>;
     /// How many parts wait.
     fn len(&self) -> usize;
     /// Forgets parts that nobody wants any more.
@@ -18,6 +20,9 @@ impl<T> Parts for VecDeque<T> {
     type Part = T;
     fn next(&mut self) -> Option<T> {
         self.pop_front()
+    }
+    fn peek(&self) -> Option<&T> {
+        self.front()
     }
     fn len(&self) -> usize {
         self.len()
@@ -61,6 +66,40 @@ impl<K: PartialEq, Q: Parts + Default> Turns<K, Q> {
     }
 }
 
+impl<K, Q: Parts> Turns<K, Q> {
+    /// A key's parts.
+    pub(super) fn get<R: PartialEq + ?Sized>(&self, key: &R) -> Option<&Q>
+    where
+        K: std::borrow::Borrow<R>,
+    {
+        self.line.iter().find(|(k, _)| k.borrow() == key).map(|(_, q)| q)
+    }
+
+    /// Every key's parts.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &Q> {
+        self.line.iter().map(|(_, q)| q)
+    }
+
+    /// How many parts are served before the one at `place` among its key's, if nobody else comes.
+    pub(super) fn before<R: PartialEq + ?Sized>(&self, key: &R, place: usize) -> usize
+    where
+        K: std::borrow::Borrow<R>,
+    {
+        let served = usize::from(self.front_is_served && !self.line.is_empty());
+        let (served, rest) = (self.line.iter().take(served), self.line.iter().skip(served));
+        let mut own = false;
+        let others = rest.chain(served).map(|(k, q)| {
+            if k.borrow() == key {
+                own = true;
+                return place;
+            }
+            // Those in line before this key have a turn more until its own.
+            q.len().min(place + usize::from(!own))
+        });
+        others.sum()
+    }
+}
+
 impl<K, Q: Parts> Parts for Turns<K, Q> {
     type Part = Q::Part;
 
@@ -72,6 +111,13 @@ impl<K, Q: Parts> Parts for Turns<K, Q> {
         let part = self.line.front_mut()?.1.next();
         self.front_is_served = true;
         part
+    }
+
+    fn peek(&self) -> Option<&Q::Part> {
+        // The key that was served is the last, if it wants more.
+        let served = usize::from(self.front_is_served);
+        let next = self.line.get(served).or_else(|| self.line.front())?;
+        next.1.peek()
     }
 
     fn len(&self) -> usize {
@@ -110,7 +156,13 @@ mod tests {
         add(&mut line, 'b', 2, &["b1", "b2"]);
         assert_eq!(line.next(), Some("b1"));
         add(&mut line, 'c', 3, &["c1"]);
-        assert_eq!(rest(&mut line), ["a2", "c1", "b2", "a3", "a4"]);
+        let mut line_is_foreseen = || {
+            let next = line.peek().copied();
+            assert_eq!(next, line.next());
+            next
+        };
+        let rest: Vec<_> = std::iter::from_fn(&mut line_is_foreseen).collect();
+        assert_eq!(rest, ["a2", "c1", "b2", "a3", "a4"]);
     }
 
     #[test]

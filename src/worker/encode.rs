@@ -17,20 +17,17 @@ pub enum EncodeError {
     Image(#[from] image::ImageError),
 }
 
-/// The generation parameters as AUTOMATIC1111's tools, and those after them, read them. A picture that was made
+/// The generation parameters, with the steps of the plan that the picture got, as AUTOMATIC1111's tools, and those after them, read them. A picture that was made
 /// from another one's state says so: its seed alone does not paint it again.
-pub fn parameters(job: &Job, reused: Option<&Reused>, skipped_steps: usize) -> String {
+pub fn parameters(job: &Job, steps: usize, reused: Option<&Reused>, skipped_steps: usize) -> String {
     let mut text = format!("{}\n", job.prompt);
     if !job.negative_prompt.is_empty() {
         text += &format!("Negative prompt: {}\n", job.negative_prompt);
     }
     let guidance = job.plan.steps().first().map_or(0.0, |step| step.guidance.scale);
     text += &format!(
-        "Steps: {}, Sampler: DDIM, CFG scale: {guidance}, Seed: {}, Size: {}, Model: {}, ",
-        job.plan.steps().len(),
-        job.seed,
-        job.size,
-        job.model,
+        "Steps: {steps}, Sampler: DDIM, CFG scale: {guidance}, Seed: {}, Size: {}, Model: {}, ",
+        job.seed, job.size, job.model,
     );
     if job.noise == NoiseSource::Torch {
         text += "RNG: CPU, "; // what these tools call PyTorch's CPU generator
@@ -48,10 +45,11 @@ pub fn parameters(job: &Job, reused: Option<&Reused>, skipped_steps: usize) -> S
 pub fn encode(
     picture: &Picture,
     job: &Job,
+    steps: usize,
     reused: Option<&Reused>,
     skipped_steps: usize,
 ) -> Result<Vec<u8>, EncodeError> {
-    let text = parameters(job, reused, skipped_steps);
+    let text = parameters(job, steps, reused, skipped_steps);
     let mut file = Vec::new();
     match job.encoding.format {
         Format::Png => write_png(picture, text, &mut file)?,
@@ -131,6 +129,12 @@ mod tests {
             seed: 7,
             noise: NoiseSource::Pentimento,
             plan: serde_json::from_str(plan).unwrap(),
+            terms: crate::plan::Terms {
+                tier: crate::plan::Tier::Auto,
+                floor: 2,
+                best: 2,
+                objective: std::time::Duration::from_secs(1),
+            },
             start: Start::Noise,
             keep: None,
             previews: vec![],
@@ -145,7 +149,7 @@ mod tests {
     #[test]
     fn png_says_how_it_was_painted_in_any_script() {
         for prompt in ["a château", "雪の家"] {
-            let file = encode(&picture(), &job(prompt, Format::Png), None, 0).unwrap();
+            let file = encode(&picture(), &job(prompt, Format::Png), 2, None, 0).unwrap();
             let reader = png::Decoder::new(std::io::Cursor::new(&file)).read_info().unwrap();
             let info = reader.info();
             let text = match info.utf8_text.first() {
@@ -167,7 +171,7 @@ mod tests {
     #[test]
     fn every_format_decodes_and_the_lossless_ones_to_the_same_pixels() {
         for format in [Format::Png, Format::Jpeg, Format::Webp] {
-            let file = encode(&picture(), &job("a", format), None, 0).unwrap();
+            let file = encode(&picture(), &job("a", format), 2, None, 0).unwrap();
             let back = image::load_from_memory(&file).unwrap().into_rgb8();
             assert_eq!(back.dimensions(), (16, 8));
             assert_eq!(back.into_raw() == picture().rgb, format != Format::Jpeg, "{format:?}");

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pentimento_pipelines::{Conditioning, DenoisingState, Pipeline, ResumeSteering, StepPlan, Trajectory};
+use pentimento_pipelines::{
+    Conditioning, DenoisingState, Pipeline, ResumeSteering, Steering, StepPlan, Trajectory,
+};
 
 use super::encode::{EncodeError, encode};
 use super::stored::Keeping;
@@ -31,52 +33,66 @@ pub enum Beginning<'a> {
 }
 
 /// A job with its trajectory. Whoever holds it decides when the next step is taken, and whether.
-pub struct Painting<'a> {
-    model: &'a Pipeline,
-    job: &'a Job,
+pub struct Painting {
+    model: Pipeline,
+    job: Arc<Job>,
     trajectory: Trajectory,
     reused: Option<Reused>,
+    /// Steps of the plan that it is painted with, skipped ones included.
+    steps: usize,
     skipped_steps: usize,
     steps_taken: usize,
+    /// After how many steps previews are still to be made, ascending, with their numbers.
+    previews: Vec<(usize, usize)>,
     keeping: Option<Keeping>,
     /// Where the time goes.
     pub timings: Timings,
 }
 
-impl<'a> Painting<'a> {
-    /// Encodes the prompts, and starts.
+impl Painting {
+    /// Encodes the prompts, and starts, with a plan of `steps` steps at most those of the job's.
     ///
     /// # Errors
     /// The engine's; where the state or the latent does not fit the job it names `state`.
-    pub fn begin(model: &'a Pipeline, job: &'a Job, from: &Beginning<'_>) -> Result<Self, PaintError> {
+    pub fn begin(
+        model: &Pipeline,
+        job: &Arc<Job>,
+        steps: usize,
+        from: &Beginning<'_>,
+    ) -> Result<Self, PaintError> {
         let started = Instant::now();
+        let plan = plan(model, job, steps)?;
+        let whole = plan.steps().len();
+        // Pictures of fewer steps than were asked for would serve all that come after them.
+        let keep = job.keep.clone().filter(|_| whole == job.plan.steps().len());
         let (trajectory, reused, keeping) = match from {
             Beginning::Noise => {
-                let plan = job.plan.clone();
-                let trajectory =
-                    model.start(conditioning(model, job)?, job.seed, job.noise, job.size, plan)?;
-                let keeping = job.keep.clone();
-                (trajectory, None, keeping.map(|keep| Keeping::new(keep, job.plan.steps().len())))
+                let conditioning = conditioning(model, job)?;
+                let trajectory = model.start(conditioning, job.seed, job.noise, job.size, plan)?;
+                (trajectory, None, keep.map(|keep| Keeping::new(keep, whole)))
             }
             Beginning::Latent(latent) => {
-                (resume(model, job, latent, conditioning(model, job)?, job.plan.clone())?, None, None)
+                (resume(model, job, latent, conditioning(model, job)?, plan)?, None, None)
             }
             Beginning::State(reused, state) => {
-                (resume_stored(model, job, reused, state)?, Some((*reused).clone()), None)
+                (resume_stored(model, job, reused, state, &plan)?, Some((*reused).clone()), None)
             }
         };
-        let skipped_steps = job.plan.steps().len() - trajectory.plan().steps().len();
-        let timings = Timings { encode: started.elapsed(), ..Timings::default() };
-        Ok(Self {
-            model,
-            job,
+        let skipped_steps = whole - trajectory.plan().steps().len();
+        let mut painting = Self {
+            model: model.clone(),
+            job: job.clone(),
             trajectory,
             reused,
+            steps: whole,
             skipped_steps,
             steps_taken: skipped_steps,
+            previews: Vec::new(),
             keeping,
-            timings,
-        })
+            timings: Timings { encode: started.elapsed(), ..Timings::default() },
+        };
+        painting.place_previews(0);
+        Ok(painting)
     }
 
     /// Whether no step is left.
@@ -89,14 +105,39 @@ impl<'a> Painting<'a> {
     /// # Errors
     /// The engine's.
     pub fn step(&mut self) -> Result<(), PaintError> {
-        let started = Instant::now();
-        self.model.step(&mut [&mut self.trajectory])?;
-        self.steps_taken += 1;
-        if let Some(keeping) = self.keeping.as_mut().filter(|keeping| keeping.wants(self.steps_taken)) {
-            keeping.add(self.model, self.trajectory.snapshot()?, self.steps_taken);
-        }
-        self.timings.denoise += started.elapsed();
+        step_together(&mut [self])
+    }
+
+    /// Whether the steps still to be taken may be replaced: not while they steer away from the source.
+    pub fn is_replannable(&self) -> bool {
+        self.trajectory.next_step().is_some_and(|step| step.guidance.steering == Steering::Prompts)
+    }
+
+    /// `replan`: goes on as in a plan of `steps` steps. The picture is then not kept.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn replan(&mut self, steps: usize) -> Result<(), PaintError> {
+        let eta = self.trajectory.plan().eta();
+        let plan = plan(&self.model, &self.job, steps)?;
+        let rest = plan.after(self.trajectory.timestep()).with_eta(eta)?;
+        let left = rest.steps().len();
+        self.trajectory.replan(rest)?;
+        self.steps = self.steps_taken + left;
+        let made = self.job.previews.len() - self.previews.len();
+        self.place_previews(made);
+        self.keeping = None;
         Ok(())
+    }
+
+    /// Spreads the previews but the first `made` over the plan as the job spreads them over its own.
+    fn place_previews(&mut self, made: usize) {
+        let (own, now) = (self.job.plan.steps().len().max(1), self.steps);
+        let wanted = self.job.previews.iter().enumerate().skip(made);
+        let place = |(index, after): (usize, &usize)| ((after * now).div_ceil(own), index);
+        // None of what is skipped, none after the last step.
+        self.previews =
+            wanted.map(place).filter(|(after, _)| (self.steps_taken + 1..now).contains(after)).collect();
     }
 
     /// The preview that the job wants after the step just taken, if any: its number and its image file.
@@ -104,15 +145,29 @@ impl<'a> Painting<'a> {
     /// # Errors
     /// The engine's, or the encoder's.
     pub fn due_preview(&mut self) -> Result<Option<(usize, Vec<u8>)>, PaintError> {
-        let Some(index) = self.job.previews.iter().position(|&after| after == self.steps_taken) else {
+        let Some(&(after, index)) = self.previews.first() else { return Ok(None) };
+        if after > self.steps_taken || self.is_finished() {
             return Ok(None);
-        };
+        }
+        self.previews.remove(0);
         Ok(Some((index, self.decode()?)))
     }
 
-    /// How many steps of the job's plan the state that it began from spared.
+    /// Steps of the plan that it is painted with, skipped ones included.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// How many steps of the plan the state that it began from spared.
     pub fn skipped_steps(&self) -> usize {
         self.skipped_steps
+    }
+
+    /// The share of the way from noise to picture that lies behind it, in steps of the job's plan.
+    pub fn done(&self) -> f64 {
+        let own = self.job.plan.steps();
+        let left = own.partition_point(|step| step.timestep > self.trajectory.timestep());
+        if self.is_finished() { 1.0 } else { left as f64 / own.len().max(1) as f64 }
     }
 
     /// Where it is now.
@@ -126,17 +181,48 @@ impl<'a> Painting<'a> {
     /// The engine's, or the encoder's.
     pub fn finish(mut self) -> Result<(Painted, Option<Keeping>), PaintError> {
         let file = self.decode()?;
-        let Self { timings, reused, skipped_steps, keeping, .. } = self;
-        Ok((Painted { file, timings, reused, skipped_steps }, keeping))
+        let Self { timings, reused, skipped_steps, steps, keeping, .. } = self;
+        Ok((Painted { file, timings, reused, skipped_steps, steps, expected_quality: None }, keeping))
     }
 
     fn decode(&mut self) -> Result<Vec<u8>, PaintError> {
         let started = Instant::now();
         let picture = self.model.finish(&self.trajectory)?;
-        let file = encode(&picture, self.job, self.reused.as_ref(), self.skipped_steps)?;
+        let file = encode(&picture, &self.job, self.steps, self.reused.as_ref(), self.skipped_steps)?;
         self.timings.decode += started.elapsed();
         Ok(file)
     }
+}
+
+/// Takes the next step of every painting in one batch; they must be of one batch key.
+///
+/// # Errors
+/// The engine's; none of them has then taken a step.
+pub fn step_together(batch: &mut [&mut Painting]) -> Result<(), PaintError> {
+    let Some(first) = batch.first() else { return Ok(()) };
+    let started = Instant::now();
+    let model = first.model.clone();
+    let mut trajectories: Vec<&mut Trajectory> = batch.iter_mut().map(|p| &mut p.trajectory).collect();
+    model.step(&mut trajectories)?;
+    let time = started.elapsed();
+    for painting in batch {
+        painting.steps_taken += 1;
+        painting.timings.denoise += time;
+        let taken = painting.steps_taken;
+        if let Some(keeping) = painting.keeping.as_mut().filter(|keeping| keeping.wants(taken)) {
+            keeping.add(&model, painting.trajectory.snapshot()?, taken);
+        }
+    }
+    Ok(())
+}
+
+/// The job's plan with so many steps; its own where that is what it has.
+fn plan(model: &Pipeline, job: &Job, steps: usize) -> Result<StepPlan, PaintError> {
+    if steps == job.plan.steps().len() {
+        return Ok(job.plan.clone());
+    }
+    let scale = job.plan.steps().first().map_or(0.0, |step| step.guidance.scale);
+    Ok(model.plan(steps.clamp(1, job.plan.steps().len().max(1)), scale)?)
 }
 
 fn conditioning(model: &Pipeline, job: &Job) -> Result<Arc<Conditioning>, PaintError> {
@@ -154,17 +240,18 @@ fn resume_stored(
     job: &Job,
     reused: &Reused,
     state: &DenoisingState,
+    full: &StepPlan,
 ) -> Result<Trajectory, PaintError> {
+    let mut plan = full.after(state.timestep);
     if reused.hit != Hit::State {
         // No step will ask for a prompt.
         let nothing = Arc::new(model.encode("", None, job.size)?);
-        return resume(model, job, state, nothing, job.plan.after(state.timestep));
+        return resume(model, job, state, nothing, plan);
     }
     let mut conditioning = Arc::unwrap_or_clone(conditioning(model, job)?);
-    let mut plan = job.plan.after(state.timestep);
     if let Some(source) = reused.source_prompt.as_ref().filter(|source| **source != job.prompt) {
         conditioning = conditioning.with_source(model.encode_prompt(source)?)?;
-        plan = ResumeSteering::DEFAULT.plan(&job.plan, state.timestep)?;
+        plan = ResumeSteering::DEFAULT.plan(full, state.timestep)?;
     }
     if reused.varied {
         plan = plan.with_eta(VARIED)?;

@@ -1,12 +1,14 @@
 //! The cache as the painting thread sees it: states to start from, and states to keep.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pentimento_cache::{Cache, CacheError, FINISHED, State};
 use pentimento_pipelines::{DenoisingState, Pipeline};
 use tokio::runtime::Handle;
+use tracing::Instrument;
 
 use crate::queue::{Keep, Reused};
 use crate::telemetry;
@@ -44,33 +46,77 @@ impl Stored {
         Self { cache, runtime, patience, too_slow: Mutex::new(None) }
     }
 
-    /// The state of a job whose turn has come. Mostly it is in memory already: it was asked for when the job
-    /// was queued. Must not be called on an async thread.
+    /// Asks for the state of a job whose turn has come. Mostly it is in memory already: it was asked for when the job
+    /// was queued. Otherwise it comes while others are painted.
+    pub fn ask(&self, reused: &Reused) -> Coming {
+        let (sender, receiver) = sync_channel(1);
+        let (cache, wanted, patience) = (self.cache.clone(), reused.clone(), self.patience);
+        let coming = Coming { receiver, reused: reused.clone(), since: Instant::now(), patience };
+        // Fails only where nobody waits any more; so below.
+        if let Some(state) = self.cache.cached_state(&reused.source, reused.timestep) {
+            let _ = sender.send(Ok(state));
+        } else if self.too_slow.lock().is_some_and(|since| since.elapsed() < PAUSE) {
+            let _ = sender.send(Err(StateError::Paused));
+        } else {
+            let span = tracing::info_span!("load_state", source = reused.source.as_str());
+            let load = async move {
+                let state = cache.state(&wanted.source, wanted.timestep);
+                let state = tokio::time::timeout(patience, state).await;
+                let _ = sender.send(state.map_err(|_| StateError::Timeout).and_then(|state| Ok(state?)));
+            };
+            self.runtime.spawn(load.instrument(span));
+        }
+        coming
+    }
+
+    /// Waits for the state of a job. Must not be called on an async thread.
     ///
     /// # Errors
     /// [`StateError`]; it is counted.
     pub fn fetch(&self, reused: &Reused) -> Result<DenoisingState, StateError> {
-        let _entered = tracing::info_span!("load_state", source = reused.source.as_str()).entered();
-        let started = Instant::now();
-        let state = match self.cache.cached_state(&reused.source, reused.timestep) {
-            Some(state) => Ok(state),
-            None if self.too_slow.lock().is_some_and(|since| since.elapsed() < PAUSE) => {
-                Err(StateError::Paused)
+        let coming = self.ask(reused);
+        loop {
+            if let Some(state) = self.arrived(&coming, self.patience) {
+                return state;
             }
-            None => self.runtime.block_on(self.wait_for(reused)),
+        }
+    }
+
+    /// What was asked for, once it is there or will not come; waits for it so long at most.
+    ///
+    /// # Errors
+    /// [`StateError`]; it is counted.
+    pub fn arrived(&self, coming: &Coming, wait: Duration) -> Option<Result<DenoisingState, StateError>> {
+        let Coming { receiver, reused, since, patience } = coming;
+        let state = match receiver.recv_timeout(wait) {
+            Ok(state) => state,
+            // A runtime that hangs does not keep the time either.
+            Err(RecvTimeoutError::Timeout) if since.elapsed() < 2 * *patience => return None,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(StateError::Timeout),
         };
-        telemetry::state_loaded(started.elapsed(), state.is_ok());
+        telemetry::state_loaded(since.elapsed(), state.is_ok());
         if matches!(state, Err(StateError::Timeout)) {
             *self.too_slow.lock() = Some(Instant::now());
         }
-        let state = state?;
-        self.cache.used(&reused.source, reused.timestep);
-        Ok(DenoisingState { timestep: state.timestep, shape: state.shape, latent: state.latent.clone() })
+        Some(state.map(|state| {
+            self.cache.used(&reused.source, reused.timestep);
+            DenoisingState { timestep: state.timestep, shape: state.shape, latent: state.latent.clone() }
+        }))
     }
+}
 
-    async fn wait_for(&self, reused: &Reused) -> Result<Arc<State>, StateError> {
-        let state = self.cache.state(&reused.source, reused.timestep);
-        Ok(tokio::time::timeout(self.patience, state).await.map_err(|_| StateError::Timeout)??)
+/// A state that was asked for.
+pub struct Coming {
+    receiver: Receiver<Result<Arc<State>, StateError>>,
+    reused: Reused,
+    since: Instant,
+    patience: Duration,
+}
+
+impl Coming {
+    /// How long it has been waited for.
+    pub fn waited(&self) -> Duration {
+        self.since.elapsed()
     }
 }
 

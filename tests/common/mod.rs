@@ -115,6 +115,13 @@ impl Server {
         Answer::of(request.send(body))
     }
 
+    /// Any request to the API.
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let request = ureq::http::Request::builder().method(method).uri(self.url(path));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        Answer::of(agent().run(request.body(body).unwrap()))
+    }
+
     /// A request to the admin API.
     pub fn admin(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let url = format!("http://{}/admin/v1/{path}", self.admin);
@@ -153,6 +160,13 @@ impl Server {
             (series.split('{').next()? == name).then(|| value.parse::<f64>().unwrap())
         });
         values.sum()
+    }
+
+    /// The values of a metric's series that have this label.
+    pub fn metric_with(&self, name: &str, label: &str) -> f64 {
+        let text = self.get("/metrics").text;
+        let series = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        series.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
 
     pub fn signal(&self, name: &str) {

@@ -1,6 +1,7 @@
 //! What the cache holds: counted, listed, looked at, removed.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -109,7 +110,7 @@ fn purge_filter(wanted: PurgeRequest, reuse: &Reuse) -> Result<Filter, ApiError>
         tenant,
         namespace,
         model,
-        created_before: older_than_seconds.map(|age| unix_seconds().saturating_sub(age)),
+        created_before: older_than_seconds.map(|age| unix_seconds(SystemTime::now()).saturating_sub(age)),
         ..Filter::default()
     };
     match (filter == Filter::default(), all == Some(true)) {

@@ -1,9 +1,10 @@
-//! The admin API: what operators may see of the cache and do to it. On a listener of its own.
+//! The admin API: what operators may see of the cache and the plans, and do to them. On a listener of its own.
 
 mod access;
 mod entries;
 mod errors;
 mod look_up;
+mod plan;
 mod policy;
 mod transfer;
 pub mod wire;
@@ -86,7 +87,7 @@ impl Admin {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Pentimento: admin API", description = "What operators may see of the cache and do to it."),
+    info(title = "Pentimento: admin API", description = "What operators may see of the cache and the plans, and do to them."),
     security((), ("admin_token" = [])),
     modifiers(&Token)
 )]
@@ -111,6 +112,7 @@ pub fn router(mut admin: Admin) -> Router {
         .routes(routes!(entries::purge))
         .routes(routes!(look_up::look_up))
         .routes(routes!(policy::get, policy::put))
+        .routes(routes!(plan::get, plan::put))
         .routes(routes!(transfer::export));
     let slow = OpenApiRouter::new().routes(routes!(transfer::import));
     let mut description = quick.get_openapi().clone();

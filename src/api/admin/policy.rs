@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use pentimento_cache::{PolicyConfig, PolicyError, eviction_policy};
-use serde::Deserialize;
+use pentimento_cache::{PolicyError, eviction_policy};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::Admin;
@@ -46,7 +46,7 @@ pub async fn put(State(admin): State<Arc<Admin>>, request: Request) -> Result<Js
     });
     let eviction = eviction.transpose()?;
     if let Some(settings) = change.reuse {
-        admin.reuse.set_policy(parse(settings)?).map_err(refused)?;
+        admin.reuse.set_policy(parse("reuse", settings)?).map_err(refused)?;
     }
     if let Some(policy) = eviction {
         admin.reuse.cache().set_eviction(policy);
@@ -56,8 +56,9 @@ pub async fn put(State(admin): State<Arc<Admin>>, request: Request) -> Result<Js
     Ok(Json(now))
 }
 
-fn parse(settings: Map<String, Value>) -> Result<PolicyConfig, ApiError> {
-    let read = |settings: Map<String, Value>| PolicyConfig::deserialize(Value::Object(settings));
+/// A policy with its settings, in the field `field`.
+pub(super) fn parse<P: DeserializeOwned>(field: &str, settings: Map<String, Value>) -> Result<P, ApiError> {
+    let read = |settings: Map<String, Value>| P::deserialize(Value::Object(settings));
     read(settings.clone()).map_err(|error| {
         // serde does not say which setting of a tagged enum it was. All have defaults: each alone beside the
         // policy's name says it.
@@ -68,8 +69,8 @@ fn parse(settings: Map<String, Value>) -> Result<PolicyConfig, ApiError> {
         });
         let known = read([("policy".to_owned(), policy.clone())].into_iter().collect()).is_ok();
         match wrong {
-            Some((name, _)) if known => ApiError::invalid(format!("reuse.{name}"), &plain(&error)),
-            _ => ApiError::invalid("reuse.policy", &plain(&error)),
+            Some((name, _)) if known => ApiError::invalid(format!("{field}.{name}"), &plain(&error)),
+            _ => ApiError::invalid(format!("{field}.policy"), &plain(&error)),
         }
     })
 }
@@ -93,6 +94,8 @@ fn plain_text(error: &PolicyError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pentimento_cache::PolicyConfig;
+
     use super::*;
 
     #[test]
@@ -106,10 +109,15 @@ mod tests {
             (r#"{"policy": "semantic", "content_gate": true, "treshold": 0.5}"#, "reuse.treshold"),
             (r#"{"policy": "nirvana", "thresholds": [{"similarity": 0.5}]}"#, "reuse.thresholds"),
         ] {
-            let error = parse(serde_json::from_str(json).unwrap()).unwrap_err().detail;
+            let error =
+                parse::<PolicyConfig>("reuse", serde_json::from_str(json).unwrap()).unwrap_err().detail;
             assert_eq!(error.param.as_deref(), Some(param), "{json}: {}", error.message);
         }
-        let fine = parse(serde_json::from_str(r#"{"policy": "nirvana", "offset": 3}"#).unwrap()).unwrap();
+        let fine = parse::<PolicyConfig>(
+            "reuse",
+            serde_json::from_str(r#"{"policy": "nirvana", "offset": 3}"#).unwrap(),
+        )
+        .unwrap();
         let error = refused(fine.build(&[]).err().unwrap()).detail;
         assert_eq!(error.param.as_deref(), Some("reuse.offset"));
     }

@@ -3,7 +3,6 @@
 
 mod map;
 mod measure;
-mod rows;
 mod tables;
 
 use std::collections::HashSet;
@@ -14,10 +13,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pentimento_cache::{Calibration, Resume};
 use pentimento_pipelines::{MAX_STEPS, Pipeline};
 
+use super::rows::Rows;
 use super::{ConfigFile, Failure, load_models, use_threads};
 use crate::config::{Config, Flags};
 use measure::{Measure, Pair, Row};
-use rows::Rows;
 pub use tables::{checked, tables_in, tables_of};
 
 /// The file of measured pairs in `--out`.

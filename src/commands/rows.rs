@@ -1,12 +1,12 @@
-//! `measured.jsonl`: the settings in its first line, then a measured pair a line.
+//! Files of measurements that can be cut: the settings in the first line, then a measured row a line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-
-use super::measure::{Row, Settings};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// The file, open for more.
 pub struct Rows(File);
@@ -16,7 +16,11 @@ impl Rows {
     ///
     /// # Errors
     /// The file cannot be used, is none of ours, or was measured under other settings.
-    pub fn open(path: &Path, settings: &Settings) -> anyhow::Result<(Self, Vec<Row>)> {
+    pub fn open<S, R>(path: &Path, settings: &S) -> anyhow::Result<(Self, Vec<R>)>
+    where
+        S: Serialize + DeserializeOwned + PartialEq,
+        R: DeserializeOwned,
+    {
         let name = || path.display().to_string();
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(name)?;
@@ -33,7 +37,7 @@ impl Rows {
         match lines.next() {
             None => rows.line(&serde_json::to_string(settings)?).with_context(name)?,
             Some(first) => {
-                let theirs: Settings = serde_json::from_str(first).with_context(name)?;
+                let theirs: S = serde_json::from_str(first).with_context(name)?;
                 if theirs != *settings {
                     bail!(
                         "{}: was measured under other settings; give another --out\n  there: {first}",
@@ -44,15 +48,15 @@ impl Rows {
         }
         let read =
             |(i, line)| serde_json::from_str(line).with_context(|| format!("{}: line {}", name(), i + 2));
-        let read: Vec<Row> = lines.enumerate().map(read).collect::<Result<_, _>>()?;
+        let read: Vec<R> = lines.enumerate().map(read).collect::<Result<_, _>>()?;
         Ok((rows, read))
     }
 
-    /// Adds a measured pair.
+    /// Adds a row.
     ///
     /// # Errors
     /// The disk's.
-    pub fn add(&mut self, row: &Row) -> anyhow::Result<()> {
+    pub fn add(&mut self, row: &impl Serialize) -> anyhow::Result<()> {
         Ok(self.line(&serde_json::to_string(row)?)?)
     }
 

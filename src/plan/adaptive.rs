@@ -1,0 +1,235 @@
+//! `adaptive`: the most total quality within deadlines.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use super::deadlines::{Budget, Need, all_within, limits};
+use super::policy::ladder;
+use super::{Expected, Load, PlanPolicy, Plans, Work};
+
+/// What is expected is planned for at most so far ahead, seconds: about as long as arrivals are remembered.
+const HORIZON: f64 = 2.0;
+/// What is expected is this many lumps at most.
+const LUMPS: f64 = 32.0;
+/// A picture that is being painted is only given so many times its steps, or more.
+const WORTH_A_RAISE: f64 = 1.2;
+/// Less quality is no reason for more steps.
+const NO_GAIN: f64 = 1e-9;
+
+/// Everybody begins at the floor; then those steps are given that bring the most quality per machine second, as
+/// long as nobody misses a deadline for it who would not miss it anyway. Greedy is within one step of the best
+/// where quality is concave in steps, as it is but for noise.
+#[derive(Debug, Clone, Copy)]
+pub struct Adaptive {
+    /// Whether pictures that are being painted are planned anew.
+    pub replan: bool,
+}
+
+impl PlanPolicy for Adaptive {
+    fn name(&self) -> &'static str {
+        "adaptive"
+    }
+
+    fn plan(&self, load: &Load<'_>) -> Plans {
+        let mut line = Line::new(load, self.replan);
+        if !line.all_at_best() {
+            line.raise();
+        }
+        let mut steps = vec![0; load.works.len()];
+        for place in &line.places {
+            if let Some(work) = place.work {
+                steps[work] = settled(&load.works[work], place.rungs[place.rung].steps, self.replan);
+            }
+        }
+        Plans { steps, level: None }
+    }
+
+    fn replans(&self) -> bool {
+        self.replan
+    }
+}
+
+/// Fewer steps at once, more only where they are worth the change.
+fn settled(work: &Work, steps: usize, replan: bool) -> usize {
+    match work.planned {
+        Some(planned) if work.kept(replan).is_none() => {
+            let raised = steps > planned && (steps as f64) < WORTH_A_RAISE * planned as f64;
+            if raised { work.within(planned) } else { steps }
+        }
+        _ => steps,
+    }
+}
+
+/// What waits, is being painted and is expected, by deadline.
+struct Line {
+    places: Vec<Place>,
+    /// With everybody's rung.
+    budget: Budget,
+    /// By when the machine must be done with each.
+    limits: Vec<f64>,
+}
+
+/// One of them.
+struct Place {
+    /// Which work it is; `None`: expected.
+    work: Option<usize>,
+    /// What it may get, by rising steps; never empty.
+    rungs: Vec<Rung>,
+    /// What it has.
+    rung: usize,
+}
+
+/// A number of steps, what it takes and what it brings.
+#[derive(Debug, Clone, Copy)]
+struct Rung {
+    steps: usize,
+    need: Need,
+    quality: f64,
+}
+
+/// So many pictures like one work, which have so long to their deadline.
+struct Lump<'a> {
+    work: &'a Work,
+    place: Option<usize>,
+    slack: f64,
+    pictures: f64,
+}
+
+impl Line {
+    fn new(load: &Load<'_>, replan: bool) -> Self {
+        let real = load.works.iter().enumerate();
+        let mut lumps: Vec<Lump<'_>> = real
+            .map(|(i, work)| Lump { work, place: Some(i), slack: work.slack, pictures: 1.0 })
+            .chain(load.expected.iter().flat_map(|expected| coming(expected, load.works)))
+            .collect();
+        lumps.sort_by(|a, b| a.slack.total_cmp(&b.slack));
+        let mut places: Vec<Place> = lumps.iter().map(|lump| lump.place(replan)).collect();
+        let floors: Vec<Need> = places.iter().map(|place| place.rungs[0].need).collect();
+        let limits = limits(&floors);
+        for (place, limit) in places.iter_mut().zip(&limits) {
+            // Who is late whatever is done gets the floor.
+            if limit.is_infinite() && place.rungs[0].need.slack.is_finite() {
+                place.rungs.truncate(1);
+            }
+        }
+        Self { places, budget: Budget::new(&floors, &limits), limits }
+    }
+
+    /// Gives everybody the top rung if that can be, and says whether.
+    fn all_at_best(&mut self) -> bool {
+        let best: Vec<Need> = self.places.iter().filter_map(|p| Some(p.rungs.last()?.need)).collect();
+        let holds = all_within(&best, &self.limits);
+        if holds {
+            self.places.iter_mut().for_each(|place| place.rung = place.rungs.len() - 1);
+        }
+        holds
+    }
+
+    /// Gives steps, those first that bring the most. Says how many changes were tried: for each work, each rung
+    /// once at most.
+    fn raise(&mut self) -> usize {
+        let candidate = |(i, place): (usize, &Place)| place.candidate(i, place.rungs.len());
+        let mut candidates: BinaryHeap<Candidate> =
+            self.places.iter().enumerate().filter_map(candidate).collect();
+        let mut tried = 0;
+        while let Some(Candidate { place: i, rung, end, .. }) = candidates.pop() {
+            tried += 1;
+            let place = &mut self.places[i];
+            let fits = self.budget.try_set(i, &place.rungs[rung].need, self.limits[i]);
+            if fits {
+                place.rung = rung;
+            }
+            // What did not fit never will: the room only shrinks.
+            candidates.extend(place.candidate(i, if fits { end } else { rung }));
+        }
+        tried
+    }
+}
+
+/// What is expected within the horizon, evenly spread.
+fn coming<'a>(expected: &'a Expected, works: &[Work]) -> impl Iterator<Item = Lump<'a>> {
+    let Expected { rate, typical } = expected;
+    let slacks = works.iter().map(|work| work.slack).filter(|slack| slack.is_finite());
+    let horizon = slacks.fold(0.0, f64::max).min(HORIZON);
+    let pictures = if rate.is_finite() { (rate * horizon).max(0.0) } else { 0.0 };
+    let lumps = pictures.ceil().min(LUMPS);
+    (0..lumps as usize).map(move |i| Lump {
+        work: typical,
+        place: None,
+        slack: (i as f64 + 0.5) / lumps * horizon + typical.slack,
+        pictures: pictures / lumps,
+    })
+}
+
+impl Lump<'_> {
+    fn place(&self, replan: bool) -> Place {
+        let rung = |steps| {
+            let Need { seconds, tail, .. } = Need::of(self.work, steps);
+            let need = Need { slack: self.slack, seconds: seconds * self.pictures, tail };
+            Rung { steps, need, quality: self.work.quality(steps) }
+        };
+        let rungs = match self.work.kept(replan) {
+            Some(kept) => vec![rung(kept)],
+            None => {
+                let mut steps: Vec<usize> =
+                    ladder(self.work.floor, self.work.best.max(self.work.floor)).collect();
+                // A picture that is being painted can stay as it is.
+                let planned = self.work.planned.map(|planned| self.work.within(planned));
+                if let Some((Err(place), planned)) = planned.map(|p| (steps.binary_search(&p), p)) {
+                    steps.insert(place, planned);
+                }
+                steps.into_iter().map(rung).collect()
+            }
+        };
+        Place { work: self.place, rungs, rung: 0 }
+    }
+}
+
+impl Place {
+    /// The rung above its own and below `end` that brings the most quality per machine second.
+    fn candidate(&self, place: usize, end: usize) -> Option<Candidate> {
+        let now = &self.rungs[self.rung];
+        let worth = |rung: usize| {
+            let then = &self.rungs[rung];
+            let (gain, seconds) = (then.quality - now.quality, then.need.seconds - now.need.seconds);
+            (gain > NO_GAIN).then(|| Candidate { worth: gain / seconds.max(1e-12), place, rung, end })
+        };
+        (self.rung + 1..end).filter_map(worth).max()
+    }
+}
+
+/// A change that might be made.
+#[derive(Debug)]
+struct Candidate {
+    /// Quality per machine second.
+    worth: f64,
+    place: usize,
+    rung: usize,
+    /// Rungs from this one on do not fit.
+    end: usize,
+}
+
+impl Ord for Candidate {
+    /// By worth; of equal ones the earlier deadline's, then the smaller change.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let earlier = (other.place, other.rung).cmp(&(self.place, self.rung));
+        self.worth.total_cmp(&other.worth).then(earlier)
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Candidate {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+use proptest::prelude::*;
+
+use super::super::work::example;
+use super::*;
+
+fn plan(works: &[Work], expected: Option<Expected>, replan: bool) -> Vec<usize> {
+    Adaptive { replan }.plan(&Load { works, expected, level: None }).steps
+}
+
+fn due(slack: f64) -> Work {
+    Work { slack, ..example() }
+}
+
+/// What works need with these steps, by deadline.
+fn needs(works: &[Work], steps: &[usize]) -> Vec<Need> {
+    let mut needs: Vec<Need> = works.iter().zip(steps).map(|(work, steps)| Need::of(work, *steps)).collect();
+    needs.sort_by(|a, b| a.slack.total_cmp(&b.slack));
+    needs
+}
+
+#[test]
+fn without_load_everybody_gets_the_best() {
+    let works = [due(0.1), due(0.2), due(f64::INFINITY), Work { best: 7, floor: 3, ..due(0.1) }];
+    assert_eq!(plan(&works, None, true), [50, 50, 50, 7]);
+    assert_eq!(plan(&[], None, true), [0usize; 0]);
+    let some = Expected { rate: 5.0, typical: due(0.2) };
+    assert_eq!(plan(&works, Some(some), true), [50, 50, 50, 7]);
+}
+
+#[test]
+fn under_load_all_get_a_part_and_those_with_time_the_most() {
+    let mut works = vec![due(0.5); 40];
+    works.push(due(f64::INFINITY));
+    let steps = plan(&works, None, true);
+    let given = &steps[..40];
+    assert!(given.iter().all(|steps| (16..30).contains(steps)), "{steps:?}");
+    assert_eq!(steps[40], 50, "who has no deadline waits");
+}
+
+#[test]
+fn who_is_late_gets_the_floor_and_holds_nobody_back() {
+    let steps = plan(&[due(-0.1), due(0.005), due(0.4)], None, true);
+    assert_eq!(steps, [10, 10, 50]);
+}
+
+#[test]
+fn what_is_expected_takes_its_part() {
+    let works = vec![due(0.5); 10];
+    assert!(plan(&works, None, true).iter().all(|steps| *steps == 50));
+    let crowd = Expected { rate: 100.0, typical: due(0.5) };
+    let steps = plan(&works, Some(crowd), true);
+    assert!(steps.iter().all(|steps| *steps < 50), "{steps:?}");
+}
+
+#[test]
+fn what_is_begun_is_raised_only_by_much_and_lowered_at_once() {
+    let begun = |planned| Work { planned: Some(planned), done: 0.2, ..due(0.5) };
+    assert_eq!(plan(&[begun(45), begun(41), begun(20)], None, true), [45, 50, 50]);
+    let mut works = vec![due(0.5); 60];
+    works.push(begun(50));
+    assert!(plan(&works, None, true)[60] < 50);
+    assert_eq!(plan(&works, None, false)[60], 50);
+    works[60].replannable = false;
+    assert_eq!(plan(&works, None, true)[60], 50);
+}
+
+/// Each work's rungs are tried once at most, however many works there are: 300 take some thousand changes of the tree.
+#[test]
+fn the_work_of_planning_is_bounded() {
+    let works: Vec<Work> = (0..300).map(|i| due(0.5 + 0.01 * f64::from(i))).collect();
+    let expected = Some(Expected { rate: 100.0, typical: due(0.5) });
+    let mut line = Line::new(&Load { works: &works, expected, level: None }, true);
+    assert!(!line.all_at_best());
+    let rungs: usize = line.places.iter().map(|place| place.rungs.len() - 1).sum();
+    let tried = line.raise();
+    assert!(line.places.len() <= 332 && 300 < tried && tried <= rungs, "{tried} {rungs}");
+}
+
+prop_compose! {
+    fn work()(
+        slack in prop_oneof![4 => -0.1..2.0f64, 1 => Just(f64::INFINITY)],
+        (floor, best) in (1usize..30).prop_flat_map(|floor| (Just(floor), floor..80)),
+        done in prop_oneof![Just(0.0), 0.0..1.0f64],
+        planned in prop::option::of(0.0..=1.0f64),
+        replannable in any::<bool>(),
+        cost in 0.0001..0.003f64,
+        places in 1.0..8.0f64,
+    ) -> Work {
+        let planned = planned.map(|at| floor + ((best - floor) as f64 * at) as usize);
+        Work { slack, floor, best, done, planned, replannable, cost, latency: cost * places, overhead: 0.001, ..example() }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn plans_keep_their_bounds(
+        works in prop::collection::vec(work(), 0..50),
+        rate in 0.0..200.0f64,
+        replan in any::<bool>(),
+    ) {
+        let expected = Some(Expected { rate, typical: due(0.5) });
+        let steps = plan(&works, expected.clone(), replan);
+        prop_assert_eq!(steps.len(), works.len());
+        for (work, steps) in works.iter().zip(&steps) {
+            prop_assert!((work.floor..=work.best).contains(steps), "{} {:?}", steps, work);
+            match work.planned {
+                Some(planned) if !(replan && work.replannable) => prop_assert_eq!(*steps, planned),
+                Some(planned) if *steps > planned => {
+                    prop_assert!(*steps as f64 >= WORTH_A_RAISE * planned as f64, "{} {:?}", steps, work);
+                }
+                _ => {}
+            }
+        }
+        prop_assert_eq!(&steps, &plan(&works, expected, replan), "the same load, the same plans");
+    }
+
+    /// Nobody misses a deadline who would make it with everybody at the floor.
+    #[test]
+    fn no_steps_are_given_that_cannot_be_afforded(works in prop::collection::vec(work(), 0..50)) {
+        let steps = plan(&works, None, true);
+        let floors: Vec<usize> = works.iter().map(|w| w.kept(true).unwrap_or(w.floor)).collect();
+        let limits = limits(&needs(&works, &floors));
+        prop_assert!(all_within(&needs(&works, &steps), &limits), "{:?} {:?}", works, steps);
+    }
+}

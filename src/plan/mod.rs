@@ -1,0 +1,29 @@
+//! How many steps each picture gets: pure functions of what waits, what is being painted and what it is worth.
+//!
+//! But for [`Planner`], nothing in here knows a queue or a clock: time is handed in. docs/planning.md says what is
+//! decided how.
+
+mod adaptive;
+mod admission;
+mod arrivals;
+mod deadlines;
+mod frontier;
+mod per_model;
+mod planner;
+mod policy;
+#[cfg(test)]
+mod simulation;
+mod step_time;
+mod tier;
+mod work;
+
+pub use admission::{Admission, MAX_WAIT, Verdict};
+pub use arrivals::Arrivals;
+pub use frontier::{Curve, Frontier, FrontierError, FrontierFile, FrontierFor, Point};
+pub use planner::{ModelOffer, Planner, Seen};
+pub use policy::{
+    AdaptiveConfig, Expected, FixedConfig, Load, PlanPolicy, PlanPolicyConfig, PlanPolicyError, Plans,
+};
+pub use step_time::{Ewma, Overheads, StepTime};
+pub use tier::{Asked, Offer, Terms, TermsError, Tier};
+pub use work::Work;

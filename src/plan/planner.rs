@@ -1,0 +1,389 @@
+//! What is known of the load at the moment, and who decides by it. The one place in here with a clock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use pentimento_pipelines::Size;
+
+use super::tier::LONGEST;
+use super::{
+    Admission, Arrivals, Asked, Ewma, Expected, Frontier, Load, Offer, Overheads, PlanPolicy,
+    PlanPolicyConfig, PlanPolicyError, Plans, StepTime, Terms, TermsError, Verdict, Work,
+};
+use crate::queue::Job;
+use crate::telemetry;
+
+/// The most pairs of model and size whose speed is remembered; further ones are taken for the model's own size.
+const MOST_SHAPES: usize = 256;
+/// Seconds of everything while nothing is known: the worker has not finished its profile.
+const UNKNOWN: f64 = 1.0;
+/// The share that a new arrival has in what is expected of the next.
+const SHARE: f64 = 0.1;
+/// Rows of a step with guidance.
+const ROWS: usize = 2;
+
+/// What a model offers.
+#[derive(Debug, Clone)]
+pub struct ModelOffer {
+    /// Steps of its full plan.
+    pub steps: usize,
+    /// The size that it is profiled at.
+    pub size: Size,
+    /// What its steps are worth.
+    pub frontier: Arc<Frontier>,
+    /// Whether that was measured.
+    pub measured: bool,
+}
+
+/// What a planner knows of the load.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    /// Pictures asked for, per second.
+    pub arrival_rate: f64,
+    /// Pictures being painted.
+    pub flying: usize,
+    /// Promises to refused clients that are still open.
+    pub promises: usize,
+}
+
+struct Speed {
+    step: StepTime,
+    overheads: Overheads,
+}
+
+/// A picture in flight, as admission sees it.
+struct Flying {
+    work: Work,
+    deadline: Instant,
+}
+
+struct State {
+    speeds: HashMap<(String, Size), Speed>,
+    /// Seconds of each model's full plan at its own size where nothing else is painted, as they were profiled: objectives
+    /// follow from them, and stay what they were when they were published.
+    unloaded: HashMap<String, f64>,
+    arrivals: Arrivals,
+    /// What is expected of the next one.
+    typical: Option<Work>,
+    admission: Admission,
+    flying: Vec<Flying>,
+    level: Option<usize>,
+}
+
+struct Live {
+    config: PlanPolicyConfig,
+    policy: Arc<dyn PlanPolicy>,
+}
+
+/// The plans of all models on one machine.
+pub struct Planner {
+    models: HashMap<String, ModelOffer>,
+    max_rows: usize,
+    objective: Option<Duration>,
+    born: Instant,
+    live: RwLock<Live>,
+    state: Mutex<State>,
+}
+
+impl Planner {
+    /// For these models, by id. A batch takes `max_rows` at most; `objective` is the latency objective of `auto`,
+    /// where the operator names one.
+    ///
+    /// # Errors
+    /// [`PlanPolicyError`], naming the setting.
+    pub fn new(
+        models: HashMap<String, ModelOffer>,
+        max_rows: usize,
+        objective: Option<Duration>,
+        config: PlanPolicyConfig,
+    ) -> Result<Self, PlanPolicyError> {
+        let state = State {
+            speeds: HashMap::new(),
+            unloaded: HashMap::new(),
+            arrivals: Arrivals::default(),
+            typical: None,
+            admission: Admission::default(),
+            flying: Vec::new(),
+            level: None,
+        };
+        let live = RwLock::new(Live { policy: config.build()?.into(), config });
+        Ok(Self { models, max_rows, objective, born: Instant::now(), live, state: Mutex::new(state) })
+    }
+
+    /// The most rows of a batch.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// What a model offers.
+    pub fn offer(&self, model: &str) -> Option<&ModelOffer> {
+        self.models.get(model)
+    }
+
+    /// The plan policy's configuration.
+    pub fn policy(&self) -> PlanPolicyConfig {
+        self.live.read().config.clone()
+    }
+
+    /// Decides by another policy from now on.
+    ///
+    /// # Errors
+    /// [`PlanPolicyError`], naming the setting; the old policy then stays.
+    pub fn set_policy(&self, config: PlanPolicyConfig) -> Result<(), PlanPolicyError> {
+        let policy = config.build()?.into();
+        *self.live.write() = Live { config, policy };
+        self.state.lock().level = None;
+        Ok(())
+    }
+
+    /// The models' ids, and whether what their steps are worth was measured.
+    pub fn models(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.models.iter().map(|(id, offer)| (id.as_str(), offer.measured))
+    }
+
+    /// Predicted seconds of a model's steps at its own size, by the rows that were seen.
+    pub fn step_times(&self, model: &str) -> impl Iterator<Item = (usize, f64)> + use<> {
+        let state = self.state.lock();
+        let size = self.models.get(model).map(|offer| offer.size);
+        let speed = size.and_then(|size| state.speeds.get(&(model.to_owned(), size)));
+        speed.map(|speed| speed.step.seen().collect::<Vec<_>>()).unwrap_or_default().into_iter()
+    }
+
+    /// What is known of the load.
+    pub fn seen(&self) -> Seen {
+        let state = self.state.lock();
+        Seen {
+            arrival_rate: state.arrivals.rate(self.born.elapsed()),
+            flying: state.flying.len(),
+            promises: state.admission.bookings(),
+        }
+    }
+
+    /// Whether pictures in flight are replanned.
+    pub fn replans(&self) -> bool {
+        self.live.read().policy.replans()
+    }
+
+    /// The terms of a request for a picture of a size, or for several: these may take as many times as long, unless the
+    /// client says how long.
+    ///
+    /// # Errors
+    /// [`TermsError`] naming the field.
+    pub fn terms(
+        &self,
+        model: &str,
+        size: Size,
+        pictures: usize,
+        asked: &Asked,
+    ) -> Result<Terms, TermsError> {
+        let Some(ModelOffer { steps, size: own, frontier, .. }) = self.models.get(model) else {
+            return Terms::unhurried(asked, 1);
+        };
+        let seconds = self.state.lock().unloaded.get(model).copied().unwrap_or(UNKNOWN);
+        let unloaded = Duration::from_secs_f64(seconds * times_the_work(size, *own));
+        let mut terms =
+            Terms::new(asked, &Offer { full: *steps, unloaded, objective: self.objective, frontier })?;
+        if asked.max_latency.is_none() {
+            terms.objective = terms.objective.saturating_mul(pictures as u32).min(LONGEST);
+        }
+        Ok(terms)
+    }
+
+    /// What the worker measured when it started.
+    pub fn profiled(
+        &self,
+        model: &str,
+        size: Size,
+        samples: &[(usize, f64)],
+        encode: Duration,
+        decode: Duration,
+    ) {
+        let Some(step) = StepTime::fitted(samples) else { return };
+        let ewma = |time: Duration| Ewma::new(time.as_secs_f64());
+        let overheads = Overheads { encode: ewma(encode), load: Ewma::new(1e-4), decode: ewma(decode) };
+        let steps = self.models.get(model).map_or(1, |offer| offer.steps);
+        let unloaded = steps as f64 * step.seconds(ROWS) + encode.as_secs_f64() + decode.as_secs_f64();
+        let mut state = self.state.lock();
+        state.unloaded.insert(model.to_owned(), unloaded);
+        state.speeds.insert((model.to_owned(), size), Speed { step, overheads });
+    }
+
+    /// A batch took a step.
+    pub fn stepped(&self, model: &str, size: Size, rows: usize, time: Duration) {
+        let (shape, time) = ((model.to_owned(), size), time.as_secs_f64());
+        let mut state = self.state.lock();
+        if let Some(speed) = state.speeds.get_mut(&shape) {
+            telemetry::prediction_error(speed.step.observe(rows, time));
+        } else if state.speeds.len() < MOST_SHAPES
+            && let Some(step) = StepTime::fitted(&[(rows, time)])
+        {
+            let overheads = state.speed(model, size, &self.models).map(|(speed, _)| speed.overheads);
+            let guess = Ewma::new(time);
+            let overheads = overheads.unwrap_or(Overheads { encode: guess, load: guess, decode: guess });
+            state.speeds.insert(shape, Speed { step, overheads });
+        }
+    }
+
+    /// A picture is finished: what it took besides steps.
+    pub fn finished(&self, model: &str, size: Size, encode: Duration, decode: Duration) {
+        if let Some(speed) = self.state.lock().speeds.get_mut(&(model.to_owned(), size)) {
+            speed.overheads.encode.observe(encode.as_secs_f64());
+            speed.overheads.decode.observe(decode.as_secs_f64());
+        }
+    }
+
+    /// The rows of a full batch: as many as still gain something.
+    pub fn rows(&self, model: &str, size: Size) -> usize {
+        let state = self.state.lock();
+        state.speed(model, size, &self.models).map_or(self.max_rows, |(s, _)| s.step.best_rows(self.max_rows))
+    }
+
+    /// Predicted seconds of a step, by the rows of its batch.
+    pub fn step_time(&self, model: &str, size: Size) -> impl Fn(usize) -> f64 + use<> {
+        let state = self.state.lock();
+        let step = state.speed(model, size, &self.models).map(|(speed, times)| (speed.step.clone(), times));
+        move |rows| step.as_ref().map_or(UNKNOWN, |(step, times)| times * step.seconds(rows))
+    }
+
+    /// A job not begun, as plans see it.
+    pub fn waiting(&self, job: &Job, deadline: Instant) -> Work {
+        let plan = job.plan.steps().len().max(1);
+        let left = |timestep| job.plan.after(timestep).steps().len();
+        let skipped = job.start.reused().map_or(0, |reused| plan.saturating_sub(left(reused.timestep)));
+        self.work(job, deadline, skipped as f64 / plan as f64, None, true)
+    }
+
+    /// A job as plans see it; `planned` is the steps of the plan that it is being painted with, and `replannable`
+    /// whether another could take its place now.
+    pub fn work(
+        &self,
+        job: &Job,
+        deadline: Instant,
+        done: f64,
+        planned: Option<usize>,
+        replannable: bool,
+    ) -> Work {
+        let rows = job.plan.steps().first().map_or(1, |step| step.guidance.rows());
+        let replans = self.replans();
+        let state = self.state.lock();
+        let speed = state.speed(&job.model, job.size, &self.models);
+        let (cost, latency, overhead) = speed.map_or((UNKNOWN, UNKNOWN, 0.0), |(speed, times)| {
+            let Speed { step, overheads } = speed;
+            let full = step.best_rows(self.max_rows);
+            let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
+            let before = if planned.is_some() { 0.0 } else { overheads.encode.seconds() };
+            let overhead = before + overheads.decode.seconds();
+            let cost = step.per_row(self.max_rows) * rows as f64;
+            (times * cost, times * step.seconds(riding), times * overhead)
+        });
+        let frontier = self.models.get(&job.model).map(|offer| offer.frontier.clone());
+        Work {
+            cost,
+            latency,
+            overhead,
+            best: job.terms.best,
+            floor: job.terms.floor,
+            done,
+            slack: slack(deadline, Instant::now()),
+            planned,
+            replannable: replannable && replans,
+            frontier: frontier.unwrap_or_else(|| Arc::new(Frontier::flat(job.terms.best))),
+        }
+    }
+
+    /// What is being painted now, with deadlines.
+    pub fn set_flying(&self, works: impl IntoIterator<Item = (Work, Instant)>) {
+        let flying = works.into_iter().map(|(work, deadline)| Flying { work, deadline });
+        self.state.lock().flying = flying.collect();
+    }
+
+    /// Whether a request's jobs can be painted in time with all that waits; `key` knows the client and his request
+    /// again.
+    pub fn admit(&self, key: u64, jobs: &[Job], mut waiting: Vec<Work>) -> Verdict {
+        let Some(job) = jobs.first() else { return Verdict::Admit };
+        let (now, objective) = (Instant::now(), job.terms.objective);
+        let each: Vec<Work> = jobs.iter().map(|job| self.waiting(job, now + objective)).collect();
+        let count = each.len() as f64;
+        let done = each.iter().map(|work| work.done).sum::<f64>() / count;
+        // All of a request are one work: they are admitted together.
+        let mut new = Work {
+            done,
+            cost: each[0].cost * count,
+            overhead: each[0].overhead * count,
+            slack: objective.as_secs_f64(),
+            ..each[0].clone()
+        };
+        let policy = Arc::clone(&self.live.read().policy);
+        let mut state = self.state.lock();
+        let since = now - self.born;
+        state.arrivals.arrive(since, jobs.len());
+        state.expect(&each[0], done, objective);
+        if state.speed(&job.model, job.size, &self.models).is_none() {
+            return Verdict::Admit; // nothing is known that could refuse it
+        }
+        waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
+        for work in waiting.iter_mut().chain([&mut new]) {
+            work.floor = policy.least(work);
+        }
+        state.admission.ask(since, key, &new, &waiting)
+    }
+
+    /// The steps of whole plans for these works, in order.
+    pub fn plan(&self, works: &[Work]) -> Vec<usize> {
+        let policy = Arc::clone(&self.live.read().policy);
+        let (rate, typical, level) = {
+            let state = self.state.lock();
+            (state.arrivals.rate(self.born.elapsed()), state.typical.clone(), state.level)
+        };
+        let expected = typical.map(|typical| Expected { rate, typical });
+        let Plans { steps, level } = policy.plan(&Load { works, expected, level });
+        self.state.lock().level = level;
+        telemetry::arrival_rate(rate);
+        steps
+    }
+
+    /// What a picture of so many steps is worth on average, 0 to 1, relative to the model's full plan; `skipped` is the
+    /// share that a stored state spared. `None` where that was not measured.
+    pub fn expected_quality(&self, model: &str, steps: usize, skipped: f64) -> Option<f64> {
+        let offer = self.models.get(model).filter(|offer| offer.measured)?;
+        Some(offer.frontier.quality(steps, skipped))
+    }
+}
+
+impl State {
+    /// The speed of a model at a size, and how many times its times are to be taken: 1, unless it was seen at its own
+    /// size only.
+    fn speed(&self, model: &str, size: Size, models: &HashMap<String, ModelOffer>) -> Option<(&Speed, f64)> {
+        if let Some(speed) = self.speeds.get(&(model.to_owned(), size)) {
+            return Some((speed, 1.0));
+        }
+        let own = models.get(model)?.size;
+        Some((self.speeds.get(&(model.to_owned(), own))?, times_the_work(size, own)))
+    }
+
+    fn expect(&mut self, work: &Work, done: f64, objective: Duration) {
+        let before = self.typical.take().map_or(done, |before| before.done);
+        let done = before + SHARE * (done - before);
+        self.typical = Some(Work { done, slack: objective.as_secs_f64(), planned: None, ..work.clone() });
+    }
+}
+
+impl Flying {
+    fn now(&self, now: Instant) -> Work {
+        Work { slack: slack(self.deadline, now), ..self.work.clone() }
+    }
+}
+
+/// How many times as much work a picture of a size is as one of another: it grows at least with the pixels.
+fn times_the_work(size: Size, than: Size) -> f64 {
+    let pixels = |size: Size| size.width as f64 * size.height as f64;
+    pixels(size) / pixels(than).max(1.0)
+}
+
+/// Seconds until `deadline`, below 0 after it.
+fn slack(deadline: Instant, now: Instant) -> f64 {
+    let (left, late) = (deadline.saturating_duration_since(now), now.saturating_duration_since(deadline));
+    left.as_secs_f64() - late.as_secs_f64()
+}

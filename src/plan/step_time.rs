@@ -1,0 +1,210 @@
+//! How long a step takes: what was measured when the model was loaded, corrected by every step since.
+
+/// The share that a new value has in a mean of many.
+const SHARE: f64 = 0.1;
+/// A value further from the mean than this factor counts as if it were at it: what stalled the machine once is no
+/// reason to plan otherwise, what stalls it for long still gets through.
+const FURTHEST: f64 = 1.5;
+/// The most row counts that are told apart, and the most rows that are looked at.
+const MOST_BUCKETS: usize = 64;
+const MOST_ROWS: usize = 1024;
+/// More rows must be worth at least this much per row.
+const WORTHWHILE: f64 = 0.02;
+
+/// An exponentially weighted mean of seconds that single outliers do not move far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ewma {
+    seconds: f64,
+    /// How many values are in it, up to `1 / SHARE`.
+    count: f64,
+}
+
+impl Ewma {
+    /// Begins with a guess that weighs as much as one value. Not positive: 1 ms.
+    pub fn new(guess: f64) -> Self {
+        Self { seconds: if usable(guess) { guess } else { 1e-3 }, count: 1.0 }
+    }
+
+    /// The mean.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// Takes a value in; what is no time is ignored.
+    pub fn observe(&mut self, seconds: f64) {
+        if !usable(seconds) {
+            return;
+        }
+        let value = seconds.clamp(self.seconds / FURTHEST, self.seconds * FURTHEST);
+        self.count = (self.count + 1.0).min(1.0 / SHARE);
+        self.seconds += (value - self.seconds) / self.count;
+    }
+}
+
+fn usable(seconds: f64) -> bool {
+    seconds.is_finite() && seconds > 0.0
+}
+
+/// Seconds of a step by the rows of its batch, for one model and latent shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepTime {
+    /// By rising rows, never empty.
+    buckets: Vec<(usize, Ewma)>,
+}
+
+impl StepTime {
+    /// From samples (rows, seconds): of each row count the median. `None` where no sample is usable.
+    pub fn fitted(samples: &[(usize, f64)]) -> Option<Self> {
+        let mut samples: Vec<(usize, f64)> =
+            samples.iter().copied().filter(|(rows, seconds)| *rows > 0 && usable(*seconds)).collect();
+        samples.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        let median = |same: &[(usize, f64)]| {
+            let (rows, seconds) = same[same.len() / 2];
+            (rows, Ewma { seconds, count: (same.len() as f64).min(1.0 / SHARE) })
+        };
+        let buckets: Vec<_> = samples.chunk_by(|a, b| a.0 == b.0).take(MOST_BUCKETS).map(median).collect();
+        (!buckets.is_empty()).then_some(Self { buckets })
+    }
+
+    /// Seconds of a step of so many rows: linear between those seen, on by the last slope beyond them; fewer than
+    /// the fewest take as long as these.
+    pub fn seconds(&self, rows: usize) -> f64 {
+        let at = |i: usize| (self.buckets[i].0 as f64, self.buckets[i].1.seconds);
+        let above = self.buckets.partition_point(|(at, _)| *at < rows);
+        let last = self.buckets.len() - 1;
+        let (low, high) = match above {
+            0 => return at(0).1,
+            above if above <= last => (at(above - 1), at(above)),
+            _ if last == 0 => ((0.0, 0.0), at(0)),
+            _ => (at(last - 1), at(last)),
+        };
+        let slope = (high.1 - low.1) / (high.0 - low.0);
+        // A slope downwards is noise: it is not gone on with.
+        let slope = if above > last { slope.max(0.0) } else { slope };
+        high.1 + (rows as f64 - high.0) * slope
+    }
+
+    /// The row counts that were seen, rising, and their seconds.
+    pub fn seen(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+        self.buckets.iter().map(|(rows, mean)| (*rows, mean.seconds))
+    }
+
+    /// Takes a step's time in. The answer is the relative error of what was predicted before: above 0 where the step
+    /// took longer; 0 for what is no time.
+    pub fn observe(&mut self, rows: usize, seconds: f64) -> f64 {
+        if rows == 0 || !usable(seconds) {
+            return 0.0;
+        }
+        let predicted = self.seconds(rows);
+        match self.buckets.binary_search_by_key(&rows, |(rows, _)| *rows) {
+            Ok(found) => self.buckets[found].1.observe(seconds),
+            Err(place) if self.buckets.len() < MOST_BUCKETS => {
+                let mut bucket = Ewma::new(predicted);
+                bucket.observe(seconds);
+                self.buckets.insert(place, (rows, bucket));
+            }
+            Err(_) => {}
+        }
+        seconds / predicted - 1.0
+    }
+
+    /// The rows, at most `max_rows`, with the least time per row; fewer where more gain next to nothing.
+    pub fn best_rows(&self, max_rows: usize) -> usize {
+        let most = max_rows.clamp(1, MOST_ROWS);
+        let each = |rows: usize| self.seconds(rows) / rows as f64;
+        let least = (1..=most).map(each).fold(f64::INFINITY, f64::min);
+        (1..=most).find(|rows| each(*rows) * (1.0 - WORTHWHILE) <= least).unwrap_or(most)
+    }
+
+    /// Machine seconds of a row where batches are as full as is best.
+    pub fn per_row(&self, max_rows: usize) -> f64 {
+        let rows = self.best_rows(max_rows);
+        self.seconds(rows) / rows as f64
+    }
+}
+
+/// What a picture takes besides its steps, in machine seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Overheads {
+    /// Encoding its prompts.
+    pub encode: Ewma,
+    /// Loading the state that it starts from.
+    pub load: Ewma,
+    /// Decoding its latent and encoding the picture to a file.
+    pub decode: Ewma,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn measured() -> StepTime {
+        StepTime::fitted(&[(2, 0.003), (4, 0.005), (4, 0.0051), (4, 0.9), (8, 0.0094), (16, 0.0186)]).unwrap()
+    }
+
+    #[test]
+    fn it_is_linear_between_what_was_measured_and_beyond() {
+        let times = measured();
+        let near = |rows, wanted: f64| assert!((times.seconds(rows) - wanted).abs() < 1e-9, "{rows}");
+        near(2, 0.003);
+        near(4, 0.0051);
+        near(3, 0.00405);
+        near(1, 0.003);
+        near(24, 0.0278);
+        let one = StepTime::fitted(&[(2, 0.004)]).unwrap();
+        assert!((one.seconds(6) - 0.012).abs() < 1e-9 && one.seconds(1) == 0.004);
+        assert_eq!(StepTime::fitted(&[(0, 1.0), (2, f64::NAN), (2, -1.0)]), None);
+    }
+
+    #[test]
+    fn batches_are_as_full_as_pays() {
+        assert_eq!(measured().best_rows(16), 8, "16 rows gain 1 % per row");
+        assert_eq!((measured().best_rows(6), measured().best_rows(0)), (6, 1));
+        assert!((measured().per_row(16) - 0.0094 / 8.0).abs() < 1e-9);
+        // Twice the rows take twice the time: one row is as good as many.
+        assert_eq!(StepTime::fitted(&[(1, 0.002), (8, 0.016)]).unwrap().best_rows(8), 1);
+    }
+
+    #[test]
+    fn it_follows_the_machine_but_no_single_stall() {
+        let mut times = measured();
+        let error = times.observe(8, 0.94);
+        assert!((error - 99.0).abs() < 1e-6, "{error}");
+        assert!(times.seconds(8) < 1.3 * 0.0094, "{}", times.seconds(8));
+        for _ in 0..60 {
+            times.observe(8, 0.02);
+        }
+        assert!((times.seconds(8) - 0.02).abs() < 0.0005, "{}", times.seconds(8));
+        assert!(times.observe(8, 0.02).abs() < 0.03);
+        assert_eq!(times.observe(8, f64::NAN), 0.0);
+        assert_eq!(times.observe(0, 1.0), 0.0);
+    }
+
+    #[test]
+    fn row_counts_that_were_not_profiled_are_learned_and_bounded() {
+        let mut times = measured();
+        for _ in 0..30 {
+            times.observe(6, 0.009);
+        }
+        assert!((times.seconds(6) - 0.009).abs() < 1e-4);
+        assert!((times.seconds(4) - 0.0051).abs() < 1e-9);
+        (1..500).for_each(|rows| _ = times.observe(rows, 0.01));
+        assert_eq!(times.buckets.len(), MOST_BUCKETS);
+    }
+
+    proptest! {
+        #[test]
+        fn predictions_stay_times(seen in prop::collection::vec((0usize..2000, -1.0..10.0f64), 1..100)) {
+            let mut times = measured();
+            for (rows, seconds) in seen {
+                prop_assert!(times.observe(rows, seconds).is_finite());
+                for rows in [0, 1, 5, 100, 100_000] {
+                    prop_assert!(times.seconds(rows) > 0.0, "{rows}");
+                }
+                prop_assert!((1..=40).contains(&times.best_rows(40)));
+            }
+        }
+    }
+}

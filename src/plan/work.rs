@@ -1,0 +1,114 @@
+//! What plans see of a picture.
+
+use std::sync::Arc;
+
+use super::Frontier;
+
+/// A picture that waits or is being painted, as plans see it.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// Machine seconds of one of its steps in a full batch: its rows' share.
+    pub cost: f64,
+    /// Seconds that one of its steps takes on the clock, in the batch that it will ride in.
+    pub latency: f64,
+    /// Machine seconds besides steps that are still to be spent: encoding, loading, decoding.
+    pub overhead: f64,
+    /// Steps of the whole plan that was asked for: no more are ever planned.
+    pub best: usize,
+    /// Fewest steps of a whole plan that its tier allows; `best` where the client fixed the number.
+    pub floor: usize,
+    /// Share of the plan behind it, skipped or taken, 0 to 1.
+    pub done: f64,
+    /// Seconds to its deadline, below 0 after it; infinite without one.
+    pub slack: f64,
+    /// Steps of the whole plan that it is being painted with; `None`: not begun.
+    pub planned: Option<usize>,
+    /// Whether it may be replanned now, where it is begun.
+    pub replannable: bool,
+    /// What its steps are worth.
+    pub frontier: Arc<Frontier>,
+}
+
+impl Work {
+    /// Steps still to be taken of a whole plan of `steps`: at least one, until it is done.
+    pub fn left(&self, steps: usize) -> usize {
+        if self.done >= 1.0 {
+            return 0;
+        }
+        // Shares are sums of fractions: what they err by is no step.
+        let left = ((1.0 - self.done.max(0.0)) * steps as f64 - 1e-6).ceil();
+        (left as usize).max(1)
+    }
+
+    /// Machine seconds still to be spent with a whole plan of `steps`.
+    pub fn seconds(&self, steps: usize) -> f64 {
+        self.left(steps) as f64 * self.cost + self.overhead
+    }
+
+    /// Seconds that the rest takes on the clock at least, with a whole plan of `steps`: one step comes after the
+    /// other, however empty the machine is.
+    pub fn clock(&self, steps: usize) -> f64 {
+        self.left(steps) as f64 * self.latency + self.overhead
+    }
+
+    /// What the picture is worth with a whole plan of `steps`, 0 to 1, relative to the model's full plan.
+    pub fn quality(&self, steps: usize) -> f64 {
+        self.frontier.quality(steps, self.done)
+    }
+
+    /// The number of steps nearest to `steps` that it may have.
+    pub fn within(&self, steps: usize) -> usize {
+        steps.min(self.best).max(self.floor)
+    }
+
+    /// The steps that it keeps whatever is decided; `None` where it may be planned.
+    pub fn kept(&self, replans: bool) -> Option<usize> {
+        self.planned.filter(|_| !(replans && self.replannable))
+    }
+}
+
+/// A work for tests: not begun, from noise, 50 steps of 1 ms at a cost of 0.5 ms, at least 10.
+#[cfg(test)]
+pub(super) fn example() -> Work {
+    Work {
+        cost: 0.0005,
+        latency: 0.001,
+        overhead: 0.0,
+        best: 50,
+        floor: 10,
+        done: 0.0,
+        slack: f64::INFINITY,
+        planned: None,
+        replannable: true,
+        frontier: Arc::new(Frontier::flat(50)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_whole_steps_and_one_at_least() {
+        let left = |done, steps| Work { done, ..example() }.left(steps);
+        assert_eq!([left(0.0, 50), left(0.4, 50), left(0.6, 50), left(0.7, 10)], [50, 30, 20, 3]);
+        assert_eq!([left(0.99, 10), left(1.0, 10), left(0.0, 0)], [1, 0, 1]);
+        // 7 of 50 taken one by one, then 12 steps in all.
+        let done: f64 = std::iter::repeat_n(1.0 / 50.0, 7).sum();
+        assert_eq!((left(done, 50), left(done, 12)), (43, 11));
+    }
+
+    #[test]
+    fn machine_time_and_clock_time() {
+        let work = Work { done: 0.5, overhead: 0.01, ..example() };
+        assert!((work.seconds(50) - 0.0225).abs() < 1e-12);
+        assert!((work.clock(50) - 0.035).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_is_begun_is_kept_unless_both_allow_it() {
+        let begun = Work { planned: Some(20), ..example() };
+        assert_eq!([begun.kept(false), begun.kept(true), example().kept(false)], [Some(20), None, None]);
+        assert_eq!(Work { replannable: false, ..begun }.kept(true), Some(20));
+    }
+}

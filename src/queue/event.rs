@@ -1,0 +1,125 @@
+//! What is heard of a job, and how it ends.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::Reused;
+
+/// Where a picture's time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Waiting for its turn.
+    pub queue: Duration,
+    /// Getting the state that it starts from.
+    pub load: Duration,
+    /// Encoding the prompts.
+    pub encode: Duration,
+    /// All steps, those of the pictures that shared its batches included.
+    pub denoise: Duration,
+    /// Latent to image file, previews included.
+    pub decode: Duration,
+}
+
+/// A finished picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Painted {
+    /// The image file.
+    pub file: Vec<u8>,
+    /// Where the time went.
+    pub timings: Timings,
+    /// What of the cache it was made from; `None`: it was painted from noise.
+    pub reused: Option<Reused>,
+    /// The steps of its plan that this spared.
+    pub skipped_steps: usize,
+    /// Steps of the plan that it got, skipped ones included.
+    pub steps: usize,
+    /// What such a picture is worth on average, 0 to 1, relative to the model's full plan; `None` where that was not
+    /// measured.
+    pub expected_quality: Option<f64>,
+}
+
+/// Why an accepted picture was not painted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The engine failed; the reason is for the log.
+    #[error("{0}")]
+    Engine(String),
+    /// The state to start from was gone when its turn came, and nothing else was wanted.
+    #[error("the stored state is gone")]
+    StateGone,
+    /// The worker is gone, or had no time left to shut down in.
+    #[error("the worker stopped before the picture was finished")]
+    Stopped,
+}
+
+/// What a subscriber hears of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The predicted picture, as an image file; `index` counts previews from 0.
+    Preview {
+        /// Which of the job's previews.
+        index: usize,
+        /// The image file.
+        file: Vec<u8>,
+    },
+    /// The end: the picture.
+    Done(Painted),
+    /// The end: none.
+    Failed(Failure),
+}
+
+/// The most requests that are answered by one painting.
+const MOST_LISTENERS: usize = 64;
+
+/// Whoever waits for one picture: mostly one, more where several asked for the same.
+#[derive(Debug, Clone)]
+pub(super) struct Listeners(Arc<Mutex<Vec<mpsc::Sender<Event>>>>);
+
+/// What [`Listeners`] are known again by. It keeps nobody's channel open: one that is dropped without an end is heard.
+#[derive(Debug)]
+pub(super) struct Mark(Weak<Mutex<Vec<mpsc::Sender<Event>>>>);
+
+impl Listeners {
+    /// The first one, with room for all that a job of so many previews can say: the worker never waits for a reader.
+    pub(super) fn new(previews: usize) -> (mpsc::Receiver<Event>, Self) {
+        let (sender, receiver) = mpsc::channel(previews + 1);
+        (receiver, Self(Arc::new(Mutex::new(vec![sender]))))
+    }
+
+    /// One more; `None` where there are too many, or where all who waited are gone and so is the picture.
+    pub(super) fn add(&self, previews: usize) -> Option<mpsc::Receiver<Event>> {
+        let mut senders = self.0.lock();
+        if senders.len() >= MOST_LISTENERS || senders.iter().all(mpsc::Sender::is_closed) {
+            return None;
+        }
+        let (sender, receiver) = mpsc::channel(previews + 1);
+        senders.push(sender);
+        Some(receiver)
+    }
+
+    /// What they are known again by.
+    pub(super) fn mark(&self) -> Mark {
+        Mark(Arc::downgrade(&self.0))
+    }
+
+    /// Whether the mark is theirs.
+    pub(super) fn are(&self, mark: &Mark) -> bool {
+        Weak::ptr_eq(&Arc::downgrade(&self.0), &mark.0)
+    }
+
+    /// Whether nobody waits any more.
+    pub(super) fn are_gone(&self) -> bool {
+        self.0.lock().iter().all(mpsc::Sender::is_closed)
+    }
+
+    /// Tells everybody.
+    pub(super) fn hear(&self, event: &Event) {
+        for sender in self.0.lock().iter() {
+            // Fails only where nobody listens: the channel has room for every event of a job.
+            let _ = sender.try_send(event.clone());
+        }
+    }
+}
