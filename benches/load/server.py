@@ -40,7 +40,7 @@ class Server:
             self.url = self.said("listening on ")
             self.admin = self.said("admin on ")
             self.wait()
-            call("PUT", f"{self.admin}/admin/v1/plan", plan)
+            call("PUT", f"{self.admin}/admin/v1/plan", {"plan": plan})
         except BaseException:
             self.stop()
             raise

@@ -152,6 +152,12 @@ impl LocalQueue {
         self.0.limits.room_in(&self.lock(), client, jobs)
     }
 
+    /// Whether each of these is painted for its client already, or waits for it: they cost nothing more.
+    pub fn has_all(&self, jobs: &[Job]) -> bool {
+        let state = self.lock();
+        jobs.iter().all(|job| state.same_picture(job).is_some())
+    }
+
     /// Accepts a request's jobs, all or none. Whoever drops a subscription cancels its job, unless somebody else waits
     /// for the same picture: what one client asks for several times is painted once.
     ///
@@ -211,10 +217,10 @@ impl LocalQueue {
         }
     }
 
-    /// The job whose turn is next, if its deadline is before this; nothing is waited for.
-    pub fn pull_before(&self, deadline: Instant) -> Pulled {
+    /// The job whose turn is next, if it is wanted, of which the deadline is told, too; nothing is waited for.
+    pub fn pull_if(&self, wanted: impl FnOnce(&Job, Instant) -> bool) -> Pulled {
         let mut state = self.lock();
-        if state.waiting.peek().is_none_or(|next| next.deadline() >= deadline) {
+        if !state.waiting.peek().is_some_and(|next| wanted(&next.job, next.deadline())) {
             return Pulled::Nothing;
         }
         match state.waiting.next() {
@@ -499,10 +505,9 @@ mod tests {
         let lease = pull(&queue).unwrap();
         assert_eq!((lease.job.index, late[1].ahead()), (1, None));
         assert_eq!([late[0].ahead(), other[0].ahead()], [Some(1), Some(0)]);
-        assert!(matches!(queue.pull_before(lease.deadline), Pulled::Nothing), "nobody is more urgent");
-        let Pulled::Lease(other) = queue.pull_before(Instant::now() + Duration::from_secs(61)) else {
-            panic!("somebody is more urgent than that")
-        };
+        let than = lease.deadline;
+        assert!(matches!(queue.pull_if(|_, due| due < than), Pulled::Nothing), "nobody is more urgent");
+        let Pulled::Lease(other) = queue.pull_if(|_, due| due > than) else { panic!("all are less urgent") };
         assert_eq!(other.job.client, "b", "in turn all the same");
         assert_eq!(pull(&queue).unwrap().job.client, "a");
         assert_eq!(queue.waiting(|job, _| job.index), [0usize; 0]);

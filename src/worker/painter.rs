@@ -44,7 +44,7 @@ impl Flying {
 
     fn work(&self, planner: &Planner) -> Work {
         let (painting, lease) = (&self.painting, &self.lease);
-        let planned = Some(painting.steps());
+        let planned = Some(painting.planned());
         planner.work(&lease.job, lease.deadline, painting.done(), planned, painting.is_replannable())
     }
 }
@@ -100,7 +100,8 @@ impl Painter {
             } else if rows + PICTURE_ROWS <= best {
                 self.queue.pull(Some(Duration::ZERO))
             } else if rows + PICTURE_ROWS <= OVERTAKING * self.planner.max_rows() {
-                self.queue.pull_before(self.last_of_batch(best))
+                let last = self.last_of_batch(best);
+                self.queue.pull_if(|job, deadline| deadline < last || job.takes_no_step())
             } else {
                 return true;
             };
@@ -139,7 +140,10 @@ impl Painter {
             (Some(stored), Some(reused)) => {
                 // Whatever the cache does, the picture is painted.
                 match catch_unwind(AssertUnwindSafe(|| stored.ask(reused))) {
-                    Ok(coming) => self.loading.push(Loading { lease, coming }),
+                    Ok(coming) => {
+                        self.loading.push(Loading { lease, coming });
+                        self.publish();
+                    }
                     Err(_) => self.begin(lease, Err("the cache panicked".to_owned()), Duration::ZERO),
                 }
             }
@@ -150,18 +154,22 @@ impl Painter {
 
     /// Begins the pictures whose states have come, or will not.
     fn receive_states(&mut self) {
-        let wait = if self.flying.is_empty() { LOOK_AGAIN } else { Duration::ZERO };
-        for Loading { lease, coming } in std::mem::take(&mut self.loading) {
-            let Some(stored) = &self.stored else { continue };
-            let state = catch_unwind(AssertUnwindSafe(|| stored.arrived(&coming, wait)));
-            match state {
-                Ok(None) => self.loading.push(Loading { lease, coming }),
-                Ok(Some(state)) => {
-                    let state = state.map(Some).map_err(|error| error.to_string());
-                    self.begin(lease, state, coming.waited());
+        let mut wait = if self.flying.is_empty() { LOOK_AGAIN } else { Duration::ZERO };
+        let mut at = 0;
+        // One by one: those not looked at yet are planned with.
+        while let (Some(loading), Some(stored)) = (self.loading.get(at), &self.stored) {
+            let state = catch_unwind(AssertUnwindSafe(|| stored.arrived(&loading.coming, wait)));
+            wait = Duration::ZERO;
+            let state = match state {
+                Ok(None) => {
+                    at += 1;
+                    continue;
                 }
-                Err(_) => self.begin(lease, Err("the cache panicked".to_owned()), coming.waited()),
-            }
+                Ok(Some(state)) => state.map(Some).map_err(|error| error.to_string()),
+                Err(_) => Err("the cache panicked".to_owned()),
+            };
+            let Loading { lease, coming } = self.loading.remove(at);
+            self.begin(lease, state, coming.waited());
         }
     }
 
@@ -176,7 +184,10 @@ impl Painter {
         let Some(model) = self.models.iter().find(|m| m.id() == lease.job.model).cloned() else {
             return fail(lease, "this worker does not have the job's model");
         };
-        let steps = self.replan(Some(&lease)).unwrap_or(lease.job.terms.best);
+        // A stored picture is what it is: no step of a plan is taken.
+        let is_whole = lease.job.takes_no_step();
+        let steps = if is_whole { None } else { self.replan(Some(&lease)) };
+        let steps = steps.unwrap_or(lease.job.terms.best);
         let began = Instant::now();
         let begin = |from: &Beginning<'_>| {
             let begun = catch_unwind(AssertUnwindSafe(|| Painting::begin(&model, &lease.job, steps, from)));
@@ -225,7 +236,7 @@ impl Painter {
         let steps = planner.plan(&works);
         if planner.replans() {
             for ((flying, work), steps) in self.flying.iter_mut().zip(&works).zip(&steps) {
-                if *steps == flying.painting.steps() || !work.replannable || work.left(*steps) == 0 {
+                if *steps == flying.painting.planned() || !work.replannable || work.left(*steps) == 0 {
                     continue;
                 }
                 let before = flying.painting.steps();
@@ -238,10 +249,14 @@ impl Painter {
         new.and_then(|_| steps.get(self.flying.len()).copied())
     }
 
-    /// Tells the planner what is in flight.
+    /// Tells the planner what is in hand.
     fn publish(&self) {
-        let works = self.flying.iter().map(|f| (f.work(&self.planner), f.lease.deadline));
-        let works: Vec<_> = works.collect();
+        let flying = self.flying.iter().map(|f| (f.work(&self.planner), f.lease.deadline));
+        let loading = self
+            .loading
+            .iter()
+            .map(|Loading { lease, .. }| (self.planner.waiting(&lease.job, lease.deadline), lease.deadline));
+        let works: Vec<_> = flying.chain(loading).collect();
         self.planner.set_flying(works);
     }
 

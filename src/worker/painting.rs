@@ -38,7 +38,9 @@ pub struct Painting {
     job: Arc<Job>,
     trajectory: Trajectory,
     reused: Option<Reused>,
-    /// Steps of the plan that it is painted with, skipped ones included.
+    /// Steps of the whole plan that it goes on with.
+    planned: usize,
+    /// Steps that it gets in all, skipped ones included: those taken of former plans and those left of this one.
     steps: usize,
     skipped_steps: usize,
     steps_taken: usize,
@@ -84,6 +86,7 @@ impl Painting {
             job: job.clone(),
             trajectory,
             reused,
+            planned: whole,
             steps: whole,
             skipped_steps,
             steps_taken: skipped_steps,
@@ -123,6 +126,7 @@ impl Painting {
         let rest = plan.after(self.trajectory.timestep()).with_eta(eta)?;
         let left = rest.steps().len();
         self.trajectory.replan(rest)?;
+        self.planned = steps;
         self.steps = self.steps_taken + left;
         let made = self.job.previews.len() - self.previews.len();
         self.place_previews(made);
@@ -153,7 +157,12 @@ impl Painting {
         Ok(Some((index, self.decode()?)))
     }
 
-    /// Steps of the plan that it is painted with, skipped ones included.
+    /// Steps of the whole plan that it goes on with.
+    pub fn planned(&self) -> usize {
+        self.planned
+    }
+
+    /// Steps that it gets in all, skipped ones included.
     pub fn steps(&self) -> usize {
         self.steps
     }
