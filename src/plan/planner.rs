@@ -70,6 +70,8 @@ struct State {
     admission: Admission,
     flying: Vec<Flying>,
     level: Option<usize>,
+    /// Whether pictures are finished while others take steps.
+    finishes_aside: bool,
 }
 
 struct Live {
@@ -107,6 +109,7 @@ impl Planner {
             admission: Admission::default(),
             flying: Vec::new(),
             level: None,
+            finishes_aside: false,
         };
         let live = RwLock::new(Live { policy: config.build()?.into(), config });
         Ok(Self { models, max_rows, objective, born: Instant::now(), live, state: Mutex::new(state) })
@@ -210,6 +213,11 @@ impl Planner {
         state.speeds.insert((model.to_owned(), size), Speed { step, overheads });
     }
 
+    /// Whether the worker finishes pictures while others take steps.
+    pub fn set_finishes_aside(&self, aside: bool) {
+        self.state.lock().finishes_aside = aside;
+    }
+
     /// A batch took a step.
     pub fn stepped(&self, model: &str, size: Size, rows: usize, time: Duration) {
         let (shape, time) = ((model.to_owned(), size), time.as_secs_f64());
@@ -269,20 +277,23 @@ impl Planner {
         let replans = self.replans();
         let state = self.state.lock();
         let speed = state.speed(&job.model, job.size, &self.models);
-        let (cost, latency, overhead) = speed.map_or((UNKNOWN, UNKNOWN, 0.0), |(speed, times)| {
-            let Speed { step, overheads } = speed;
-            let full = step.best_rows(self.max_rows);
-            let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
-            let before = if planned.is_some() { 0.0 } else { overheads.encode.seconds() };
-            let overhead = before + overheads.decode.seconds();
-            let cost = step.per_row(self.max_rows) * rows as f64;
-            (times * cost, times * step.seconds(riding), times * overhead)
-        });
+        let (cost, latency, overhead, after) =
+            speed.map_or((UNKNOWN, UNKNOWN, 0.0, 0.0), |(speed, times)| {
+                let Speed { step, overheads } = speed;
+                let full = step.best_rows(self.max_rows);
+                let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
+                let before = if planned.is_some() { 0.0 } else { overheads.encode.seconds() };
+                let decode = overheads.decode.seconds();
+                let (here, after) = if state.finishes_aside { (0.0, decode) } else { (decode, 0.0) };
+                let cost = step.per_row(self.max_rows) * rows as f64;
+                (times * cost, times * step.seconds(riding), times * (before + here), times * after)
+            });
         let frontier = self.models.get(&job.model).map(|offer| offer.frontier.clone());
         Work {
             cost,
             latency,
             overhead,
+            after,
             best: job.terms.best,
             floor: job.terms.floor,
             done,

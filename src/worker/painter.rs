@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use pentimento_pipelines::{BatchKey, DenoisingState, Pipeline};
 
 use super::batch::{Candidate, choose};
-use super::painting::{Beginning, PaintError, Painting, step_together};
-use super::stored::{Coming, Keeping, Stored};
+use super::finish::{Aside, Finisher, Unfinished};
+use super::painting::{Beginning, Painting, step_together};
+use super::stored::{Coming, Stored};
 use crate::plan::{Planner, Work};
 use crate::queue::{Failure, Lease, LocalQueue, Pulled, Start};
 use crate::telemetry;
@@ -51,27 +52,46 @@ impl Flying {
 
 /// What the painting thread has in hand.
 pub(super) struct Painter {
-    pub(super) models: Vec<Pipeline>,
-    pub(super) queue: LocalQueue,
-    pub(super) stored: Option<Stored>,
-    pub(super) planner: Arc<Planner>,
+    models: Vec<Pipeline>,
+    queue: LocalQueue,
+    stored: Option<Arc<Stored>>,
+    planner: Arc<Planner>,
+    finisher: Finisher,
+    /// Where pictures are finished, if not here.
+    aside: Option<Aside>,
     loading: Vec<Loading>,
     flying: Vec<Flying>,
     planned: Instant,
 }
 
 impl Painter {
+    /// With `aside`, pictures are finished on a thread of their own.
+    ///
+    /// # Errors
+    /// Where no thread can be had.
     pub(super) fn new(
         models: Vec<Pipeline>,
         queue: LocalQueue,
         stored: Option<Stored>,
         planner: Arc<Planner>,
-    ) -> Self {
-        Self { models, queue, stored, planner, loading: vec![], flying: vec![], planned: Instant::now() }
+        aside: bool,
+    ) -> std::io::Result<Self> {
+        let stored = stored.map(Arc::new);
+        let finisher = Finisher { planner: Arc::clone(&planner), stored: stored.clone() };
+        let aside = if aside { Some(Aside::start(finisher.clone())?) } else { None };
+        let (loading, flying, planned) = (vec![], vec![], Instant::now());
+        Ok(Self { models, queue, stored, planner, finisher, aside, loading, flying, planned })
     }
 
-    /// Paints until the queue is closed and empty.
-    pub(super) fn run(&mut self) {
+    /// Paints until the queue is closed and empty, and all that was painted is answered.
+    pub(super) fn run(mut self) {
+        self.paint();
+        if let Some(aside) = self.aside.take() {
+            aside.end();
+        }
+    }
+
+    fn paint(&mut self) {
         loop {
             let open = self.take();
             self.receive_states();
@@ -354,38 +374,14 @@ impl Painter {
     }
 
     fn finish(&self, flying: Flying) {
-        let Flying { lease, painting, began } = flying;
-        if lease.is_cancelled() {
-            return cancelled(&lease, began.elapsed());
-        }
-        let span = span(&lease);
-        let _entered = span.enter();
-        let job = lease.job.clone();
-        let finished: Result<Result<_, PaintError>, _> = catch_unwind(AssertUnwindSafe(|| painting.finish()));
-        let (mut painted, keeping) = match finished {
-            Ok(Ok(finished)) => finished,
-            Ok(Err(error)) => return fail(lease, &error.to_string()),
-            Err(_) => return fail(lease, "the engine panicked"),
+        let unfinished = Unfinished { lease: flying.lease, painting: flying.painting, began: flying.began };
+        let left = match &self.aside {
+            Some(aside) => aside.take(unfinished),
+            None => Some(unfinished),
         };
-        let share = painted.skipped_steps as f64 / painted.steps.max(1) as f64;
-        painted.expected_quality = match painted.skipped_steps == painted.steps {
-            true => None, // a stored picture: nothing of the plan was painted
-            false => self.planner.expected_quality(&job.model, painted.steps, share),
-        };
-        self.planner.finished(&job.model, job.size, painted.timings.encode, painted.timings.decode);
-        telemetry::picture(&job.model, lease.waited, began.elapsed(), painted.steps);
-        telemetry::reused(painted.reused.as_ref(), painted.skipped_steps, painted.steps);
-        tracing::info!(waited = ?lease.waited, painted = ?began.elapsed(), steps = painted.steps, skipped_steps = painted.skipped_steps, "painted");
-        lease.complete(painted);
-        if let (Some(keeping), Some(stored)) = (keeping, &self.stored) {
-            keep(keeping, stored);
+        if let Some(unfinished) = left {
+            self.finisher.finish(unfinished);
         }
-    }
-}
-
-fn keep(keeping: Keeping, stored: &Stored) {
-    if catch_unwind(AssertUnwindSafe(|| keeping.into_cache(&stored.cache))).is_err() {
-        tracing::error!("the cache panicked; the picture is not kept");
     }
 }
 
@@ -394,17 +390,17 @@ fn rows(lease: &Lease) -> usize {
     lease.job.plan.steps().first().map_or(1, |step| step.guidance.rows())
 }
 
-fn span(lease: &Lease) -> tracing::Span {
+pub(super) fn span(lease: &Lease) -> tracing::Span {
     let job = &lease.job;
     tracing::info_span!("picture", request_id = job.request_id, index = job.index, model = job.model)
 }
 
-fn cancelled(lease: &Lease, after: Duration) {
+pub(super) fn cancelled(lease: &Lease, after: Duration) {
     telemetry::cancelled(1);
     span(lease).in_scope(|| tracing::info!(?after, "cancelled"));
 }
 
-fn fail(lease: Lease, reason: &str) {
+pub(super) fn fail(lease: Lease, reason: &str) {
     telemetry::failed();
     tracing::error!(reason, request_id = lease.job.request_id, "the picture failed");
     lease.fail(Failure::Engine(reason.to_owned()));
