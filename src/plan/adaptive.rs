@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::deadlines::{Budget, Need, all_within, limits};
+use super::deadlines::{Budget, HEADROOM, Need, all_within, limits};
 use super::policy::ladder;
 use super::{Expected, Load, PlanPolicy, Plans, Work};
 
@@ -34,7 +34,9 @@ impl PlanPolicy for Adaptive {
         let mut line = Line::new(load, self.replan);
         if !line.all_at_best() {
             line.only_lower(load.works);
-            line.raise();
+            if !is_crowded(load) {
+                line.raise();
+            }
         }
         let mut steps = vec![0; load.works.len()];
         for place in &line.places {
@@ -157,6 +159,13 @@ impl Line {
         }
         tried
     }
+}
+
+/// Whether what is expected takes all of the machine at the fewest steps: every step more for one turns another away,
+/// whose whole picture is worth more.
+fn is_crowded(load: &Load<'_>) -> bool {
+    let fewest = |Expected { rate, typical }: &Expected| rate * typical.seconds(typical.floor);
+    load.expected.as_ref().is_some_and(|expected| fewest(expected) > HEADROOM)
 }
 
 /// What is expected within the horizon, evenly spread.
