@@ -331,14 +331,19 @@ impl Planner {
         let since = now - self.born;
         state.arrivals.arrive(since, jobs.len());
         state.expect(&each[0], done, objective);
-        if state.speed(&job.model, job.size, &self.models).is_none() {
+        let Some((speed, times)) = state.speed(&job.model, job.size, &self.models) else {
             return Verdict::Admit; // nothing is known that could refuse it
-        }
+        };
+        let alone = times * speed.step.seconds(ROWS);
         waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
         for work in waiting.iter_mut().chain([&mut new]) {
             work.floor = policy.least(work);
         }
-        state.admission.ask(since, key, &new, &waiting)
+        match state.admission.ask(since, key, &new, &waiting) {
+            // Who is in a hurry is not made late by company in its batches.
+            Verdict::Never => state.admission.ask(since, key, &Work { latency: alone, ..new }, &waiting),
+            verdict => verdict,
+        }
     }
 
     /// The steps of whole plans for these works, in order.
