@@ -9,7 +9,7 @@ use pentimento_pipelines::Size;
 
 use super::tier::LONGEST;
 use super::{
-    Admission, Arrivals, Asked, Ewma, Expected, Frontier, Load, Offer, Overheads, PlanPolicy,
+    Admission, Arrivals, Asked, Callers, Ewma, Expected, Frontier, Load, Offer, Overheads, PlanPolicy,
     PlanPolicyConfig, PlanPolicyError, Plans, StepTime, Terms, TermsError, Verdict, Work,
 };
 use crate::queue::Job;
@@ -21,6 +21,9 @@ const MOST_SHAPES: usize = 256;
 const UNKNOWN: f64 = 1.0;
 /// The share that a new arrival has in what is expected of the next.
 const SHARE: f64 = 0.1;
+/// The share of the time to its deadline that a client's picture leaves free where most requests are his and others ask,
+/// too: a newcomer finds a place however much one client asks for.
+const RESERVE: f64 = 0.25;
 /// Rows of a step with guidance.
 const ROWS: usize = 2;
 
@@ -65,6 +68,7 @@ struct State {
     /// follow from them, and stay what they were when they were published.
     unloaded: HashMap<String, f64>,
     arrivals: Arrivals,
+    callers: Callers,
     /// What is expected of the next one.
     typical: Option<Work>,
     admission: Admission,
@@ -105,6 +109,7 @@ impl Planner {
             speeds: HashMap::new(),
             unloaded: HashMap::new(),
             arrivals: Arrivals::default(),
+            callers: Callers::default(),
             typical: None,
             admission: Admission::default(),
             flying: Vec::new(),
@@ -331,6 +336,7 @@ impl Planner {
         let since = now - self.born;
         state.arrivals.arrive(since, jobs.len());
         state.expect(&each[0], done, objective);
+        let crowds_others = state.callers.call(&job.client, since);
         let Some((speed, times)) = state.speed(&job.model, job.size, &self.models) else {
             return Verdict::Admit; // nothing is known that could refuse it
         };
@@ -339,7 +345,9 @@ impl Planner {
         for work in waiting.iter_mut().chain([&mut new]) {
             work.floor = policy.least(work);
         }
-        match state.admission.ask(since, key, &new, &waiting) {
+        let reserve = if crowds_others { RESERVE * new.slack } else { 0.0 };
+        let asking = Work { overhead: new.overhead + reserve, ..new.clone() };
+        match state.admission.ask(since, key, &asking, &waiting) {
             // Who is in a hurry is not made late by company in its batches.
             Verdict::Never => state.admission.ask(since, key, &Work { latency: alone, ..new }, &waiting),
             verdict => verdict,

@@ -11,7 +11,7 @@ use super::finish::{Aside, Finisher, Unfinished};
 use super::painting::{Beginning, Painting, step_together};
 use super::stored::{Coming, Stored};
 use crate::plan::{Planner, Work};
-use crate::queue::{Failure, Lease, LocalQueue, Pulled, Start};
+use crate::queue::{Failure, Job, Lease, LocalQueue, Pulled, Start};
 use crate::telemetry;
 
 /// How long nobody replans while nothing came and nothing ended.
@@ -29,6 +29,7 @@ const OVERTAKING: usize = 2;
 struct Loading {
     lease: Lease,
     coming: Coming,
+    overtaken_by: Vec<String>,
 }
 
 /// A picture being painted.
@@ -36,6 +37,8 @@ struct Flying {
     lease: Lease,
     painting: Painting,
     began: Instant,
+    /// Clients of whom a picture with an earlier deadline was leased later.
+    overtaken_by: Vec<String>,
 }
 
 impl Flying {
@@ -121,14 +124,38 @@ impl Painter {
                 self.queue.pull(Some(Duration::ZERO))
             } else if rows + PICTURE_ROWS <= OVERTAKING * self.planner.max_rows() {
                 let last = self.last_of_batch(best);
-                self.queue.pull_if(|job, deadline| deadline < last || job.takes_no_step())
+                let wanted = |job: &Job, deadline| {
+                    job.takes_no_step() || deadline < last && self.may_overtake(&job.client, deadline)
+                };
+                self.queue.pull_if(wanted)
             } else {
                 return true;
             };
             match pulled {
-                Pulled::Lease(lease) => self.accept(lease),
+                Pulled::Lease(lease) => {
+                    self.note_overtaking(&lease);
+                    self.accept(lease);
+                }
                 Pulled::Nothing => return true,
                 Pulled::Closed => return false,
+            }
+        }
+    }
+
+    /// Whether a client's picture may go before those in hand that are less urgent. None waits for more than one picture
+    /// of each other client: turns hold, however urgent one client's pictures are.
+    fn may_overtake(&self, client: &str, deadline: Instant) -> bool {
+        let flying = self.flying.iter().map(|f| (&f.lease, &f.overtaken_by));
+        let loading = self.loading.iter().map(|l| (&l.lease, &l.overtaken_by));
+        flying.chain(loading).all(|(lease, by)| lease.deadline <= deadline || !by.iter().any(|c| c == client))
+    }
+
+    fn note_overtaking(&mut self, new: &Lease) {
+        let flying = self.flying.iter_mut().map(|f| (&f.lease, &mut f.overtaken_by));
+        let loading = self.loading.iter_mut().map(|l| (&l.lease, &mut l.overtaken_by));
+        for (lease, by) in flying.chain(loading) {
+            if lease.deadline > new.deadline && lease.job.client != new.job.client {
+                by.push(new.job.client.clone());
             }
         }
     }
@@ -161,14 +188,14 @@ impl Painter {
                 // Whatever the cache does, the picture is painted.
                 match catch_unwind(AssertUnwindSafe(|| stored.ask(reused))) {
                     Ok(coming) => {
-                        self.loading.push(Loading { lease, coming });
+                        self.loading.push(Loading { lease, coming, overtaken_by: vec![] });
                         self.publish();
                     }
-                    Err(_) => self.begin(lease, Err("the cache panicked".to_owned()), Duration::ZERO),
+                    Err(_) => self.begin(lease, Err("the cache panicked".to_owned()), Duration::ZERO, vec![]),
                 }
             }
-            (None, Some(_)) => self.begin(lease, Err("there is no cache".to_owned()), Duration::ZERO),
-            (_, None) => self.begin(lease, Ok(None), Duration::ZERO),
+            (None, Some(_)) => self.begin(lease, Err("there is no cache".to_owned()), Duration::ZERO, vec![]),
+            (_, None) => self.begin(lease, Ok(None), Duration::ZERO, vec![]),
         }
     }
 
@@ -188,14 +215,20 @@ impl Painter {
                 Ok(Some(state)) => state.map(Some).map_err(|error| error.to_string()),
                 Err(_) => Err("the cache panicked".to_owned()),
             };
-            let Loading { lease, coming } = self.loading.remove(at);
-            self.begin(lease, state, coming.waited());
+            let Loading { lease, coming, overtaken_by } = self.loading.remove(at);
+            self.begin(lease, state, coming.waited(), overtaken_by);
         }
     }
 
     /// Begins a picture with its state (`None`: it wants none) or, where that is not to be had or does not fit, with
     /// noise, unless the job does not want that.
-    fn begin(&mut self, lease: Lease, state: Result<Option<DenoisingState>, String>, load: Duration) {
+    fn begin(
+        &mut self,
+        lease: Lease,
+        state: Result<Option<DenoisingState>, String>,
+        load: Duration,
+        overtaken_by: Vec<String>,
+    ) {
         if lease.is_cancelled() {
             return cancelled(&lease, Duration::ZERO);
         }
@@ -234,7 +267,7 @@ impl Painter {
                 painting.timings.queue = lease.waited;
                 painting.timings.load = load;
                 drop(entered);
-                let flying = Flying { lease, painting, began };
+                let flying = Flying { lease, painting, began, overtaken_by };
                 if flying.painting.is_finished() {
                     return self.finish(flying); // a stored picture: no step is left
                 }
