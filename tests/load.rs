@@ -133,7 +133,7 @@ fn a_picture_is_the_same_in_any_company() {
 
 /// Deadlines go before turns: a newcomer waits for what had a place before him, but never for what comes after.
 #[test]
-fn a_flood_of_one_tenant_costs_another_no_more_than_what_was_let_in_before() {
+fn a_flood_of_one_tenant_costs_another_a_picture_or_two() {
     let patience = ["--latency-objective-ms", "3600000", "--queue-length-per-client", "10"];
     let (_machine, server) = loaded(&[&ONE_BY_ONE[..], &patience, &["--api-keys", KEYS]].concat());
     let flood: Vec<Value> = (0..30)
@@ -164,8 +164,8 @@ fn a_flood_of_one_tenant_costs_another_no_more_than_what_was_let_in_before() {
         let painted = flooding.into_iter().map(|asked| asked.join().unwrap());
         (meanwhile, painted.filter(|status| *status == 200).count())
     });
-    // Ten that waited, the one being painted and his own; one more may have ended between count and asking.
-    assert!(meanwhile <= 13.0, "{meanwhile} pictures were painted meanwhile");
+    // The one being painted, one that overtakes, and his own; one more may have ended between count and asking.
+    assert!(meanwhile <= 4.0, "{meanwhile} pictures were painted meanwhile");
     assert!(painted > 13, "only {painted} of the flood were let in: nothing was tested");
 }
 
