@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::plan::{Planner, Verdict};
-use crate::queue::{self, Busy, LocalQueue, Subscription};
+use crate::queue::{self, Busy, JobQueue, LocalQueue, Subscription};
 
 use crate::telemetry;
 

@@ -10,7 +10,7 @@ use super::painter::{cancelled, fail, span};
 use super::painting::{PaintError, Painting};
 use super::stored::{Keeping, Stored};
 use crate::plan::Planner;
-use crate::queue::Lease;
+use crate::queue::{JobLease, Lease};
 use crate::telemetry;
 
 /// Pictures that wait for the finishing thread; with more of them the painting thread finishes, too.
@@ -39,7 +39,7 @@ impl Finisher {
         }
         let span = span(&lease);
         let _entered = span.enter();
-        let job = lease.job.clone();
+        let job = lease.job().clone();
         let finished: Result<Result<_, PaintError>, _> = catch_unwind(AssertUnwindSafe(|| painting.finish()));
         let (mut painted, keeping) = match finished {
             Ok(Ok(finished)) => finished,
@@ -52,9 +52,9 @@ impl Finisher {
             false => self.planner.expected_quality(&job.model, painted.steps, share),
         };
         self.planner.finished(&job.model, job.size, painted.timings.encode, painted.timings.decode);
-        telemetry::picture(&job.model, lease.waited, began.elapsed(), painted.steps);
+        telemetry::picture(&job.model, lease.waited(), began.elapsed(), painted.steps);
         telemetry::reused(painted.reused.as_ref(), painted.skipped_steps, painted.steps);
-        tracing::info!(waited = ?lease.waited, painted = ?began.elapsed(), steps = painted.steps, skipped_steps = painted.skipped_steps, "painted");
+        tracing::info!(waited = ?lease.waited(), painted = ?began.elapsed(), steps = painted.steps, skipped_steps = painted.skipped_steps, "painted");
         lease.complete(painted);
         if let (Some(keeping), Some(stored)) = (keeping, &self.stored) {
             keep(keeping, stored);

@@ -11,7 +11,7 @@ use super::finish::{Aside, Finisher, Unfinished};
 use super::painting::{Beginning, Painting, step_together};
 use super::stored::{Coming, Stored};
 use crate::plan::{Planner, Work};
-use crate::queue::{Failure, Job, Lease, LocalQueue, Pulled, Start};
+use crate::queue::{Failure, Job, JobLease, JobQueue, Lease, LocalQueue, Pulled, Start};
 use crate::telemetry;
 
 /// How long nobody replans while nothing came and nothing ended.
@@ -49,7 +49,7 @@ impl Flying {
     fn work(&self, planner: &Planner) -> Work {
         let (painting, lease) = (&self.painting, &self.lease);
         let planned = Some(painting.planned());
-        planner.work(&lease.job, lease.deadline, painting.done(), planned, painting.is_replannable())
+        planner.work(lease.job(), lease.deadline(), painting.done(), planned, painting.is_replannable())
     }
 }
 
@@ -147,15 +147,15 @@ impl Painter {
     fn may_overtake(&self, client: &str, deadline: Instant) -> bool {
         let flying = self.flying.iter().map(|f| (&f.lease, &f.overtaken_by));
         let loading = self.loading.iter().map(|l| (&l.lease, &l.overtaken_by));
-        flying.chain(loading).all(|(lease, by)| lease.deadline <= deadline || !by.iter().any(|c| c == client))
+        flying.chain(loading).all(|(lease, by)| lease.deadline() <= deadline || !by.iter().any(|c| c == client))
     }
 
     fn note_overtaking(&mut self, new: &Lease) {
         let flying = self.flying.iter_mut().map(|f| (&f.lease, &mut f.overtaken_by));
         let loading = self.loading.iter_mut().map(|l| (&l.lease, &mut l.overtaken_by));
         for (lease, by) in flying.chain(loading) {
-            if lease.deadline > new.deadline && lease.job.client != new.job.client {
-                by.push(new.job.client.clone());
+            if lease.deadline() > new.deadline() && lease.job().client != new.job().client {
+                by.push(new.job().client.clone());
             }
         }
     }
@@ -167,23 +167,23 @@ impl Painter {
         let (mut taken, mut best) = (0, self.planner.max_rows());
         for (rows, lease) in flying.chain(loading) {
             taken += rows;
-            best = best.min(self.planner.rows(&lease.job.model, lease.job.size));
+            best = best.min(self.planner.rows(&lease.job().model, lease.job().size));
         }
         (taken, best)
     }
 
     /// The latest deadline of the next batch.
     fn last_of_batch(&self, best: usize) -> Instant {
-        let flying = self.flying.iter().map(|f| f.lease.deadline);
+        let flying = self.flying.iter().map(|f| f.lease.deadline());
         let mut deadlines: Vec<Instant> =
-            flying.chain(self.loading.iter().map(|l| l.lease.deadline)).collect();
+            flying.chain(self.loading.iter().map(|l| l.lease.deadline())).collect();
         deadlines.sort_unstable();
         let pictures = (best / PICTURE_ROWS).clamp(1, deadlines.len().max(1));
         deadlines.get(pictures - 1).copied().unwrap_or_else(Instant::now)
     }
 
     fn accept(&mut self, lease: Lease) {
-        match (&self.stored, lease.job.start.reused()) {
+        match (&self.stored, lease.job().start.reused()) {
             (Some(stored), Some(reused)) => {
                 // Whatever the cache does, the picture is painted.
                 match catch_unwind(AssertUnwindSafe(|| stored.ask(reused))) {
@@ -234,19 +234,19 @@ impl Painter {
         }
         let span = span(&lease);
         let entered = span.enter();
-        let Some(model) = self.models.iter().find(|m| m.id() == lease.job.model).cloned() else {
+        let Some(model) = self.models.iter().find(|m| m.id() == lease.job().model).cloned() else {
             return fail(lease, "this worker does not have the job's model");
         };
         // A stored picture is what it is: no step of a plan is taken.
-        let is_whole = lease.job.takes_no_step();
+        let is_whole = lease.job().takes_no_step();
         let steps = if is_whole { None } else { self.replan(Some(&lease)) };
-        let steps = steps.unwrap_or(lease.job.terms.best);
+        let steps = steps.unwrap_or(lease.job().terms.best);
         let began = Instant::now();
         let begin = |from: &Beginning<'_>| {
-            let begun = catch_unwind(AssertUnwindSafe(|| Painting::begin(&model, &lease.job, steps, from)));
+            let begun = catch_unwind(AssertUnwindSafe(|| Painting::begin(&model, lease.job(), steps, from)));
             begun.map_err(|_| "the engine panicked".to_owned()).and_then(|b| b.map_err(|e| e.to_string()))
         };
-        let resumed = match (&state, lease.job.start.reused()) {
+        let resumed = match (&state, lease.job().start.reused()) {
             (Ok(Some(state)), Some(reused)) => Some(begin(&Beginning::State(reused, state))),
             (Err(error), _) => Some(Err(error.clone())),
             _ => None,
@@ -255,7 +255,7 @@ impl Painter {
             Some(Ok(painting)) => Ok(painting),
             Some(Err(error)) => {
                 tracing::warn!(error, "not resumed");
-                if matches!(lease.job.start, Start::State(_)) {
+                if matches!(lease.job().start, Start::State(_)) {
                     return lease.fail(Failure::StateGone);
                 }
                 begin(&Beginning::Noise)
@@ -264,7 +264,7 @@ impl Painter {
         };
         match begun {
             Ok(mut painting) => {
-                painting.timings.queue = lease.waited;
+                painting.timings.queue = lease.waited();
                 painting.timings.load = load;
                 drop(entered);
                 let flying = Flying { lease, painting, began, overtaken_by };
@@ -283,8 +283,8 @@ impl Painter {
         self.planned = Instant::now();
         let planner = Arc::clone(&self.planner);
         let mut works: Vec<Work> = self.flying.iter().map(|flying| flying.work(&planner)).collect();
-        works.extend(new.map(|lease| planner.waiting(&lease.job, lease.deadline)));
-        works.extend(self.loading.iter().map(|l| planner.waiting(&l.lease.job, l.lease.deadline)));
+        works.extend(new.map(|lease| planner.waiting(lease.job(), lease.deadline())));
+        works.extend(self.loading.iter().map(|l| planner.waiting(l.lease.job(), l.lease.deadline())));
         works.extend(self.queue.waiting(|job, deadline| planner.waiting(job, deadline)));
         let steps = planner.plan(&works);
         if planner.replans() {
@@ -304,11 +304,10 @@ impl Painter {
 
     /// Tells the planner what is in hand.
     fn publish(&self) {
-        let flying = self.flying.iter().map(|f| (f.work(&self.planner), f.lease.deadline));
-        let loading = self
-            .loading
-            .iter()
-            .map(|Loading { lease, .. }| (self.planner.waiting(&lease.job, lease.deadline), lease.deadline));
+        let flying = self.flying.iter().map(|f| (f.work(&self.planner), f.lease.deadline()));
+        let loading = self.loading.iter().map(|Loading { lease, .. }| {
+            (self.planner.waiting(lease.job(), lease.deadline()), lease.deadline())
+        });
         let works: Vec<_> = flying.chain(loading).collect();
         self.planner.set_flying(works);
     }
@@ -341,13 +340,13 @@ impl Painter {
             .map(|(flying, key)| Candidate {
                 key,
                 rows: flying.rows(),
-                slack: flying.lease.deadline.saturating_duration_since(now).as_secs_f64()
-                    - now.saturating_duration_since(flying.lease.deadline).as_secs_f64(),
+                slack: flying.lease.deadline().saturating_duration_since(now).as_secs_f64()
+                    - now.saturating_duration_since(flying.lease.deadline()).as_secs_f64(),
                 left: flying.painting.trajectory().plan().steps().len(),
             })
             .collect();
-        let Some(first) = self.flying.iter().min_by_key(|flying| flying.lease.deadline) else { return };
-        let (model, size) = (first.lease.job.model.clone(), first.lease.job.size);
+        let Some(first) = self.flying.iter().min_by_key(|flying| flying.lease.deadline()) else { return };
+        let (model, size) = (first.lease.job().model.clone(), first.lease.job().size);
         let most = self.planner.rows(&model, size);
         let chosen = choose(&candidates, most, self.planner.step_time(&model, size));
         let rows = chosen.iter().map(|&i| candidates[i].rows).sum();
@@ -356,7 +355,7 @@ impl Painter {
         let mut of = None;
         for (i, flying) in self.flying.iter_mut().enumerate() {
             if chosen.contains(&i) {
-                of = Some((flying.lease.job.model.clone(), flying.lease.job.size));
+                of = Some((flying.lease.job().model.clone(), flying.lease.job().size));
                 batch.push(&mut flying.painting);
             }
         }
@@ -420,11 +419,11 @@ impl Painter {
 
 /// Rows of a step of a job's plan.
 fn rows(lease: &Lease) -> usize {
-    lease.job.plan.steps().first().map_or(1, |step| step.guidance.rows())
+    lease.job().plan.steps().first().map_or(1, |step| step.guidance.rows())
 }
 
 pub(super) fn span(lease: &Lease) -> tracing::Span {
-    let job = &lease.job;
+    let job = lease.job();
     tracing::info_span!("picture", request_id = job.request_id, index = job.index, model = job.model)
 }
 
@@ -435,6 +434,6 @@ pub(super) fn cancelled(lease: &Lease, after: Duration) {
 
 pub(super) fn fail(lease: Lease, reason: &str) {
     telemetry::failed();
-    tracing::error!(reason, request_id = lease.job.request_id, "the picture failed");
+    tracing::error!(reason, request_id = lease.job().request_id, "the picture failed");
     lease.fail(Failure::Engine(reason.to_owned()));
 }
