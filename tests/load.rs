@@ -131,7 +131,7 @@ fn a_picture_is_the_same_in_any_company() {
     assert!(shared() > 0.0, "no batch had two pictures: nothing was tested");
 }
 
-/// Deadlines go before turns: a newcomer waits for what had a place before him, but never for what comes after.
+/// Whoever floods has a queue of his own, and leaves room in the plan: others wait for what is in the machine's hand.
 #[test]
 fn a_flood_of_one_tenant_costs_another_a_picture_or_two() {
     let patience = ["--latency-objective-ms", "3600000", "--queue-length-per-client", "10"];

@@ -9,7 +9,7 @@ use super::deadlines::{HEADROOM, Need, ROUNDING, limits};
 /// The longest wait that is ever asked for.
 pub const MAX_WAIT: Duration = Duration::from_secs(600);
 /// The most promises at a time.
-const MOST_BOOKINGS: usize = 4096;
+const MOST_BOOKINGS: usize = 32_768;
 /// How long after its time a promise holds: networks take time, and clients add to what they are told.
 const GRACE: Duration = Duration::from_secs(2);
 /// How far one promise, kept or not, moves the share of clients that come back.

@@ -310,7 +310,7 @@ impl Planner {
     }
 
     /// What is being painted now, with deadlines.
-    pub fn set_flying(&self, works: impl IntoIterator<Item = (Work, Instant)>) {
+    pub fn set_flying(&self, works: Vec<(Work, Instant)>) {
         let flying = works.into_iter().map(|(work, deadline)| Flying { work, deadline });
         self.state.lock().flying = flying.collect();
     }

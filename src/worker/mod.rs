@@ -3,6 +3,7 @@
 mod batch;
 mod encode;
 mod finish;
+mod in_hand;
 mod painter;
 mod painting;
 mod profile;
@@ -32,8 +33,7 @@ pub struct Worker {
 }
 
 /// Starts the painting thread and, where its steps leave a core free, one that finishes pictures meanwhile. They end
-/// when `queue` is closed and empty. Without `stored` every picture starts
-/// from noise.
+/// when `queue` is closed and empty. Without `stored` every picture starts from noise.
 ///
 /// # Errors
 /// Where no thread can be had.
