@@ -1,4 +1,5 @@
 """Load on a server: what its plan policies deliver. Stops and goes on run by run: what lies in WORK is not run again.
+A cache begins each run with what was painted in the users' history.
 
     cargo build --release
     python benches/load/run.py capacity WORK --steps 20     # first: what `fixed` steps carry
@@ -36,6 +37,8 @@ CONCURRENCY = (1, 2, 4, 8, 16)
 SEED = 7
 # A drawn trace may hold more requests than expected; a trace that began again would hit its own pictures.
 SPARE = 1.6
+# What the users painted before the runs, without load: a cache begins the runs with it.
+HISTORY = 400
 HITS = 20
 HIT_RATE = 200
 WORKER = ("queue", "load", "encode", "denoise", "decode")
@@ -101,8 +104,9 @@ class Work:
         unfinished.write_text(json.dumps(value) + "\n")
         unfinished.rename(self.path(name))
 
-    def server(self, plan, reuse):
-        return Server(self.arguments.binary, plan, reuse, ["--model", self.arguments.model, *shlex.split(self.arguments.serve)])
+    def server(self, plan, reuse, history=None):
+        options = ["--model", self.arguments.model, *shlex.split(self.arguments.serve)]
+        return Server(self.arguments.binary, plan, reuse, options, history)
 
     def capacity(self):
         found = self.read("capacity")
@@ -111,13 +115,25 @@ class Work:
         return found["per_second"]
 
     def trace(self, requests):
-        """The trace of editing users, with at least so many requests."""
-        path = self.folder / f"trace-{requests}.jsonl"
+        """The trace of editing users, with at least so many requests, from where their history ends."""
+        path, history = self.folder / f"trace-{requests}.jsonl", self.folder / f"history-{requests}.jsonl"
         if not path.exists():
-            draw = [sys.executable, ROOT / "benches/trace/draw.py", "--requests", str(requests)]
-            text = subprocess.run(draw, check=True, stdout=subprocess.PIPE, text=True).stdout
-            path.write_text(text)
+            draw = [sys.executable, ROOT / "benches/trace/draw.py", "--requests", str(HISTORY + requests)]
+            lines = subprocess.run(draw, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines(True)
+            history.write_text("".join(lines[:HISTORY]))
+            path.write_text("".join(lines[HISTORY:]))
         return path
+
+    def history(self, trace):
+        """The cache of a server that painted the users' history, one request after the other."""
+        cache = self.folder / "history"
+        if not cache.exists():
+            lines = trace.with_name(trace.name.replace("trace", "history")).read_text().splitlines()
+            with self.server({"policy": "adaptive"}, "auto") as server:
+                for line in map(json.loads, lines):
+                    call("POST", server.url + IMAGES, {"prompt": line["prompt"], "seed": line["seed"]}, timeout=600)
+                server.keep = cache
+        return cache
 
     def replay(self, name, server, trace, *options):
         """A replay's report, from its file if it was run already."""
@@ -207,7 +223,8 @@ def policies(work):
         options += ["--pictures", pictures, "--score", work.arguments.model]
         options += ["--svg", work.path(run).with_suffix(".svg")]
         print(f"{time.strftime('%H:%M:%S')} {run}", file=sys.stderr)
-        with work.server(plan, reuse) as server:
+        history = work.history(trace) if reuse != "off" else None
+        with work.server(plan, reuse, history) as server:
             work.replay(run, server, trace, *options)
         remove(pictures)
     compare(work)
@@ -248,8 +265,10 @@ def overload(work):
     if not work.path("overload").exists():
         with work.server({"policy": "adaptive", "replan": True}, "off") as server, Memory(server) as memory:
             time.sleep(10)
+            # No request twice: who asks for what is being painted already is let in, whatever the load.
+            trace = work.trace(math.ceil(1.1 * rate * 60))
             options = ["--arrivals", "poisson", "--rate", str(rate), "--seconds", "60", "--obey-retry-after"]
-            report = work.replay("overload-replay", server, work.trace(1000), *options)
+            report = work.replay("overload-replay", server, trace, *options)
             time.sleep(10)
         work.write("overload", {"memory": memory.samples, **report})
     report = work.read("overload")
@@ -273,7 +292,8 @@ def overhead(work):
         distinct = list({json.loads(line)["prompt"]: line for line in lines}.values())[:HITS]
         trace = work.folder / "hits.jsonl"
         trace.write_text("\n".join(distinct) + "\n")
-        with work.server({"policy": "fixed", "steps": work.arguments.steps}, "exact") as server:
+        # Only pictures of the full plan are kept.
+        with work.server({"policy": "fixed"}, "exact") as server:
             for line in map(json.loads, distinct):
                 call("POST", server.url + IMAGES, {"prompt": line["prompt"], "seed": line["seed"]}, timeout=600)
             deadline = time.monotonic() + 60

@@ -30,8 +30,13 @@ def call(method, url, body=None, timeout=60):
 class Server:
     """Serves while the `with` block lasts."""
 
-    def __init__(self, binary, plan, reuse, extra=()):
+    def __init__(self, binary, plan, reuse, extra=(), history=None):
+        """`history`: the cache of a server that painted before; it is copied."""
         self.cache = tempfile.mkdtemp(prefix="pentimento-load-")
+        if history:
+            shutil.copytree(history, self.cache, dirs_exist_ok=True)
+        # Where the cache is kept at the end, if anywhere.
+        self.keep = None
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PENTIMENTO_")}
         addresses = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
         command = [binary, "serve", *addresses, "--cache-dir", self.cache, "--reuse-policy", reuse, "--log", "warn"]
@@ -40,7 +45,7 @@ class Server:
             self.url = self.said("listening on ")
             self.admin = self.said("admin on ")
             self.wait()
-            call("PUT", f"{self.admin}/admin/v1/plan", plan)
+            call("PUT", f"{self.admin}/admin/v1/plan", {"plan": plan})
         except BaseException:
             self.stop()
             raise
@@ -69,6 +74,8 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.keep:
+            shutil.copytree(self.cache, self.keep, dirs_exist_ok=True)
         shutil.rmtree(self.cache, ignore_errors=True)
 
     def __enter__(self):

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::ApiError;
 use super::answer::{About, base64, unix_seconds};
 use super::wire::{CompletedEvent, PartialImageEvent, PartialProvenance, Usage};
-use crate::queue::{Event, Painted, Subscription};
+use crate::queue::{Event, JobSubscription, Painted, Subscription};
 
 const PARTIAL: &str = "image_generation.partial_image";
 const COMPLETED: &str = "image_generation.completed";

@@ -12,7 +12,7 @@ use super::observe::RequestId;
 use super::wire::{ImageRequest, ImagesResponse, Quality};
 use super::{ApiError, App, ErrorBody, body, events};
 use crate::gateway::{Accepted, CacheMode, Client, Wanted};
-use crate::queue::{Event, Painted, Subscription};
+use crate::queue::{Event, JobSubscription, Painted, Subscription};
 
 /// Paints pictures.
 #[utoipa::path(post, path = "/v1/images/generations", tag = "images", request_body = ImageRequest,

@@ -22,7 +22,7 @@ use crate::config::{Config, Flags};
 use crate::gateway::webhook::Webhooks;
 use crate::gateway::{Catalogue, Gateway, Jobs, Reuse};
 use crate::plan::{Frontier, FrontierFile, ModelOffer, PlanPolicyConfig, Planner};
-use crate::queue::{LocalQueue, QueueLimits};
+use crate::queue::{JobQueue, LocalQueue, QueueLimits};
 use crate::worker::{self, Worker};
 use crate::{api, telemetry};
 

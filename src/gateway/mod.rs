@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::plan::{Planner, Verdict};
-use crate::queue::{self, Busy, LocalQueue, Subscription};
+use crate::queue::{self, Busy, JobQueue, LocalQueue, Subscription};
 
 use crate::telemetry;
 
@@ -145,27 +145,36 @@ impl Gateway {
         }
         let look_up = started.elapsed();
         let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
-        let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
-        match self.planner.admit(key(&jobs), &jobs, waiting) {
-            Verdict::Admit => {}
-            Verdict::Later(retry_after) => {
-                telemetry::overloaded();
-                return Err(Rejection::Overloaded { retry_after });
-            }
-            Verdict::Never if request.has_max_latency() => {
-                let reason = "is less than the fewest steps that the quality allows take on an idle machine";
-                return Err(Rejection::Invalid { field: "pentimento.max_latency_ms", reason: reason.into() });
-            }
-            // A tier's objective is none of the client's doing: a late picture is better than none.
-            Verdict::Never => {
-                tracing::warn!(objective = ?request.terms().objective, "the latency objective cannot be met")
-            }
+        // What is painted for this client already costs nothing more.
+        if !self.queue.has_all(&jobs) {
+            self.admit(&request, &jobs)?;
         }
         let pictures = self.queue.submit(jobs)?;
         if let Some(reuse) = &self.reuse {
             reuse.prefetch(&states);
         }
         Ok(Accepted { request, pictures, look_up })
+    }
+
+    /// Whether all of a request's pictures can be painted in time.
+    fn admit(&self, request: &GenerationRequest, jobs: &[queue::Job]) -> Result<(), Rejection> {
+        let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
+        match self.planner.admit(key(jobs), jobs, waiting) {
+            Verdict::Admit => Ok(()),
+            Verdict::Later(retry_after) => {
+                telemetry::overloaded();
+                Err(Rejection::Overloaded { retry_after })
+            }
+            Verdict::Never if request.has_max_latency() => {
+                let reason = "is less than the fewest steps that the quality allows take on an idle machine";
+                Err(Rejection::Invalid { field: "pentimento.max_latency_ms", reason: reason.into() })
+            }
+            // A tier's objective is none of the client's doing: a late picture is better than none.
+            Verdict::Never => {
+                tracing::warn!(objective = ?request.terms().objective, "the latency objective cannot be met");
+                Ok(())
+            }
+        }
     }
 
     /// Whether new requests are refused because the server is shutting down.
@@ -177,8 +186,9 @@ impl Gateway {
 /// Knows a client and his request again, when he comes back after a refusal.
 fn key(jobs: &[queue::Job]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    if let Some(queue::Job { client, model, prompt, negative_prompt, size, .. }) = jobs.first() {
+    if let Some(queue::Job { client, model, prompt, negative_prompt, size, terms, .. }) = jobs.first() {
         (jobs.len(), client, model, prompt, negative_prompt, size.width, size.height).hash(&mut hasher);
+        (terms.tier, terms.floor, terms.best, terms.objective).hash(&mut hasher);
     }
     hasher.finish()
 }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::deadlines::{Budget, Need, all_within, limits};
+use super::deadlines::{Budget, HEADROOM, Need, all_within, limits};
 use super::policy::ladder;
 use super::{Expected, Load, PlanPolicy, Plans, Work};
 
@@ -12,7 +12,7 @@ const HORIZON: f64 = 2.0;
 /// What is expected is this many lumps at most.
 const LUMPS: f64 = 32.0;
 /// A picture that is being painted is only given so many times its steps, or more.
-const WORTH_A_RAISE: f64 = 1.2;
+const WORTH_A_RAISE: f64 = 1.5;
 /// Less quality is no reason for more steps.
 const NO_GAIN: f64 = 1e-9;
 
@@ -33,7 +33,10 @@ impl PlanPolicy for Adaptive {
     fn plan(&self, load: &Load<'_>) -> Plans {
         let mut line = Line::new(load, self.replan);
         if !line.all_at_best() {
-            line.raise();
+            line.only_lower(load.works);
+            if !is_crowded(load) {
+                line.raise();
+            }
         }
         let mut steps = vec![0; load.works.len()];
         for place in &line.places {
@@ -125,6 +128,18 @@ impl Line {
         holds
     }
 
+    /// While there is too little for all, what is being painted is not given more: plans would go up and down with
+    /// every arrival. What is left over is for those not begun.
+    fn only_lower(&mut self, works: &[Work]) {
+        for place in &mut self.places {
+            let planned = place.work.and_then(|work| Some(works[work].within(works[work].planned?)));
+            if let Some(planned) = planned {
+                let above = place.rungs.partition_point(|rung| rung.steps <= planned);
+                place.rungs.truncate(above.max(1));
+            }
+        }
+    }
+
     /// Gives steps, those first that bring the most. Says how many changes were tried: for each work, each rung
     /// once at most.
     fn raise(&mut self) -> usize {
@@ -144,6 +159,13 @@ impl Line {
         }
         tried
     }
+}
+
+/// Whether what is expected takes all of the machine at the fewest steps: every step more for one turns another away,
+/// whose whole picture is worth more.
+fn is_crowded(load: &Load<'_>) -> bool {
+    let fewest = |Expected { rate, typical }: &Expected| rate * typical.seconds(typical.floor);
+    load.expected.as_ref().is_some_and(|expected| fewest(expected) > HEADROOM)
 }
 
 /// What is expected within the horizon, evenly spread.

@@ -9,7 +9,7 @@ use super::deadlines::{HEADROOM, Need, ROUNDING, limits};
 /// The longest wait that is ever asked for.
 pub const MAX_WAIT: Duration = Duration::from_secs(600);
 /// The most promises at a time.
-const MOST_BOOKINGS: usize = 4096;
+const MOST_BOOKINGS: usize = 16_384;
 /// How long after its time a promise holds: networks take time, and clients add to what they are told.
 const GRACE: Duration = Duration::from_secs(2);
 /// How far one promise, kept or not, moves the share of clients that come back.
@@ -248,7 +248,7 @@ mod tests {
     fn promises_are_bounded() {
         let mut admission = Admission::default();
         let full = vec![work(0.2); 60];
-        let waits: Vec<Duration> = (0..10_000)
+        let waits: Vec<Duration> = (0..MOST_BOOKINGS as u64 + 1000)
             .map(|key| match admission.ask(at(0), key, &work(0.2), &full) {
                 Verdict::Later(wait) => wait,
                 other => panic!("{other:?}"),

@@ -1,5 +1,7 @@
 //! How many pictures come: an estimate that follows a burst within about a second.
 
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 /// Time constants of the two means, seconds.
@@ -47,6 +49,30 @@ impl Arrivals {
     }
 }
 
+/// Requests that are remembered, and for how long.
+const CALLS: usize = 64;
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Who asked of late.
+#[derive(Debug, Default)]
+pub struct Callers {
+    calls: VecDeque<(u64, Duration)>,
+    hasher: RandomState,
+}
+
+impl Callers {
+    /// A client asks, at a time that never goes back. Whether most requests of late are his, and others ask, too.
+    pub fn call(&mut self, client: &str, now: Duration) -> bool {
+        let caller = self.hasher.hash_one(client);
+        while self.calls.len() >= CALLS || self.calls.front().is_some_and(|(_, at)| *at + REMEMBERED < now) {
+            self.calls.pop_front();
+        }
+        self.calls.push_back((caller, now));
+        let own = self.calls.iter().filter(|(other, _)| *other == caller).count();
+        own < self.calls.len() && 2 * own > self.calls.len()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +117,17 @@ mod tests {
         assert_eq!(rate(&arrivals, 5.0), 0.0, "a clock that goes back is the same moment");
         arrivals.arrive(Duration::from_secs(6), 1);
         assert!(rate(&arrivals, 6.0) > 0.0);
+    }
+
+    #[test]
+    fn who_asks_for_most_is_known_while_others_ask_too() {
+        let mut callers = Callers::default();
+        let at = Duration::from_secs;
+        assert!((0..100).all(|_| !callers.call("a", at(1))), "nobody else is there");
+        assert!(!callers.call("b", at(2)));
+        assert!(callers.call("a", at(2)));
+        assert!(!callers.call("b", at(2)), "b asks for little");
+        assert!(!callers.call("a", at(70)), "and is forgotten after a while");
+        assert!((0..1000).all(|_| !callers.call("a", at(70))) && callers.calls.len() == CALLS);
     }
 }

@@ -18,7 +18,7 @@ mod tier;
 mod work;
 
 pub use admission::{Admission, MAX_WAIT, Verdict};
-pub use arrivals::Arrivals;
+pub use arrivals::{Arrivals, Callers};
 pub use frontier::{Curve, Frontier, FrontierError, FrontierFile, FrontierFor, Point};
 pub use planner::{ModelOffer, Planner, Seen};
 pub use policy::{

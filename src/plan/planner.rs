@@ -9,7 +9,7 @@ use pentimento_pipelines::Size;
 
 use super::tier::LONGEST;
 use super::{
-    Admission, Arrivals, Asked, Ewma, Expected, Frontier, Load, Offer, Overheads, PlanPolicy,
+    Admission, Arrivals, Asked, Callers, Ewma, Expected, Frontier, Load, Offer, Overheads, PlanPolicy,
     PlanPolicyConfig, PlanPolicyError, Plans, StepTime, Terms, TermsError, Verdict, Work,
 };
 use crate::queue::Job;
@@ -21,6 +21,9 @@ const MOST_SHAPES: usize = 256;
 const UNKNOWN: f64 = 1.0;
 /// The share that a new arrival has in what is expected of the next.
 const SHARE: f64 = 0.1;
+/// The share of the time to its deadline that a client's picture leaves free where most requests are his and others ask,
+/// too: a newcomer finds a place however much one client asks for.
+const RESERVE: f64 = 0.25;
 /// Rows of a step with guidance.
 const ROWS: usize = 2;
 
@@ -65,11 +68,14 @@ struct State {
     /// follow from them, and stay what they were when they were published.
     unloaded: HashMap<String, f64>,
     arrivals: Arrivals,
+    callers: Callers,
     /// What is expected of the next one.
     typical: Option<Work>,
     admission: Admission,
     flying: Vec<Flying>,
     level: Option<usize>,
+    /// Whether pictures are finished while others take steps.
+    finishes_aside: bool,
 }
 
 struct Live {
@@ -103,10 +109,12 @@ impl Planner {
             speeds: HashMap::new(),
             unloaded: HashMap::new(),
             arrivals: Arrivals::default(),
+            callers: Callers::default(),
             typical: None,
             admission: Admission::default(),
             flying: Vec::new(),
             level: None,
+            finishes_aside: false,
         };
         let live = RwLock::new(Live { policy: config.build()?.into(), config });
         Ok(Self { models, max_rows, objective, born: Instant::now(), live, state: Mutex::new(state) })
@@ -210,6 +218,11 @@ impl Planner {
         state.speeds.insert((model.to_owned(), size), Speed { step, overheads });
     }
 
+    /// Whether the worker finishes pictures while others take steps.
+    pub fn set_finishes_aside(&self, aside: bool) {
+        self.state.lock().finishes_aside = aside;
+    }
+
     /// A batch took a step.
     pub fn stepped(&self, model: &str, size: Size, rows: usize, time: Duration) {
         let (shape, time) = ((model.to_owned(), size), time.as_secs_f64());
@@ -269,20 +282,23 @@ impl Planner {
         let replans = self.replans();
         let state = self.state.lock();
         let speed = state.speed(&job.model, job.size, &self.models);
-        let (cost, latency, overhead) = speed.map_or((UNKNOWN, UNKNOWN, 0.0), |(speed, times)| {
-            let Speed { step, overheads } = speed;
-            let full = step.best_rows(self.max_rows);
-            let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
-            let before = if planned.is_some() { 0.0 } else { overheads.encode.seconds() };
-            let overhead = before + overheads.decode.seconds();
-            let cost = step.per_row(self.max_rows) * rows as f64;
-            (times * cost, times * step.seconds(riding), times * overhead)
-        });
+        let (cost, latency, overhead, after) =
+            speed.map_or((UNKNOWN, UNKNOWN, 0.0, 0.0), |(speed, times)| {
+                let Speed { step, overheads } = speed;
+                let full = step.best_rows(self.max_rows);
+                let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
+                let before = if planned.is_some() { 0.0 } else { overheads.encode.seconds() };
+                let decode = overheads.decode.seconds();
+                let (here, after) = if state.finishes_aside { (0.0, decode) } else { (decode, 0.0) };
+                let cost = step.per_row(self.max_rows) * rows as f64;
+                (times * cost, times * step.seconds(riding), times * (before + here), times * after)
+            });
         let frontier = self.models.get(&job.model).map(|offer| offer.frontier.clone());
         Work {
             cost,
             latency,
             overhead,
+            after,
             best: job.terms.best,
             floor: job.terms.floor,
             done,
@@ -294,7 +310,7 @@ impl Planner {
     }
 
     /// What is being painted now, with deadlines.
-    pub fn set_flying(&self, works: impl IntoIterator<Item = (Work, Instant)>) {
+    pub fn set_flying(&self, works: Vec<(Work, Instant)>) {
         let flying = works.into_iter().map(|(work, deadline)| Flying { work, deadline });
         self.state.lock().flying = flying.collect();
     }
@@ -320,14 +336,22 @@ impl Planner {
         let since = now - self.born;
         state.arrivals.arrive(since, jobs.len());
         state.expect(&each[0], done, objective);
-        if state.speed(&job.model, job.size, &self.models).is_none() {
+        let crowds_others = state.callers.call(&job.client, since);
+        let Some((speed, times)) = state.speed(&job.model, job.size, &self.models) else {
             return Verdict::Admit; // nothing is known that could refuse it
-        }
+        };
+        let alone = times * speed.step.seconds(ROWS);
         waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
         for work in waiting.iter_mut().chain([&mut new]) {
             work.floor = policy.least(work);
         }
-        state.admission.ask(since, key, &new, &waiting)
+        let reserve = if crowds_others { RESERVE * new.slack } else { 0.0 };
+        let asking = Work { overhead: new.overhead + reserve, ..new.clone() };
+        match state.admission.ask(since, key, &asking, &waiting) {
+            // Who is in a hurry is not made late by company in its batches.
+            Verdict::Never => state.admission.ask(since, key, &Work { latency: alone, ..new }, &waiting),
+            verdict => verdict,
+        }
     }
 
     /// The steps of whole plans for these works, in order.

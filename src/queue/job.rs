@@ -137,6 +137,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether it is a stored picture, which is only decoded.
+    pub fn takes_no_step(&self) -> bool {
+        self.start.reused().is_some_and(|reused| reused.hit != Hit::State)
+    }
+
     /// Whether the other job asks for the very same picture, in the same file, under the same terms.
     pub fn is_same_picture(&self, other: &Self) -> bool {
         let Self { request_id: _, index: _, keep: _, client, model, prompt, negative_prompt, .. } = self;

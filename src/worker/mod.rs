@@ -2,6 +2,8 @@
 
 mod batch;
 mod encode;
+mod finish;
+mod in_hand;
 mod painter;
 mod painting;
 mod profile;
@@ -30,8 +32,8 @@ pub struct Worker {
     pub done: oneshot::Receiver<()>,
 }
 
-/// Starts the painting thread. It ends when `queue` is closed and empty. Without `stored` every picture starts
-/// from noise.
+/// Starts the painting thread and, where its steps leave a core free, one that finishes pictures meanwhile. They end
+/// when `queue` is closed and empty. Without `stored` every picture starts from noise.
 ///
 /// # Errors
 /// Where no thread can be had.
@@ -43,13 +45,17 @@ pub fn spawn(
 ) -> std::io::Result<Worker> {
     let (warm_sender, warm) = oneshot::channel();
     let (done_sender, done) = oneshot::channel();
+    // Steps have the threads of rayon's pool.
+    let free = std::thread::available_parallelism()?.get() > rayon::current_num_threads();
+    let painter = Painter::new(models.clone(), queue, stored, Arc::clone(&planner), free)?;
+    planner.set_finishes_aside(free);
     std::thread::Builder::new().name("painter".to_owned()).spawn(move || {
         let warmed = models.iter().try_for_each(|model| profile::profile(model, &planner));
         let works = warmed.is_ok();
         // Nobody listens where the server is already gone; so below.
         let _ = warm_sender.send(warmed);
         if works {
-            Painter::new(models, queue, stored, planner).run();
+            painter.run();
         }
         let _ = done_sender.send(());
     })?;

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use pentimento_pipelines::{BatchKey, DenoisingState, Pipeline};
 
 use super::batch::{Candidate, choose};
-use super::painting::{Beginning, PaintError, Painting, step_together};
-use super::stored::{Coming, Keeping, Stored};
+use super::finish::{Aside, Finisher, Unfinished};
+use super::in_hand::{Flying, Held, InHand, Loading, PICTURE_ROWS};
+use super::painting::{Beginning, Painting, step_together};
+use super::stored::Stored;
 use crate::plan::{Planner, Work};
-use crate::queue::{Failure, Lease, LocalQueue, Pulled, Start};
+use crate::queue::{Failure, Job, JobLease, JobQueue, Lease, LocalQueue, Pulled, Start};
 use crate::telemetry;
 
 /// How long nobody replans while nothing came and nothing ended.
@@ -18,66 +20,59 @@ const REPLAN_EVERY: Duration = Duration::from_millis(50);
 /// How long the thread waits for a state before it looks at the queue again, where nothing is to be painted.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// Rows that a picture with guidance takes.
-const PICTURE_ROWS: usize = 2;
 /// So many times the rows of the largest batch may be in hand, those included that were overtaken: these keep their
 /// latents, which is little beside the memory of a step.
 const OVERTAKING: usize = 2;
 
-/// A leased job whose state is on its way.
-struct Loading {
-    lease: Lease,
-    coming: Coming,
-}
-
-/// A picture being painted.
-struct Flying {
-    lease: Lease,
-    painting: Painting,
-    began: Instant,
-}
-
-impl Flying {
-    fn rows(&self) -> usize {
-        self.painting.trajectory().rows()
-    }
-
-    fn work(&self, planner: &Planner) -> Work {
-        let (painting, lease) = (&self.painting, &self.lease);
-        let planned = Some(painting.steps());
-        planner.work(&lease.job, lease.deadline, painting.done(), planned, painting.is_replannable())
-    }
-}
-
-/// What the painting thread has in hand.
+/// The painting thread.
 pub(super) struct Painter {
-    pub(super) models: Vec<Pipeline>,
-    pub(super) queue: LocalQueue,
-    pub(super) stored: Option<Stored>,
-    pub(super) planner: Arc<Planner>,
-    loading: Vec<Loading>,
-    flying: Vec<Flying>,
+    models: Vec<Pipeline>,
+    queue: LocalQueue,
+    stored: Option<Arc<Stored>>,
+    planner: Arc<Planner>,
+    finisher: Finisher,
+    /// Where pictures are finished, if not here.
+    aside: Option<Aside>,
+    hand: InHand,
     planned: Instant,
 }
 
 impl Painter {
+    /// With `aside`, pictures are finished on a thread of their own.
+    ///
+    /// # Errors
+    /// Where no thread can be had.
     pub(super) fn new(
         models: Vec<Pipeline>,
         queue: LocalQueue,
         stored: Option<Stored>,
         planner: Arc<Planner>,
-    ) -> Self {
-        Self { models, queue, stored, planner, loading: vec![], flying: vec![], planned: Instant::now() }
+        aside: bool,
+    ) -> std::io::Result<Self> {
+        let stored = stored.map(Arc::new);
+        let finisher = Finisher { planner: Arc::clone(&planner), stored: stored.clone() };
+        let aside = if aside { Some(Aside::start(finisher.clone())?) } else { None };
+        let (hand, planned) = (InHand::default(), Instant::now());
+        Ok(Self { models, queue, stored, planner, finisher, aside, hand, planned })
     }
 
-    /// Paints until the queue is closed and empty.
-    pub(super) fn run(&mut self) {
+    /// Paints until the queue is closed and empty, and all that was painted is answered.
+    pub(super) fn run(mut self) {
+        self.paint();
+        if let Some(aside) = self.aside.take() {
+            aside.end();
+        }
+    }
+
+    fn paint(&mut self) {
         loop {
             let open = self.take();
             self.receive_states();
-            self.drop_cancelled();
-            if self.flying.is_empty() {
-                if !open && self.loading.is_empty() {
+            if self.hand.drop_cancelled() {
+                self.hand.publish(&self.planner);
+            }
+            if self.hand.flying.is_empty() {
+                if !open && self.hand.loading.is_empty() {
                     return;
                 }
                 continue;
@@ -94,95 +89,91 @@ impl Painter {
     /// others go on when these are done. Whether the queue may bring more.
     fn take(&mut self) -> bool {
         loop {
-            let (rows, best) = self.rows();
+            let (rows, best) = self.hand.rows(&self.planner);
             let pulled = if rows == 0 {
                 self.queue.pull(None)
             } else if rows + PICTURE_ROWS <= best {
                 self.queue.pull(Some(Duration::ZERO))
             } else if rows + PICTURE_ROWS <= OVERTAKING * self.planner.max_rows() {
-                self.queue.pull_before(self.last_of_batch(best))
+                let last = self.hand.last_of_batch(best);
+                let wanted = |job: &Job, deadline| {
+                    job.takes_no_step() || deadline < last && self.hand.may_overtake(&job.client, deadline)
+                };
+                self.queue.pull_if(wanted)
             } else {
                 return true;
             };
             match pulled {
-                Pulled::Lease(lease) => self.accept(lease),
+                Pulled::Lease(lease) => {
+                    let held = self.hand.hold(lease);
+                    self.accept(held);
+                }
                 Pulled::Nothing => return true,
                 Pulled::Closed => return false,
             }
         }
     }
 
-    /// Rows in hand, and those of a full batch.
-    fn rows(&self) -> (usize, usize) {
-        let flying = self.flying.iter().map(|f| (f.rows(), &f.lease));
-        let loading = self.loading.iter().map(|l| (rows(&l.lease), &l.lease));
-        let (mut taken, mut best) = (0, self.planner.max_rows());
-        for (rows, lease) in flying.chain(loading) {
-            taken += rows;
-            best = best.min(self.planner.rows(&lease.job.model, lease.job.size));
-        }
-        (taken, best)
-    }
-
-    /// The latest deadline of the next batch.
-    fn last_of_batch(&self, best: usize) -> Instant {
-        let flying = self.flying.iter().map(|f| f.lease.deadline);
-        let mut deadlines: Vec<Instant> =
-            flying.chain(self.loading.iter().map(|l| l.lease.deadline)).collect();
-        deadlines.sort_unstable();
-        let pictures = (best / PICTURE_ROWS).clamp(1, deadlines.len().max(1));
-        deadlines.get(pictures - 1).copied().unwrap_or_else(Instant::now)
-    }
-
-    fn accept(&mut self, lease: Lease) {
-        match (&self.stored, lease.job.start.reused()) {
+    fn accept(&mut self, held: Held) {
+        match (&self.stored, held.lease.job().start.reused()) {
             (Some(stored), Some(reused)) => {
                 // Whatever the cache does, the picture is painted.
                 match catch_unwind(AssertUnwindSafe(|| stored.ask(reused))) {
-                    Ok(coming) => self.loading.push(Loading { lease, coming }),
-                    Err(_) => self.begin(lease, Err("the cache panicked".to_owned()), Duration::ZERO),
+                    Ok(coming) => {
+                        self.hand.loading.push(Loading { held, coming });
+                        self.hand.publish(&self.planner);
+                    }
+                    Err(_) => self.begin(held, Err("the cache panicked".to_owned()), Duration::ZERO),
                 }
             }
-            (None, Some(_)) => self.begin(lease, Err("there is no cache".to_owned()), Duration::ZERO),
-            (_, None) => self.begin(lease, Ok(None), Duration::ZERO),
+            (None, Some(_)) => self.begin(held, Err("there is no cache".to_owned()), Duration::ZERO),
+            (_, None) => self.begin(held, Ok(None), Duration::ZERO),
         }
     }
 
     /// Begins the pictures whose states have come, or will not.
     fn receive_states(&mut self) {
-        let wait = if self.flying.is_empty() { LOOK_AGAIN } else { Duration::ZERO };
-        for Loading { lease, coming } in std::mem::take(&mut self.loading) {
-            let Some(stored) = &self.stored else { continue };
-            let state = catch_unwind(AssertUnwindSafe(|| stored.arrived(&coming, wait)));
-            match state {
-                Ok(None) => self.loading.push(Loading { lease, coming }),
-                Ok(Some(state)) => {
-                    let state = state.map(Some).map_err(|error| error.to_string());
-                    self.begin(lease, state, coming.waited());
+        let mut wait = if self.hand.flying.is_empty() { LOOK_AGAIN } else { Duration::ZERO };
+        let mut at = 0;
+        // One by one: those not looked at yet are planned with.
+        while let (Some(loading), Some(stored)) = (self.hand.loading.get(at), &self.stored) {
+            let state = catch_unwind(AssertUnwindSafe(|| stored.arrived(&loading.coming, wait)));
+            wait = Duration::ZERO;
+            let state = match state {
+                Ok(None) => {
+                    at += 1;
+                    continue;
                 }
-                Err(_) => self.begin(lease, Err("the cache panicked".to_owned()), coming.waited()),
-            }
+                Ok(Some(state)) => state.map(Some).map_err(|error| error.to_string()),
+                Err(_) => Err("the cache panicked".to_owned()),
+            };
+            let Loading { held, coming } = self.hand.loading.remove(at);
+            self.begin(held, state, coming.waited());
         }
     }
 
     /// Begins a picture with its state (`None`: it wants none) or, where that is not to be had or does not fit, with
     /// noise, unless the job does not want that.
-    fn begin(&mut self, lease: Lease, state: Result<Option<DenoisingState>, String>, load: Duration) {
+    fn begin(&mut self, held: Held, state: Result<Option<DenoisingState>, String>, load: Duration) {
+        let lease = &held.lease;
         if lease.is_cancelled() {
-            return cancelled(&lease, Duration::ZERO);
+            return cancelled(lease, Duration::ZERO);
         }
-        let span = span(&lease);
+        let span = span(lease);
         let entered = span.enter();
-        let Some(model) = self.models.iter().find(|m| m.id() == lease.job.model).cloned() else {
-            return fail(lease, "this worker does not have the job's model");
+        let Some(model) = self.models.iter().find(|m| m.id() == lease.job().model).cloned() else {
+            return fail(held.lease, "this worker does not have the job's model");
         };
-        let steps = self.replan(Some(&lease)).unwrap_or(lease.job.terms.best);
+        // A stored picture is what it is: no step of a plan is taken.
+        let is_whole = lease.job().takes_no_step();
+        let steps = if is_whole { None } else { self.replan(Some(lease)) };
+        let steps = steps.unwrap_or(lease.job().terms.best);
         let began = Instant::now();
         let begin = |from: &Beginning<'_>| {
-            let begun = catch_unwind(AssertUnwindSafe(|| Painting::begin(&model, &lease.job, steps, from)));
+            let begun = catch_unwind(AssertUnwindSafe(|| Painting::begin(&model, lease.job(), steps, from)));
             begun.map_err(|_| "the engine panicked".to_owned()).and_then(|b| b.map_err(|e| e.to_string()))
         };
-        let resumed = match (&state, lease.job.start.reused()) {
+        let resumed = match (&state, lease.job().start.reused()) {
             (Ok(Some(state)), Some(reused)) => Some(begin(&Beginning::State(reused, state))),
             (Err(error), _) => Some(Err(error.clone())),
             _ => None,
@@ -191,8 +182,8 @@ impl Painter {
             Some(Ok(painting)) => Ok(painting),
             Some(Err(error)) => {
                 tracing::warn!(error, "not resumed");
-                if matches!(lease.job.start, Start::State(_)) {
-                    return lease.fail(Failure::StateGone);
+                if matches!(lease.job().start, Start::State(_)) {
+                    return held.lease.fail(Failure::StateGone);
                 }
                 begin(&Beginning::Noise)
             }
@@ -200,17 +191,17 @@ impl Painter {
         };
         match begun {
             Ok(mut painting) => {
-                painting.timings.queue = lease.waited;
+                painting.timings.queue = lease.waited();
                 painting.timings.load = load;
                 drop(entered);
-                let flying = Flying { lease, painting, began };
+                let flying = Flying { held, painting, began };
                 if flying.painting.is_finished() {
                     return self.finish(flying); // a stored picture: no step is left
                 }
-                self.flying.push(flying);
-                self.publish();
+                self.hand.flying.push(flying);
+                self.hand.publish(&self.planner);
             }
-            Err(error) => fail(lease, &error),
+            Err(error) => fail(held.lease, &error),
         }
     }
 
@@ -218,14 +209,16 @@ impl Painter {
     fn replan(&mut self, new: Option<&Lease>) -> Option<usize> {
         self.planned = Instant::now();
         let planner = Arc::clone(&self.planner);
-        let mut works: Vec<Work> = self.flying.iter().map(|flying| flying.work(&planner)).collect();
-        works.extend(new.map(|lease| planner.waiting(&lease.job, lease.deadline)));
-        works.extend(self.loading.iter().map(|l| planner.waiting(&l.lease.job, l.lease.deadline)));
+        let mut works: Vec<Work> = self.hand.flying.iter().map(|flying| flying.work(&planner)).collect();
+        works.extend(new.map(|lease| planner.waiting(lease.job(), lease.deadline())));
+        works.extend(
+            self.hand.loading.iter().map(|l| planner.waiting(l.held.lease.job(), l.held.lease.deadline())),
+        );
         works.extend(self.queue.waiting(|job, deadline| planner.waiting(job, deadline)));
         let steps = planner.plan(&works);
         if planner.replans() {
-            for ((flying, work), steps) in self.flying.iter_mut().zip(&works).zip(&steps) {
-                if *steps == flying.painting.steps() || !work.replannable || work.left(*steps) == 0 {
+            for ((flying, work), steps) in self.hand.flying.iter_mut().zip(&works).zip(&steps) {
+                if *steps == flying.painting.planned() || !work.replannable || work.left(*steps) == 0 {
                     continue;
                 }
                 let before = flying.painting.steps();
@@ -235,60 +228,39 @@ impl Painter {
                 }
             }
         }
-        new.and_then(|_| steps.get(self.flying.len()).copied())
-    }
-
-    /// Tells the planner what is in flight.
-    fn publish(&self) {
-        let works = self.flying.iter().map(|f| (f.work(&self.planner), f.lease.deadline));
-        let works: Vec<_> = works.collect();
-        self.planner.set_flying(works);
-    }
-
-    fn drop_cancelled(&mut self) {
-        let before = self.flying.len();
-        self.flying.retain(|flying| {
-            let gone = flying.lease.is_cancelled();
-            if gone {
-                cancelled(&flying.lease, flying.began.elapsed());
-            }
-            !gone
-        });
-        self.loading.retain(|loading| !loading.lease.is_cancelled());
-        if self.flying.len() < before {
-            self.publish();
-        }
+        new.and_then(|_| steps.get(self.hand.flying.len()).copied())
     }
 
     /// The next batch takes a step. Where it fails, each of its pictures tries alone: a panic or a failure of the engine
     /// costs the picture that it belongs to.
     fn step(&mut self) {
         let keys: Vec<Option<BatchKey>> =
-            self.flying.iter().map(|f| f.painting.trajectory().batch_key()).collect();
+            self.hand.flying.iter().map(|f| f.painting.trajectory().batch_key()).collect();
         let now = Instant::now();
         let candidates: Vec<Candidate<&Option<BatchKey>>> = self
+            .hand
             .flying
             .iter()
             .zip(&keys)
             .map(|(flying, key)| Candidate {
                 key,
                 rows: flying.rows(),
-                slack: flying.lease.deadline.saturating_duration_since(now).as_secs_f64()
-                    - now.saturating_duration_since(flying.lease.deadline).as_secs_f64(),
+                slack: flying.deadline().saturating_duration_since(now).as_secs_f64()
+                    - now.saturating_duration_since(flying.deadline()).as_secs_f64(),
                 left: flying.painting.trajectory().plan().steps().len(),
             })
             .collect();
-        let Some(first) = self.flying.iter().min_by_key(|flying| flying.lease.deadline) else { return };
-        let (model, size) = (first.lease.job.model.clone(), first.lease.job.size);
+        let Some(first) = self.hand.flying.iter().min_by_key(|flying| flying.deadline()) else { return };
+        let (model, size) = (first.job().model.clone(), first.job().size);
         let most = self.planner.rows(&model, size);
         let chosen = choose(&candidates, most, self.planner.step_time(&model, size));
         let rows = chosen.iter().map(|&i| candidates[i].rows).sum();
         drop(candidates);
         let mut batch: Vec<&mut Painting> = Vec::with_capacity(chosen.len());
         let mut of = None;
-        for (i, flying) in self.flying.iter_mut().enumerate() {
+        for (i, flying) in self.hand.flying.iter_mut().enumerate() {
             if chosen.contains(&i) {
-                of = Some((flying.lease.job.model.clone(), flying.lease.job.size));
+                of = Some((flying.job().model.clone(), flying.job().size));
                 batch.push(&mut flying.painting);
             }
         }
@@ -307,19 +279,19 @@ impl Painter {
         let mut places = chosen.to_vec();
         places.sort_unstable_by(|a, b| b.cmp(a));
         for i in places {
-            let painting = &mut self.flying[i].painting;
+            let painting = &mut self.hand.flying[i].painting;
             let reason = match catch_unwind(AssertUnwindSafe(|| painting.step())) {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "the engine panicked".to_owned(),
             };
-            fail(self.flying.remove(i).lease, &reason);
+            fail(self.hand.flying.remove(i).held.lease, &reason);
         }
     }
 
     /// Sends previews, and finishes what is finished.
     fn after_step(&mut self) {
-        for mut flying in std::mem::take(&mut self.flying) {
+        for mut flying in std::mem::take(&mut self.hand.flying) {
             if flying.painting.is_finished() {
                 self.finish(flying);
                 continue;
@@ -327,70 +299,42 @@ impl Painter {
             match catch_unwind(AssertUnwindSafe(|| flying.painting.due_preview())) {
                 Ok(Ok(preview)) => {
                     if let Some((index, file)) = preview {
-                        flying.lease.preview(index, file);
+                        flying.held.lease.preview(index, file);
                     }
-                    self.flying.push(flying);
+                    self.hand.flying.push(flying);
                 }
-                Ok(Err(error)) => fail(flying.lease, &error.to_string()),
-                Err(_) => fail(flying.lease, "the engine panicked"),
+                Ok(Err(error)) => fail(flying.held.lease, &error.to_string()),
+                Err(_) => fail(flying.held.lease, "the engine panicked"),
             }
         }
-        self.publish();
+        self.hand.publish(&self.planner);
     }
 
     fn finish(&self, flying: Flying) {
-        let Flying { lease, painting, began } = flying;
-        if lease.is_cancelled() {
-            return cancelled(&lease, began.elapsed());
-        }
-        let span = span(&lease);
-        let _entered = span.enter();
-        let job = lease.job.clone();
-        let finished: Result<Result<_, PaintError>, _> = catch_unwind(AssertUnwindSafe(|| painting.finish()));
-        let (mut painted, keeping) = match finished {
-            Ok(Ok(finished)) => finished,
-            Ok(Err(error)) => return fail(lease, &error.to_string()),
-            Err(_) => return fail(lease, "the engine panicked"),
+        let unfinished =
+            Unfinished { lease: flying.held.lease, painting: flying.painting, began: flying.began };
+        let left = match &self.aside {
+            Some(aside) => aside.take(unfinished),
+            None => Some(unfinished),
         };
-        let share = painted.skipped_steps as f64 / painted.steps.max(1) as f64;
-        painted.expected_quality = match painted.skipped_steps == painted.steps {
-            true => None, // a stored picture: nothing of the plan was painted
-            false => self.planner.expected_quality(&job.model, painted.steps, share),
-        };
-        self.planner.finished(&job.model, job.size, painted.timings.encode, painted.timings.decode);
-        telemetry::picture(&job.model, lease.waited, began.elapsed(), painted.steps);
-        telemetry::reused(painted.reused.as_ref(), painted.skipped_steps, painted.steps);
-        tracing::info!(waited = ?lease.waited, painted = ?began.elapsed(), steps = painted.steps, skipped_steps = painted.skipped_steps, "painted");
-        lease.complete(painted);
-        if let (Some(keeping), Some(stored)) = (keeping, &self.stored) {
-            keep(keeping, stored);
+        if let Some(unfinished) = left {
+            self.finisher.finish(unfinished);
         }
     }
 }
 
-fn keep(keeping: Keeping, stored: &Stored) {
-    if catch_unwind(AssertUnwindSafe(|| keeping.into_cache(&stored.cache))).is_err() {
-        tracing::error!("the cache panicked; the picture is not kept");
-    }
-}
-
-/// Rows of a step of a job's plan.
-fn rows(lease: &Lease) -> usize {
-    lease.job.plan.steps().first().map_or(1, |step| step.guidance.rows())
-}
-
-fn span(lease: &Lease) -> tracing::Span {
-    let job = &lease.job;
+pub(super) fn span(lease: &Lease) -> tracing::Span {
+    let job = lease.job();
     tracing::info_span!("picture", request_id = job.request_id, index = job.index, model = job.model)
 }
 
-fn cancelled(lease: &Lease, after: Duration) {
+pub(super) fn cancelled(lease: &Lease, after: Duration) {
     telemetry::cancelled(1);
     span(lease).in_scope(|| tracing::info!(?after, "cancelled"));
 }
 
-fn fail(lease: Lease, reason: &str) {
+pub(super) fn fail(lease: Lease, reason: &str) {
     telemetry::failed();
-    tracing::error!(reason, request_id = lease.job.request_id, "the picture failed");
+    tracing::error!(reason, request_id = lease.job().request_id, "the picture failed");
     lease.fail(Failure::Engine(reason.to_owned()));
 }

@@ -38,7 +38,9 @@ pub struct Painting {
     job: Arc<Job>,
     trajectory: Trajectory,
     reused: Option<Reused>,
-    /// Steps of the plan that it is painted with, skipped ones included.
+    /// Steps of the whole plan that it goes on with.
+    planned: usize,
+    /// Steps that it gets in all, skipped ones included: those taken of former plans and those left of this one.
     steps: usize,
     skipped_steps: usize,
     steps_taken: usize,
@@ -84,6 +86,7 @@ impl Painting {
             job: job.clone(),
             trajectory,
             reused,
+            planned: whole,
             steps: whole,
             skipped_steps,
             steps_taken: skipped_steps,
@@ -115,14 +118,25 @@ impl Painting {
 
     /// `replan`: goes on as in a plan of `steps` steps. The picture is then not kept.
     ///
+    /// As many steps are left as that plan has for what is left, and no fewer than the floor still wants: former plans'
+    /// timesteps lie between this one's, and each change of plans would otherwise lose a part of a step.
+    ///
     /// # Errors
     /// The engine's.
     pub fn replan(&mut self, steps: usize) -> Result<(), PaintError> {
         let eta = self.trajectory.plan().eta();
-        let plan = plan(&self.model, &self.job, steps)?;
-        let rest = plan.after(self.trajectory.timestep()).with_eta(eta)?;
+        let share = (1.0 - self.done()) * steps as f64 - 1e-6;
+        let wanted =
+            (share.ceil() as usize).max(self.job.terms.floor.saturating_sub(self.steps_taken)).max(1);
+        let mut finer = steps;
+        let mut rest = plan(&self.model, &self.job, finer)?.after(self.trajectory.timestep());
+        while rest.steps().len() < wanted && finer < self.job.plan.steps().len() {
+            finer += 1;
+            rest = plan(&self.model, &self.job, finer)?.after(self.trajectory.timestep());
+        }
         let left = rest.steps().len();
-        self.trajectory.replan(rest)?;
+        self.trajectory.replan(rest.with_eta(eta)?)?;
+        self.planned = steps;
         self.steps = self.steps_taken + left;
         let made = self.job.previews.len() - self.previews.len();
         self.place_previews(made);
@@ -153,7 +167,12 @@ impl Painting {
         Ok(Some((index, self.decode()?)))
     }
 
-    /// Steps of the plan that it is painted with, skipped ones included.
+    /// Steps of the whole plan that it goes on with.
+    pub fn planned(&self) -> usize {
+        self.planned
+    }
+
+    /// Steps that it gets in all, skipped ones included.
     pub fn steps(&self) -> usize {
         self.steps
     }

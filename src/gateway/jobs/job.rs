@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::gateway::webhook::Webhook;
-use crate::queue::{Event, Failure, Painted, Subscription};
+use crate::queue::{Event, Failure, JobSubscription, Painted, Subscription};
 
 /// How often a waiting job's place in the queue is looked up.
 const PLACE_EVERY: Duration = Duration::from_secs(1);

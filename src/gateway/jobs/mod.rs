@@ -14,7 +14,7 @@ use store::{Store, StoreLimits};
 
 use super::webhook::{Notice, Webhook, Webhooks};
 use crate::config::Config;
-use crate::queue::{LocalQueue, Subscription};
+use crate::queue::{JobQueue, LocalQueue, Subscription};
 
 /// Why a job is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -211,7 +211,9 @@ mod tests {
 
     use super::*;
     use crate::plan::{Terms, Tier};
-    use crate::queue::{self, Encoding, Format, Lease, Painted, Pulled, QueueLimits, Start, Timings};
+    use crate::queue::{
+        self, Encoding, Format, JobLease, Lease, Painted, Pulled, QueueLimits, Start, Timings,
+    };
 
     /// Jobs whose pictures a test paints by hand.
     struct Bench {

@@ -1,0 +1,332 @@
+//! What every queue must pass. `suite!` makes the tests of one implementation.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use pentimento_pipelines::{NoiseSource, Size};
+use proptest::prelude::*;
+
+use super::{
+    Busy, Encoding, Event, Failure, Format, Job, JobLease, JobQueue, JobSubscription, Painted, Pulled,
+    QueueLimits, Start, Timings,
+};
+use crate::plan::{Terms, Tier};
+
+/// Every check as a test of the queues that `$make` makes of their limits.
+macro_rules! suite {
+    ($make:expr) => {
+        crate::queue::conformance::suite!($make;
+            a_request_is_accepted_whole_or_not_at_all,
+            a_dropped_subscription_cancels_waiting_and_leased_jobs,
+            whatever_happens_the_subscriber_hears_an_end,
+            what_one_client_asks_for_twice_is_painted_once,
+            within_a_client_the_most_urgent_goes_first_and_everybody_knows_his_place,
+            a_flood_of_one_clients_pictures_delays_anothers_by_one_at_most,
+            who_does_not_listen_holds_no_worker_up,
+            whoever_waits_for_work_is_woken,
+            what_is_accepted_is_never_lost,
+        );
+    };
+    ($make:expr; $($check:ident),+ $(,)?) => {
+        $(#[test]
+        fn $check() {
+            crate::queue::conformance::$check($make);
+        })+
+    };
+}
+pub(super) use suite;
+
+/// Time for what happens at once within a process, and a little later between hosts.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn jobs(client: &str, n: usize) -> Vec<Job> {
+    (0..n).map(|index| job(client, index)).collect()
+}
+
+fn job(client: &str, index: usize) -> Job {
+    Job {
+        request_id: format!("request-of-{client}"),
+        index,
+        client: client.to_owned(),
+        model: "m".into(),
+        prompt: "p".into(),
+        negative_prompt: String::new(),
+        size: Size { width: 64, height: 64 },
+        seed: index as u64,
+        noise: NoiseSource::Pentimento,
+        plan: serde_json::from_str(r#"{"steps":[]}"#).unwrap(),
+        start: Start::Noise,
+        terms: terms(60),
+        keep: None,
+        previews: vec![],
+        encoding: Encoding { format: Format::Png, quality: 100 },
+    }
+}
+
+fn terms(seconds: u64) -> Terms {
+    Terms { tier: Tier::Auto, floor: 1, best: 1, objective: Duration::from_secs(seconds) }
+}
+
+fn pull<Q: JobQueue>(queue: &Q) -> Option<Q::Lease> {
+    let patience = if queue.is_empty() { Duration::ZERO } else { PATIENCE };
+    match queue.pull(Some(patience)) {
+        Pulled::Lease(lease) => Some(lease),
+        Pulled::Nothing | Pulled::Closed => None,
+    }
+}
+
+fn painted(file: &str) -> Painted {
+    let (timings, reused) = (Timings::default(), None);
+    Painted { file: file.into(), timings, reused, skipped_steps: 0, steps: 1, expected_quality: None }
+}
+
+/// The next event, which must come.
+fn hear(subscription: &mut impl JobSubscription) -> Event {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let heard = runtime.block_on(async { tokio::time::timeout(PATIENCE, subscription.next()).await });
+    heard.expect("nothing is heard")
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn few<Q>(make: impl Fn(QueueLimits) -> Q) -> Q {
+    make(QueueLimits { length: 4, length_per_client: 3 })
+}
+
+pub(super) fn a_request_is_accepted_whole_or_not_at_all<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let queue = few(make);
+    let _three = queue.submit(jobs("a", 3)).unwrap();
+    assert!(matches!(queue.submit(jobs("a", 1)), Err(Busy::ClientFull { .. })));
+    assert!(matches!(queue.submit(jobs("b", 2)), Err(Busy::Full { .. })));
+    assert!(queue.has_room("b", 2).is_err() && queue.has_room("b", 1).is_ok());
+    assert_eq!(queue.len(), 3);
+    let _one = queue.submit(jobs("b", 1)).unwrap();
+    queue.close();
+    assert!(queue.is_closed() && matches!(queue.submit(jobs("b", 1)), Err(Busy::Closed)));
+    let clients: Vec<_> =
+        std::iter::from_fn(|| pull(&queue)).map(|lease| lease.job().client.clone()).collect();
+    assert_eq!(clients, ["a", "b", "a", "a"], "what was accepted is handed out, in turn");
+    assert!(matches!(queue.pull(None), Pulled::Closed));
+}
+
+pub(super) fn a_dropped_subscription_cancels_waiting_and_leased_jobs<Q: JobQueue>(
+    make: impl Fn(QueueLimits) -> Q,
+) {
+    let queue = few(make);
+    let mut subscriptions = queue.submit(jobs("a", 3)).unwrap();
+    let lease = pull(&queue).unwrap();
+    drop(subscriptions.pop());
+    eventually("one waits", || queue.len() == 1);
+    assert!(!lease.is_cancelled());
+    drop(subscriptions);
+    eventually("none is wanted", || queue.is_empty() && lease.is_cancelled());
+}
+
+pub(super) fn whatever_happens_the_subscriber_hears_an_end<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let queue = few(make);
+    let mut subscriptions = queue.submit(jobs("a", 3)).unwrap();
+    pull(&queue).unwrap().complete(painted("a0"));
+    drop(pull(&queue)); // as a worker that dies
+    let mut others = queue.submit(jobs("b", 1)).unwrap();
+    let lease = pull(&queue).unwrap();
+    assert!(!lease.is_cancelled());
+    queue.stop(); // with one being painted and one waiting
+    eventually("all is cancelled", || lease.is_cancelled());
+    assert!(pull(&queue).is_none());
+    drop(lease);
+    let stopped = Event::Failed(Failure::Stopped);
+    let ends = [Event::Done(painted("a0")), stopped.clone(), stopped.clone(), stopped];
+    for (subscription, end) in subscriptions.iter_mut().chain(&mut others).zip(ends) {
+        assert_eq!(hear(subscription), end);
+    }
+}
+
+pub(super) fn what_one_client_asks_for_twice_is_painted_once<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let queue = few(make);
+    let mut first = queue.submit(jobs("a", 1)).unwrap();
+    assert!(queue.has_all(&jobs("a", 1)) && !queue.has_all(&jobs("a", 2)) && !queue.has_all(&jobs("b", 1)));
+    let mut again = queue.submit(jobs("a", 1)).unwrap();
+    let _others = queue.submit(jobs("b", 1)).unwrap();
+    assert_eq!(queue.len(), 2, "another client's stays his own");
+    let lease = pull(&queue).unwrap();
+    let mut while_painted = queue.submit(jobs("a", 1)).unwrap();
+    drop(first.pop());
+    assert!(!lease.is_cancelled() && queue.len() == 1);
+    lease.complete(painted("a0"));
+    for subscription in [&mut again[0], &mut while_painted[0]] {
+        assert_eq!(hear(subscription), Event::Done(painted("a0")));
+    }
+    let _later = queue.submit(jobs("a", 1)).unwrap();
+    assert_eq!(queue.len(), 2, "what is over is painted anew");
+}
+
+pub(super) fn within_a_client_the_most_urgent_goes_first_and_everybody_knows_his_place<Q: JobQueue>(
+    make: impl Fn(QueueLimits) -> Q,
+) {
+    let queue = few(make);
+    let mut late = jobs("a", 2);
+    late[1].terms = terms(5);
+    let late = queue.submit(late).unwrap();
+    let other = queue.submit(jobs("b", 1)).unwrap();
+    assert_eq!([late[0].ahead(), late[1].ahead(), other[0].ahead()], [Some(2), Some(0), Some(1)]);
+    let lease = pull(&queue).unwrap();
+    assert_eq!((lease.job().index, late[1].ahead()), (1, None));
+    assert_eq!([late[0].ahead(), other[0].ahead()], [Some(1), Some(0)]);
+    let than = lease.deadline();
+    assert!(matches!(queue.pull_if(|_, due| due < than), Pulled::Nothing), "nobody is more urgent");
+    let Pulled::Lease(other) = queue.pull_if(|_, due| due > than) else { panic!("all are less urgent") };
+    assert_eq!(other.job().client, "b", "in turn all the same");
+    assert_eq!(pull(&queue).unwrap().job().client, "a");
+    assert_eq!(queue.waiting(|job, _| job.index), [0usize; 0]);
+}
+
+pub(super) fn a_flood_of_one_clients_pictures_delays_anothers_by_one_at_most<Q: JobQueue>(
+    make: impl Fn(QueueLimits) -> Q,
+) {
+    for begun in [0, 1, 7] {
+        let queue = make(QueueLimits { length: 61, length_per_client: 60 });
+        let _flood = queue.submit(jobs("a", 60)).unwrap();
+        for _ in 0..begun {
+            assert_eq!(pull(&queue).unwrap().job().client, "a");
+        }
+        let single = queue.submit(jobs("b", 1)).unwrap();
+        let ahead = single[0].ahead().unwrap();
+        assert!(ahead <= 1, "{ahead} are served first");
+        for _ in 0..ahead {
+            assert_eq!(pull(&queue).unwrap().job().client, "a");
+        }
+        assert_eq!(pull(&queue).unwrap().job().client, "b");
+    }
+}
+
+pub(super) fn who_does_not_listen_holds_no_worker_up<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let queue = few(make);
+    let wanted = Job { previews: (1..=50).collect(), ..job("a", 0) };
+    let mut subscriptions = queue.submit(vec![wanted]).unwrap();
+    let lease = pull(&queue).unwrap();
+    let began = Instant::now();
+    for index in 0..50 {
+        lease.preview(index, vec![0; 9]);
+    }
+    lease.complete(painted("a0"));
+    assert!(began.elapsed() < PATIENCE);
+    for index in 0..50 {
+        assert_eq!(hear(&mut subscriptions[0]), Event::Preview { index, file: vec![0; 9] });
+    }
+    assert_eq!(hear(&mut subscriptions[0]), Event::Done(painted("a0")));
+}
+
+pub(super) fn whoever_waits_for_work_is_woken<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let queue = few(make);
+    let worker = queue.clone();
+    let (tell, told) = std::sync::mpsc::channel();
+    let worker = std::thread::spawn(move || {
+        while let Pulled::Lease(lease) = worker.pull(None) {
+            tell.send(lease.job().client.clone()).unwrap();
+        }
+    });
+    let _subscription = queue.submit(jobs("a", 1)).unwrap();
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), "a");
+    queue.close();
+    assert!(told.recv_timeout(PATIENCE).is_err(), "nothing more is handed out");
+    eventually("the worker ends", || worker.is_finished());
+}
+
+/// What may happen to a queue.
+#[derive(Debug, Clone)]
+enum Act {
+    Submit { client: usize, pictures: Vec<usize> },
+    Pull,
+    Complete(usize),
+    Fail(usize),
+    DropLease(usize),
+    DropSubscription(usize),
+    Close,
+    Stop,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        6 => (0..3usize, prop::collection::vec(0..6usize, 1..4))
+            .prop_map(|(client, pictures)| Act::Submit { client, pictures }),
+        6 => Just(Act::Pull),
+        3 => any::<usize>().prop_map(Act::Complete),
+        1 => any::<usize>().prop_map(Act::Fail),
+        1 => any::<usize>().prop_map(Act::DropLease),
+        2 => any::<usize>().prop_map(Act::DropSubscription),
+        1 => Just(Act::Close),
+        1 => Just(Act::Stop),
+    ]
+}
+
+/// What tells a picture apart.
+fn name(job: &Job) -> String {
+    format!("{}{}", job.client, job.index)
+}
+
+fn take<T>(from: &mut Vec<T>, at: usize) -> Option<T> {
+    (!from.is_empty()).then(|| from.swap_remove(at % from.len()))
+}
+
+pub(super) fn what_is_accepted_is_never_lost<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let acts = prop::collection::vec(act(), 0..60);
+    proptest!(|(acts in acts)| {
+        let queue = make(QueueLimits { length: 12, length_per_client: 8 });
+        let (mut subscriptions, mut leases) = (Vec::new(), Vec::new());
+        let (mut lost, mut stopped) = (HashSet::new(), false);
+        for act in acts {
+            match act {
+                Act::Submit { client, pictures } => {
+                    let client = ["a", "b", "c"][client];
+                    let jobs: Vec<_> = pictures.iter().map(|&index| job(client, index)).collect();
+                    let names: Vec<_> = jobs.iter().map(name).collect();
+                    if let Ok(accepted) = queue.submit(jobs) {
+                        prop_assert_eq!(accepted.len(), names.len());
+                        subscriptions.extend(names.into_iter().zip(accepted));
+                    }
+                }
+                Act::Pull => leases.extend(pull(&queue)),
+                Act::Complete(at) => {
+                    if let Some(lease) = take(&mut leases, at) {
+                        let file = name(lease.job());
+                        lease.complete(painted(&file));
+                    }
+                }
+                Act::Fail(at) => {
+                    if let Some(lease) = take(&mut leases, at) {
+                        let reason = name(lease.job());
+                        lease.fail(Failure::Engine(reason));
+                    }
+                }
+                Act::DropLease(at) => lost.extend(take(&mut leases, at).map(|lease| name(lease.job()))),
+                Act::DropSubscription(at) => drop(take(&mut subscriptions, at)),
+                Act::Close => queue.close(),
+                Act::Stop => {
+                    queue.stop();
+                    stopped = true;
+                }
+            }
+        }
+        queue.close();
+        leases.extend(std::iter::from_fn(|| pull(&queue)));
+        for lease in leases {
+            let file = name(lease.job());
+            lease.complete(painted(&file));
+        }
+        for (name, mut subscription) in subscriptions {
+            match hear(&mut subscription) {
+                Event::Done(painted) => prop_assert_eq!(painted.file, name.into_bytes()),
+                Event::Failed(Failure::Engine(reason)) => prop_assert_eq!(reason, name),
+                Event::Failed(Failure::Stopped) => prop_assert!(stopped || lost.contains(&name), "{} is lost", name),
+                other => prop_assert!(false, "{:?} is no end of {}", other, name),
+            }
+            prop_assert_eq!(hear(&mut subscription), Event::Failed(Failure::Stopped), "one end only");
+        }
+    });
+}
