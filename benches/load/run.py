@@ -34,7 +34,8 @@ LOADS = [(load, arrivals) for load in (1, 2) for arrivals in ("poisson", "bursty
 # As loaded as an idle server: what a policy's pictures are worth when nothing presses.
 UNLOADED = (0.1, "poisson")
 CONCURRENCY = (1, 2, 4, 8, 16)
-SEED = 7
+# The first one with which runs of 45 s and of 60 s offer what was asked for, bursts included, to within 5 %.
+SEED = 5
 # A drawn trace may hold more requests than expected; a trace that began again would hit its own pictures.
 SPARE = 1.6
 # What the users painted before the runs, without load: a cache begins the runs with it.
