@@ -42,7 +42,7 @@ SPARE = 1.6
 HISTORY = 400
 HITS = 20
 HIT_RATE = 200
-WORKER = ("queue", "load", "encode", "denoise", "decode")
+WORKER = ("queue", "load", "encode", "wait", "denoise", "decode")
 
 
 def settings(steps):
