@@ -255,6 +255,9 @@ def compare(work):
         value, at_best = (r and r["summary"][quality]["completed"] for r in (run, idle))
         if value and at_best:
             print(f"\n{name(load, arrivals, setting)}: {value / at_best:.4f} of its unloaded {quality}.")
+    cached = {run: report for run, report in runs.items() if run.endswith("cache")}
+    if cached:
+        print("\n" + tables.outcomes(cached))
     try:
         tables.plot(runs, [f"{load}x {arrivals}" for load, arrivals in LOADS], work.folder / "load.png")
     except ImportError:

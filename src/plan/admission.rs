@@ -12,6 +12,8 @@ pub const MAX_WAIT: Duration = Duration::from_secs(600);
 const MOST_BOOKINGS: usize = 16_384;
 /// How long after its time a promise holds: networks take time, and clients add to what they are told.
 const GRACE: Duration = Duration::from_secs(2);
+/// The share of a second that is promised: who comes back does not come evenly, and what is painted then has its steps.
+const PROMISED: f64 = 0.8;
 /// How far one promise, kept or not, moves the share of clients that come back.
 const LEARNED: f64 = 1.0 / 16.0;
 
@@ -107,7 +109,7 @@ impl Admission {
     fn promise(&mut self, now: Duration, key: u64, need: Need, backlog: f64) -> Verdict {
         let soonest = (backlog + need.seconds + need.tail - HEADROOM * need.slack).max(1.0).ceil();
         // Of a second in which pictures come together, only what can be done before their deadlines is promised.
-        let most = HEADROOM * (need.slack - need.tail).min(1.0);
+        let most = PROMISED * (need.slack - need.tail).min(1.0);
         let free = |wait: &u64| {
             let taken = self.seconds.get(&(now.as_secs() + wait)).copied().unwrap_or(0.0);
             taken == 0.0 || taken + need.seconds <= most
