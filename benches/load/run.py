@@ -30,7 +30,8 @@ from server import Memory, Server, call
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = "/v1/images/generations"
-LOADS = [(load, arrivals) for load in (1, 2) for arrivals in ("poisson", "bursty")]
+# 1.3: more than N* steps allow, and less than the floor does, where a plan policy has a choice.
+LOADS = [(1, "poisson"), (1, "bursty"), (1.3, "poisson"), (2, "poisson"), (2, "bursty")]
 # As loaded as an idle server: what a policy's pictures are worth when nothing presses.
 UNLOADED = (0.1, "poisson")
 CONCURRENCY = (1, 2, 4, 8, 16)
