@@ -238,12 +238,19 @@ mod tests {
             }
         };
         promised(&mut admission, 0..30, at(0));
-        assert_eq!(admission.ask(at(999), 100, &work(0.2), &nearly), Verdict::Admit, "none has ever come back");
+        assert_eq!(
+            admission.ask(at(999), 100, &work(0.2), &nearly),
+            Verdict::Admit,
+            "none has ever come back"
+        );
         for key in 0..30 {
             assert_eq!(admission.ask(at(1010), key, &work(0.2), &nearly), Verdict::Admit);
         }
         promised(&mut admission, 200..230, at(1010));
-        assert!(matches!(admission.ask(at(2500), 101, &work(0.2), &nearly), Verdict::Later(_)), "all came back");
+        assert!(
+            matches!(admission.ask(at(2500), 101, &work(0.2), &nearly), Verdict::Later(_)),
+            "all came back"
+        );
     }
 
     #[test]
