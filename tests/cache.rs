@@ -112,6 +112,22 @@ fn a_similar_prompt_starts_from_the_others_early_strokes() {
 }
 
 #[test]
+fn a_plan_too_short_to_paint_over_another_picture_begins_with_noise() {
+    let server = Server::ready(&NIRVANA);
+    let ask = |prompt: &str| json!({"prompt": prompt, "seed": 7});
+    painted(&server, &ask("a large red house on the left in the snow at night"));
+    let edited = ask("a large blue house on the left in the snow at night");
+    let follow = |steps: u64| {
+        let plan = json!({"plan": {"policy": "fixed", "steps": steps}});
+        assert_eq!(server.admin_json("PUT", "plan", &plan).status, 200);
+        let ours = server.post(&edited).json()["pentimento"].clone();
+        (ours["outcome"].clone(), ours["steps"].clone(), ours["skipped_steps"].clone())
+    };
+    assert_eq!(follow(20), (json!("state"), json!(20), json!(8)));
+    assert_eq!(follow(6), (json!("miss"), json!(6), json!(0)));
+}
+
+#[test]
 fn by_default_a_model_with_tables_is_calibrated() {
     let server = Server::ready(&[]);
     let policy = server.admin_get("cache/policy").json();

@@ -62,7 +62,7 @@ fn an_answer_has_openais_shape_and_says_how_it_came_about() {
         json!({"outcome": "miss", "model": "storybook", "steps": 3, "seeds": [7, 8],
         "skipped_steps": 0, "similarity": null, "source": null})
     );
-    for part in ["queue", "encode", "denoise", "decode", "total"] {
+    for part in ["queue", "encode", "wait", "denoise", "decode", "total"] {
         assert!(ours["timings_ms"][part].as_f64().unwrap() > 0.0, "{part}");
     }
 

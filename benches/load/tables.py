@@ -4,6 +4,8 @@ import math
 import random
 
 SAMPLES = 2000
+# Steps of plans that are told apart: at most so many.
+BUCKETS = ((4, "to 4"), (6, "5, 6"), (9, "7 to 9"), (19, "10 to 19"), (39, "20 to 39"), (math.inf, "40 and more"))
 
 
 def quantile(values, at):
@@ -85,6 +87,25 @@ def comparison(runs, pairs):
         a, b = violations(runs[ours]), violations(runs[theirs])
         ratio = f"{b / a:.2f}" if a else ("∞" if b else "–")
         lines.append(f"| {ours} | {theirs} | {cell} | {count} | {a} / {b} | {ratio} |")
+    return "\n".join(lines)
+
+
+def outcomes(runs):
+    """What pictures were made from, by the steps of their plans, and what they are worth."""
+    lines = ["| run | made from | steps of the plan | pictures | share skipped | fidelity |", "|---|---|---|---|---|---|"]
+    for name, run in runs.items():
+        groups = {}
+        for row in run["requests"]:
+            ours = row["pentimento"]
+            if row["fate"] == "good" and row["fidelity"] is not None and ours["outcome"] in ("miss", "state"):
+                steps = next((label for most, label in BUCKETS if ours["steps"] <= most), BUCKETS[-1][1])
+                share = ours["skipped_steps"] / max(1, ours["steps"])
+                groups.setdefault((ours["outcome"], steps), []).append((share, row["fidelity"]))
+        order = [(outcome, label) for outcome in ("miss", "state") for _, label in BUCKETS]
+        for outcome, steps in (key for key in order if key in groups):
+            shares, fidelities = zip(*groups[outcome, steps])
+            origin = "noise" if outcome == "miss" else "a state"
+            lines.append(f"| {name} | {origin} | {steps} | {len(shares)} | {mean(shares):.2f} | {mean(fidelities):.3f} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 //! Prompt to conditioning, by model family.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{D, Device, Tensor};
 
@@ -37,6 +37,8 @@ pub(crate) struct PromptEncoder {
     towers: Vec<(ClipTokenizer, Arc<ClipTextEncoder>)>,
     /// SDXL: an absent negative prompt is all zeros, not the encoding of "".
     zeros_for_absent: bool,
+    /// The encoding of "": the negative prompt of nearly every picture.
+    empty: Arc<OnceLock<EncodedPrompt>>,
 }
 
 impl PromptEncoder {
@@ -45,7 +47,7 @@ impl PromptEncoder {
         towers: Vec<(ClipTokenizer, Arc<ClipTextEncoder>)>,
         zeros_for_absent: bool,
     ) -> Self {
-        Self { family, towers, zeros_for_absent }
+        Self { family, towers, zeros_for_absent, empty: Arc::default() }
     }
 
     /// Encodes both prompts; `size` goes into SDXL's time ids.
@@ -93,8 +95,19 @@ impl PromptEncoder {
         }
     }
 
-    /// One prompt, whatever it is for.
+    /// One prompt, whatever it is for. That of "" is remembered.
     pub(crate) fn encode_one(&self, text: &str, device: &Device) -> Result<EncodedPrompt> {
+        if !text.is_empty() {
+            return self.encode_text(text, device);
+        }
+        if let Some(empty) = self.empty.get() {
+            return Ok(empty.clone());
+        }
+        let encoded = self.encode_text(text, device)?;
+        Ok(self.empty.get_or_init(|| encoded).clone())
+    }
+
+    fn encode_text(&self, text: &str, device: &Device) -> Result<EncodedPrompt> {
         let mut token_states = Vec::with_capacity(self.towers.len());
         let mut pooled = None;
         let mut first_ids = None;

@@ -119,6 +119,7 @@ impl About {
                 queue: milliseconds(timings().map(|t| t.queue).min().unwrap_or_default()),
                 load: sum(|t| t.load),
                 encode: sum(|t| t.encode),
+                wait: sum(|t| t.wait),
                 denoise: sum(|t| t.denoise),
                 decode: sum(|t| t.decode),
                 total: milliseconds(ended.saturating_duration_since(self.started)),

@@ -366,7 +366,7 @@ impl Provenance {
 }
 
 /// Where the time went, in milliseconds. Of several pictures: `lookup` all look-ups, `queue` until the first one's
-/// turn, `load`, `encode`, `denoise` and `decode` summed up, `total` until the last one's end.
+/// turn, `load`, `encode`, `wait`, `denoise` and `decode` summed up, `total` until the last one's end.
 #[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct TimingsMs {
@@ -374,6 +374,7 @@ pub struct TimingsMs {
     pub queue: f64,
     pub load: f64,
     pub encode: f64,
+    pub wait: f64,
     pub denoise: f64,
     pub decode: f64,
     pub total: f64,
@@ -382,9 +383,9 @@ pub struct TimingsMs {
 impl TimingsMs {
     /// As the header that browsers read (W3C Server Timing).
     fn server_timing(&self) -> String {
-        let Self { lookup, queue, load, encode, denoise, decode, total } = self;
+        let Self { lookup, queue, load, encode, wait, denoise, decode, total } = self;
         format!(
-            "lookup;dur={lookup}, queue;dur={queue}, load;dur={load}, encode;dur={encode}, \
+            "lookup;dur={lookup}, queue;dur={queue}, load;dur={load}, encode;dur={encode}, wait;dur={wait}, \
              denoise;dur={denoise}, decode;dur={decode}, total;dur={total}"
         )
     }

@@ -12,6 +12,8 @@ pub const MAX_WAIT: Duration = Duration::from_secs(600);
 const MOST_BOOKINGS: usize = 16_384;
 /// How long after its time a promise holds: networks take time, and clients add to what they are told.
 const GRACE: Duration = Duration::from_secs(2);
+/// The share of a second that is promised: who comes back does not come evenly, and what is painted then has its steps.
+const PROMISED: f64 = 0.8;
 /// How far one promise, kept or not, moves the share of clients that come back.
 const LEARNED: f64 = 1.0 / 16.0;
 
@@ -39,20 +41,15 @@ struct Booking {
 ///
 /// Everything is counted at the fewest steps that plans may go down to. Where the plan policy would give more than a
 /// work's floor whatever the load, hand in works whose `floor` says so.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Admission {
     bookings: HashMap<u64, Booking>,
     by_time: BTreeSet<(Duration, u64)>,
     /// Machine seconds that are promised, by the second in which the promise falls due.
     seconds: BTreeMap<u64, f64>,
-    /// The share of clients that come back when they were told to: a promise holds so much of its place.
+    /// The share of clients that come back when they were told to: a promise holds so much of its place. None until
+    /// somebody has: places that are kept for nobody would stay empty for seconds.
     come_back: f64,
-}
-
-impl Default for Admission {
-    fn default() -> Self {
-        Self { bookings: HashMap::new(), by_time: BTreeSet::new(), seconds: BTreeMap::new(), come_back: 1.0 }
-    }
 }
 
 impl Admission {
@@ -107,7 +104,7 @@ impl Admission {
     fn promise(&mut self, now: Duration, key: u64, need: Need, backlog: f64) -> Verdict {
         let soonest = (backlog + need.seconds + need.tail - HEADROOM * need.slack).max(1.0).ceil();
         // Of a second in which pictures come together, only what can be done before their deadlines is promised.
-        let most = HEADROOM * (need.slack - need.tail).min(1.0);
+        let most = PROMISED * (need.slack - need.tail).min(1.0);
         let free = |wait: &u64| {
             let taken = self.seconds.get(&(now.as_secs() + wait)).copied().unwrap_or(0.0);
             taken == 0.0 || taken + need.seconds <= most
@@ -215,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_promise_is_kept_and_holds_its_place() {
-        let mut admission = Admission::default();
+        let mut admission = Admission { come_back: 1.0, ..Admission::default() };
         let full = vec![work(0.2); 60];
         let Verdict::Later(wait) = admission.ask(at(0), 7, &work(0.2), &full) else { panic!("let in") };
         assert_eq!(wait, at(1000));
@@ -232,8 +229,33 @@ mod tests {
     }
 
     #[test]
-    fn promises_nobody_comes_for_expire_and_weigh_less() {
+    fn a_place_is_kept_once_clients_have_come_back() {
         let mut admission = Admission::default();
+        let (full, nearly) = (vec![work(0.2); 60], vec![work(0.2); 34]);
+        let promised = |admission: &mut Admission, keys: std::ops::Range<u64>, now| {
+            for key in keys {
+                assert!(matches!(admission.ask(now, key, &work(0.2), &full), Verdict::Later(_)));
+            }
+        };
+        promised(&mut admission, 0..30, at(0));
+        assert_eq!(
+            admission.ask(at(999), 100, &work(0.2), &nearly),
+            Verdict::Admit,
+            "none has ever come back"
+        );
+        for key in 0..30 {
+            assert_eq!(admission.ask(at(1010), key, &work(0.2), &nearly), Verdict::Admit);
+        }
+        promised(&mut admission, 200..230, at(1010));
+        assert!(
+            matches!(admission.ask(at(2500), 101, &work(0.2), &nearly), Verdict::Later(_)),
+            "all came back"
+        );
+    }
+
+    #[test]
+    fn promises_nobody_comes_for_expire_and_weigh_less() {
+        let mut admission = Admission { come_back: 1.0, ..Admission::default() };
         let full = vec![work(0.2); 60];
         for key in 0..100 {
             assert!(matches!(admission.ask(at(0), key, &work(0.2), &full), Verdict::Later(_)));

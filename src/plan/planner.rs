@@ -24,6 +24,10 @@ const SHARE: f64 = 0.1;
 /// The share of the time to its deadline that a client's picture leaves free where most requests are his and others ask,
 /// too: a newcomer finds a place however much one client asks for.
 const RESERVE: f64 = 0.25;
+/// A picture goes on from another one's state with a plan of at least this share of the model's full one. What a state
+/// saves was measured with plans of half the full one's length; in the few steps of a short one the other picture is not
+/// painted over (docs/benchmarks/load.md).
+const RESUMED: f64 = 0.25;
 /// Rows of a step with guidance.
 const ROWS: usize = 2;
 
@@ -260,12 +264,30 @@ impl Planner {
         move |rows| step.as_ref().map_or(UNKNOWN, |(step, times)| times * step.seconds(rows))
     }
 
-    /// A job not begun, as plans see it.
+    /// A job not begun, as plans see it. One that may go on from a stored state takes no fewer steps for that than its
+    /// floor: with the shortest plans it begins with noise after all.
     pub fn waiting(&self, job: &Job, deadline: Instant) -> Work {
         let plan = job.plan.steps().len().max(1);
         let left = |timestep| job.plan.after(timestep).steps().len();
         let skipped = job.start.reused().map_or(0, |reused| plan.saturating_sub(left(reused.timestep)));
-        self.work(job, deadline, skipped as f64 / plan as f64, None, true)
+        let mut work = self.work(job, deadline, skipped as f64 / plan as f64, None, true);
+        if work.done < 1.0 {
+            let floor = (work.floor as f64 / (1.0 - work.done)).ceil() as usize;
+            work.floor = floor.min(work.best);
+        }
+        work
+    }
+
+    /// A job not begun that begins with noise, whatever is stored.
+    pub fn from_noise(&self, job: &Job, deadline: Instant) -> Work {
+        self.work(job, deadline, 0.0, None, true)
+    }
+
+    /// The fewest steps of a job's plan that goes on from another picture's state.
+    pub fn resumed_floor(&self, job: &Job) -> usize {
+        let full = self.models.get(&job.model).map_or(job.terms.best, |offer| offer.steps);
+        let least = (RESUMED * full as f64).ceil() as usize;
+        least.max(job.terms.floor).min(job.terms.best)
     }
 
     /// A job as plans see it; `planned` is the steps of the plan that it is being painted with, and `replannable`

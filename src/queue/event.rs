@@ -17,7 +17,9 @@ pub struct Timings {
     pub load: Duration,
     /// Encoding the prompts.
     pub encode: Duration,
-    /// All steps, those of the pictures that shared its batches included.
+    /// Beside the batch while others took steps, and for whoever decodes.
+    pub wait: Duration,
+    /// All its steps, those of the pictures that shared its batches included.
     pub denoise: Duration,
     /// Latent to image file, previews included.
     pub decode: Duration,

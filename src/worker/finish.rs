@@ -10,7 +10,7 @@ use super::painter::{cancelled, fail, span};
 use super::painting::{PaintError, Painting};
 use super::stored::{Keeping, Stored};
 use crate::plan::Planner;
-use crate::queue::{JobLease, Lease};
+use crate::queue::{JobLease, Lease, Timings};
 use crate::telemetry;
 
 /// Pictures that wait for the finishing thread; with more of them the painting thread finishes, too.
@@ -33,13 +33,15 @@ pub(super) struct Finisher {
 impl Finisher {
     /// Answers with the picture.
     pub(super) fn finish(&self, unfinished: Unfinished) {
-        let Unfinished { lease, painting, began } = unfinished;
+        let Unfinished { lease, mut painting, began } = unfinished;
         if lease.is_cancelled() {
             return cancelled(&lease, began.elapsed());
         }
         let span = span(&lease);
         let _entered = span.enter();
         let job = lease.job().clone();
+        let Timings { encode, denoise, decode, .. } = painting.timings;
+        painting.timings.wait = began.elapsed().saturating_sub(encode + denoise + decode);
         let finished: Result<Result<_, PaintError>, _> = catch_unwind(AssertUnwindSafe(|| painting.finish()));
         let (mut painted, keeping) = match finished {
             Ok(Ok(finished)) => finished,

@@ -47,7 +47,12 @@ impl Flying {
     pub fn work(&self, planner: &Planner) -> Work {
         let painting = &self.painting;
         let planned = Some(painting.planned());
-        planner.work(self.job(), self.deadline(), painting.done(), planned, painting.is_replannable())
+        let replannable = painting.is_replannable();
+        let mut work = planner.work(self.job(), self.deadline(), painting.done(), planned, replannable);
+        if painting.skipped_steps() > 0 {
+            work.floor = planner.resumed_floor(self.job());
+        }
+        work
     }
 }
 

@@ -164,33 +164,25 @@ impl Painter {
         let Some(model) = self.models.iter().find(|m| m.id() == lease.job().model).cloned() else {
             return fail(held.lease, "this worker does not have the job's model");
         };
-        // A stored picture is what it is: no step of a plan is taken.
-        let is_whole = lease.job().takes_no_step();
-        let steps = if is_whole { None } else { self.replan(Some(lease)) };
-        let steps = steps.unwrap_or(lease.job().terms.best);
+        let (state, steps) = self.choose_start(lease, state);
         let began = Instant::now();
         let begin = |from: &Beginning<'_>| {
             let begun = catch_unwind(AssertUnwindSafe(|| Painting::begin(&model, lease.job(), steps, from)));
-            begun.map_err(|_| "the engine panicked".to_owned()).and_then(|b| b.map_err(|e| e.to_string()))
+            let begun = begun.map_err(|_| "the engine panicked".to_owned());
+            begun.and_then(|painting| painting.map(Some).map_err(|error| error.to_string()))
         };
-        let resumed = match (&state, lease.job().start.reused()) {
-            (Ok(Some(state)), Some(reused)) => Some(begin(&Beginning::State(reused, state))),
-            (Err(error), _) => Some(Err(error.clone())),
-            _ => None,
-        };
-        let begun = match resumed {
-            Some(Ok(painting)) => Ok(painting),
-            Some(Err(error)) => {
+        let must_resume = matches!(lease.job().start, Start::State(_));
+        let begun = match (&state, lease.job().start.reused()) {
+            (Some(state), Some(reused)) => begin(&Beginning::State(reused, state)).or_else(|error| {
                 tracing::warn!(error, "not resumed");
-                if matches!(lease.job().start, Start::State(_)) {
-                    return held.lease.fail(Failure::StateGone);
-                }
-                begin(&Beginning::Noise)
-            }
-            None => begin(&Beginning::Noise),
+                if must_resume { Ok(None) } else { begin(&Beginning::Noise) }
+            }),
+            _ if must_resume => Ok(None),
+            _ => begin(&Beginning::Noise),
         };
         match begun {
-            Ok(mut painting) => {
+            Ok(None) => held.lease.fail(Failure::StateGone),
+            Ok(Some(mut painting)) => {
                 painting.timings.queue = lease.waited();
                 painting.timings.load = load;
                 drop(entered);
@@ -205,12 +197,43 @@ impl Painter {
         }
     }
 
+    /// The state that a picture goes on from (`None`: noise), and the steps of its whole plan. A plan may be too short to
+    /// paint over the picture that a state is of: then as many steps from noise are worth more.
+    fn choose_start(
+        &mut self,
+        lease: &Lease,
+        state: Result<Option<DenoisingState>, String>,
+    ) -> (Option<DenoisingState>, usize) {
+        let (job, deadline) = (lease.job(), lease.deadline());
+        let state = state.unwrap_or_else(|error| {
+            tracing::warn!(error, "not resumed");
+            None
+        });
+        if state.is_some() {
+            if job.takes_no_step() {
+                return (state, job.terms.best);
+            }
+            let steps = self.plan(self.planner.waiting(job, deadline));
+            if steps >= self.planner.resumed_floor(job) || matches!(job.start, Start::State(_)) {
+                return (state, steps);
+            }
+        }
+        (None, self.plan(self.planner.from_noise(job, deadline)))
+    }
+
+    /// The steps of a picture about to begin; everything else is planned with it.
+    fn plan(&mut self, new: Work) -> usize {
+        let best = new.best;
+        self.replan(Some(new)).unwrap_or(best)
+    }
+
     /// Plans what is in flight, what waits and, if there is one, the picture about to begin, whose steps are returned.
-    fn replan(&mut self, new: Option<&Lease>) -> Option<usize> {
+    fn replan(&mut self, new: Option<Work>) -> Option<usize> {
         self.planned = Instant::now();
         let planner = Arc::clone(&self.planner);
         let mut works: Vec<Work> = self.hand.flying.iter().map(|flying| flying.work(&planner)).collect();
-        works.extend(new.map(|lease| planner.waiting(lease.job(), lease.deadline())));
+        let is_new = new.is_some();
+        works.extend(new);
         works.extend(
             self.hand.loading.iter().map(|l| planner.waiting(l.held.lease.job(), l.held.lease.deadline())),
         );
@@ -228,7 +251,7 @@ impl Painter {
                 }
             }
         }
-        new.and_then(|_| steps.get(self.hand.flying.len()).copied())
+        is_new.then(|| steps.get(self.hand.flying.len()).copied()).flatten()
     }
 
     /// The next batch takes a step. Where it fails, each of its pictures tries alone: a panic or a failure of the engine

@@ -63,12 +63,12 @@ pub fn arrivals(
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut gaps = match process {
         Process::Recorded { speed } => return recorded(trace, speed, end),
-        Process::Poisson { rate } => Gaps::new([rate, rate], [f64::INFINITY; 2], &mut random),
+        Process::Poisson { rate } => Gaps::new([rate, rate], [f64::INFINITY; 2], seed),
         Process::Bursty { rate, bursts } => {
             let Bursts { factor, burst_seconds, calm_seconds } = bursts;
             // The mean over both states is `rate`.
             let calm = rate * (calm_seconds + burst_seconds) / (calm_seconds + factor * burst_seconds);
-            Gaps::new([calm, calm * factor], [calm_seconds, burst_seconds], &mut random)
+            Gaps::new([calm, calm * factor], [calm_seconds, burst_seconds], seed)
         }
     };
     let most = if seconds.is_some() { usize::MAX } else { trace.len() };
@@ -102,6 +102,8 @@ fn recorded(trace: &[Request], speed: f64, end: f64) -> anyhow::Result<Vec<Arriv
 struct Gaps {
     rates: [f64; 2],
     stays: [f64; 2],
+    /// Draws the stays: with one seed the bursts lie at the same times at any rate.
+    random: ChaCha8Rng,
     state: usize,
     /// Seconds until the state changes.
     left: f64,
@@ -109,10 +111,13 @@ struct Gaps {
 
 impl Gaps {
     /// Begins in either state as often as it is met later, so that the mean rate is the same from the first second on.
-    fn new(rates: [f64; 2], stays: [f64; 2], random: &mut ChaCha8Rng) -> Self {
+    fn new(rates: [f64; 2], stays: [f64; 2], seed: u64) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(1);
         let in_second = if stays[0].is_finite() { stays[1] / (stays[0] + stays[1]) } else { 0.0 };
-        let state = usize::from(unit(random) < in_second);
-        Self { rates, stays, state, left: exponential(stays[state], random) }
+        let state = usize::from(unit(&mut random) < in_second);
+        let left = exponential(stays[state], &mut random);
+        Self { rates, stays, random, state, left }
     }
 
     fn next(&mut self, random: &mut ChaCha8Rng) -> f64 {
@@ -126,7 +131,7 @@ impl Gaps {
             }
             gap += self.left;
             self.state = 1 - self.state;
-            self.left = exponential(self.stays[self.state], random);
+            self.left = exponential(self.stays[self.state], &mut self.random);
         }
     }
 }
