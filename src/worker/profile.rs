@@ -9,7 +9,7 @@ use crate::plan::Planner;
 
 /// No more is measured once it has taken so long: a start must not wait minutes for a large model's profile.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often each number of rows is measured.
+/// How often each number of rows is measured, where there is time.
 const ROUNDS: usize = 3;
 
 /// Takes steps of a model at its own size with more and more rows, which warms it up too: the first request finds weights
@@ -26,20 +26,21 @@ pub fn profile(model: &Pipeline, planner: &Planner) -> Result<()> {
     let encoded = Arc::new(model.encode("a picture", None, defaults.size)?);
     let encode = begun.elapsed();
     let mut samples = Vec::new();
-    let mut pictures = 1;
     let mut last = start(encoded.clone())?;
-    while pictures * rows <= planner.max_rows().max(rows) && started.elapsed() < PATIENCE {
-        for _ in 0..ROUNDS {
+    // Round by round, so that a moment in which the machine was slow does not speak for a number of rows.
+    'rounds: for _ in 0..ROUNDS {
+        let mut pictures = 1;
+        while pictures * rows <= planner.max_rows().max(rows) {
             let mut batch: Vec<Trajectory> =
                 (0..pictures).map(|_| start(encoded.clone())).collect::<Result<_>>()?;
             let begun = Instant::now();
             last = stepped(model, &mut batch)?;
             samples.push((pictures * rows, begun.elapsed().as_secs_f64()));
             if started.elapsed() > PATIENCE {
-                break;
+                break 'rounds;
             }
+            pictures *= 2;
         }
-        pictures *= 2;
     }
     let begun = Instant::now();
     model.finish(&last)?;
