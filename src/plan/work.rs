@@ -11,7 +11,8 @@ pub struct Work {
     pub cost: f64,
     /// Seconds that one of its steps takes on the clock, in the batch that it will ride in.
     pub latency: f64,
-    /// Machine seconds besides steps that are still to be spent: encoding, and decoding where nobody else does it.
+    /// Machine seconds besides steps that are still to be spent: encoding, previews, and decoding where nobody else does
+    /// it.
     pub overhead: f64,
     /// Seconds from its last step to its answer that nobody else waits for.
     pub after: f64,
@@ -42,9 +43,10 @@ impl Work {
         (left as usize).max(1)
     }
 
-    /// Machine seconds still to be spent with a whole plan of `steps`.
+    /// Machine seconds still to be spent with a whole plan of `steps`: no fewer than whoever finishes it takes, or
+    /// pictures would wait for him in an ever longer line.
     pub fn seconds(&self, steps: usize) -> f64 {
-        self.left(steps) as f64 * self.cost + self.overhead
+        (self.left(steps) as f64 * self.cost + self.overhead).max(self.after)
     }
 
     /// Seconds that the rest takes on the clock at least, with a whole plan of `steps`: one step comes after the
@@ -106,6 +108,8 @@ mod tests {
         let work = Work { done: 0.5, overhead: 0.01, after: 0.002, ..example() };
         assert!((work.seconds(50) - 0.0225).abs() < 1e-12);
         assert!((work.clock(50) - 0.037).abs() < 1e-12);
+        let slow = Work { after: 0.05, ..work };
+        assert_eq!(slow.seconds(50), 0.05, "finishing is what takes longest");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::painter::{cancelled, fail, span};
 use super::painting::{PaintError, Painting};
+use super::report::{cancelled, fail, span};
 use super::stored::{Keeping, Stored};
 use crate::plan::Planner;
 use crate::queue::{JobLease, Lease, Timings};
@@ -42,18 +42,21 @@ impl Finisher {
         let job = lease.job().clone();
         let Timings { encode, denoise, decode, .. } = painting.timings;
         painting.timings.wait = began.elapsed().saturating_sub(encode + denoise + decode);
+        let finishing = Instant::now();
         let finished: Result<Result<_, PaintError>, _> = catch_unwind(AssertUnwindSafe(|| painting.finish()));
         let (mut painted, keeping) = match finished {
             Ok(Ok(finished)) => finished,
             Ok(Err(error)) => return fail(lease, &error.to_string()),
             Err(_) => return fail(lease, "the engine panicked"),
         };
+        let took = finishing.elapsed();
         let share = painted.skipped_steps as f64 / painted.steps.max(1) as f64;
         painted.expected_quality = match painted.skipped_steps == painted.steps {
             true => None, // a stored picture: nothing of the plan was painted
             false => self.planner.expected_quality(&job.model, painted.steps, share),
         };
-        self.planner.finished(&job.model, job.size, painted.timings.encode, painted.timings.decode);
+        let encode = Some(encode).filter(|_| !job.takes_no_step());
+        self.planner.finished(&job.model, job.size, encode, took);
         telemetry::picture(&job.model, lease.waited(), began.elapsed(), painted.steps);
         telemetry::reused(painted.reused.as_ref(), painted.skipped_steps, painted.steps);
         tracing::info!(waited = ?lease.waited(), painted = ?began.elapsed(), steps = painted.steps, skipped_steps = painted.skipped_steps, "painted");

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::painter::cancelled;
 use super::painting::Painting;
+use super::report::cancelled;
 use super::stored::Coming;
 use crate::plan::{Planner, Work};
 use crate::queue::{Job, JobLease, Lease};

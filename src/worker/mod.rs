@@ -7,6 +7,7 @@ mod in_hand;
 mod painter;
 mod painting;
 mod profile;
+mod report;
 mod stored;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

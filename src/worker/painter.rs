@@ -10,6 +10,7 @@ use super::batch::{Candidate, choose};
 use super::finish::{Aside, Finisher, Unfinished};
 use super::in_hand::{Flying, Held, InHand, Loading, PICTURE_ROWS};
 use super::painting::{Beginning, Painting, step_together};
+use super::report::{cancelled, fail, span};
 use super::stored::Stored;
 use crate::plan::{Planner, Work};
 use crate::queue::{Failure, Job, JobLease, JobQueue, Lease, LocalQueue, Pulled, Start};
@@ -344,20 +345,4 @@ impl Painter {
             self.finisher.finish(unfinished);
         }
     }
-}
-
-pub(super) fn span(lease: &Lease) -> tracing::Span {
-    let job = lease.job();
-    tracing::info_span!("picture", request_id = job.request_id, index = job.index, model = job.model)
-}
-
-pub(super) fn cancelled(lease: &Lease, after: Duration) {
-    telemetry::cancelled(1);
-    span(lease).in_scope(|| tracing::info!(?after, "cancelled"));
-}
-
-pub(super) fn fail(lease: Lease, reason: &str) {
-    telemetry::failed();
-    tracing::error!(reason, request_id = lease.job().request_id, "the picture failed");
-    lease.fail(Failure::Engine(reason.to_owned()));
 }

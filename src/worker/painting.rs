@@ -229,7 +229,14 @@ pub fn step_together(batch: &mut [&mut Painting]) -> Result<(), PaintError> {
         painting.timings.denoise += time;
         let taken = painting.steps_taken;
         if let Some(keeping) = painting.keeping.as_mut().filter(|keeping| keeping.wants(taken)) {
-            keeping.add(&model, painting.trajectory.snapshot()?, taken);
+            match painting.trajectory.snapshot() {
+                Ok(state) => keeping.add(&model, state, taken),
+                // The picture is painted all the same.
+                Err(error) => {
+                    tracing::warn!(%error, "not kept");
+                    painting.keeping = None;
+                }
+            }
         }
     }
     Ok(())
