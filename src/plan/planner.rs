@@ -70,8 +70,8 @@ struct State {
     admission: Admission,
     flying: Vec<Flying>,
     level: Option<usize>,
-    /// Whether pictures are finished while others take steps.
-    finishes_aside: bool,
+    /// Whether prompts are encoded and pictures finished while others take steps.
+    works_aside: bool,
 }
 
 struct Live {
@@ -110,7 +110,7 @@ impl Planner {
             admission: Admission::default(),
             flying: Vec::new(),
             level: None,
-            finishes_aside: false,
+            works_aside: false,
         };
         let live = RwLock::new(Live { policy: config.build()?.into(), config });
         Ok(Self { models, max_rows, objective, born: Instant::now(), live, state: Mutex::new(state) })
@@ -205,9 +205,9 @@ impl Planner {
         self.state.lock().speeds.profiled((model, size), steps, samples, encode, decode);
     }
 
-    /// Whether the worker finishes pictures while others take steps.
-    pub fn set_finishes_aside(&self, aside: bool) {
-        self.state.lock().finishes_aside = aside;
+    /// Whether the worker encodes prompts and finishes pictures while others take steps.
+    pub fn set_works_aside(&self, aside: bool) {
+        self.state.lock().works_aside = aside;
     }
 
     /// A batch took a step.
@@ -272,22 +272,21 @@ impl Planner {
         let replans = self.replans();
         let state = self.state.lock();
         let speed = state.speeds.of(&job.model, job.size);
-        let (cost, latency, overhead, after) = speed.map_or((UNKNOWN, UNKNOWN, 0.0, 0.0), |speed| {
+        let (cost, latency, overhead, aside) = speed.map_or((UNKNOWN, UNKNOWN, 0.0, 0.0), |speed| {
             let full = speed.full_batch(self.max_rows);
             let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
             let before = if planned.is_some() { 0.0 } else { speed.encode() };
-            let (here, after) =
-                if state.finishes_aside { (0.0, speed.decode()) } else { (speed.decode(), 0.0) };
+            let both = before + speed.decode();
+            let (here, aside) = if state.works_aside { (0.0, both) } else { (both, 0.0) };
             let previews = job.previews.len() as f64 * (1.0 - done).clamp(0.0, 1.0) * speed.decode();
-            let overhead = before + previews + here;
-            (speed.per_row(self.max_rows) * rows as f64, speed.seconds(riding), overhead, after)
+            (speed.per_row(self.max_rows) * rows as f64, speed.seconds(riding), here + previews, aside)
         });
         let frontier = self.models.get(&job.model).map(|offer| offer.frontier.clone());
         Work {
             cost,
             latency,
             overhead,
-            after,
+            aside,
             best: job.terms.best,
             floor: job.terms.floor,
             done,
@@ -342,7 +341,7 @@ impl Planner {
         }
         if verdict == Verdict::Never && !insists {
             tracing::warn!(?budget, "the latency objective cannot be met");
-            new.slack = LATE * new.clock(new.floor);
+            new.slack = LATE * new.clock(new.floor).max(new.seconds(new.floor));
             verdict = state.admission.ask(since, key, &new, &waiting);
         }
         // What no machine could do is no load.
