@@ -148,13 +148,17 @@ impl Gateway {
         }
         let look_up = started.elapsed();
         let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
+        // The same for all: their deadlines are one.
+        let spent = received.elapsed();
         for job in &mut jobs {
             job.terms.objective = job.terms.objective.min(timeout);
-            job.spent = received.elapsed();
+            job.spent = spent;
         }
+        // Who named more time than there is insists on nothing.
+        let insists = request.has_max_latency() && request.terms().objective <= timeout;
         // What is painted for this client already costs nothing more.
         if !self.queue.has_all(&jobs) {
-            self.admit(&request, &jobs)?;
+            self.admit(&request, &jobs, insists)?;
         }
         let pictures = self.queue.submit(jobs)?;
         if let Some(reuse) = &self.reuse {
@@ -164,9 +168,14 @@ impl Gateway {
     }
 
     /// Whether all of a request's pictures can be painted in time.
-    fn admit(&self, request: &GenerationRequest, jobs: &[queue::Job]) -> Result<(), Rejection> {
+    fn admit(
+        &self,
+        request: &GenerationRequest,
+        jobs: &[queue::Job],
+        insists: bool,
+    ) -> Result<(), Rejection> {
         let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
-        match self.planner.admit(key(request, jobs), jobs, waiting, request.has_max_latency()) {
+        match self.planner.admit(key(request, jobs), jobs, waiting, insists) {
             Verdict::Admit => Ok(()),
             Verdict::Later(retry_after) => {
                 telemetry::overloaded();

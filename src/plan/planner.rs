@@ -342,7 +342,7 @@ impl Planner {
         }
         if verdict == Verdict::Never && !insists {
             tracing::warn!(?budget, "the latency objective cannot be met");
-            new.slack = LATE * new.clock(new.floor);
+            new.slack = LATE * new.clock(new.floor).max(new.seconds(new.floor));
             verdict = state.admission.ask(since, key, &new, &waiting);
         }
         // What no machine could do is no load.
