@@ -307,6 +307,25 @@ fn whoever_reads_slowly_or_not_at_all_holds_nobody_up() {
 }
 
 #[test]
+fn a_picture_is_the_same_whoever_encodes_and_finishes_it() {
+    let body = |i: usize| {
+        uncached(json!({"prompt": format!("a red boat {i}"), "negative_prompt": "night", "seed": i,
+            "num_inference_steps": 4 + i, "pentimento": {"max_latency_ms": 60_000}}))
+    };
+    let bodies: Vec<Value> = (0..24).map(body).collect();
+    // With fewer threads than cores prompts are encoded and pictures finished beside the steps, as far as they find room.
+    let painted = |threads: &str| -> Vec<Value> {
+        let (_machine, mut server) = loaded(&["--threads", threads]);
+        let answers = together(&bodies, |body| server.post(body));
+        server.signal("TERM");
+        assert!(server.end().success(), "it ends with all its threads");
+        answers.iter().map(|answer| answer.json()["data"][0]["b64_json"].clone()).collect()
+    };
+    let (beside, between) = (painted("1"), painted("64"));
+    assert!(beside.iter().all(Value::is_string) && beside == between);
+}
+
+#[test]
 fn shutdown_amid_a_burst_answers_all_that_was_accepted() {
     let (_machine, mut server) = loaded(&[&ONE_BY_ONE[..], &["--drain-seconds", "100"]].concat());
     let mut burst = of_tiers(&["auto"], 60);

@@ -15,9 +15,16 @@ use crate::queue::Job;
 /// What may wait for each of the threads; with more of it the painting thread does it itself.
 const WAITING: usize = 8;
 
+/// Prompts to be encoded, and whom to tell.
+struct Unencoded {
+    model: Pipeline,
+    job: Arc<Job>,
+    answer: SyncSender<Prompts>,
+}
+
 /// The threads beside the painting thread.
 pub(super) struct Aside {
-    prompts: SyncSender<(Pipeline, Arc<Job>, SyncSender<Prompts>)>,
+    prompts: SyncSender<Unencoded>,
     pictures: SyncSender<Unfinished>,
     threads: [JoinHandle<()>; 2],
 }
@@ -28,10 +35,9 @@ impl Aside {
     /// # Errors
     /// Where none can be had.
     pub(super) fn start(finisher: Finisher) -> std::io::Result<Self> {
-        let (prompts, to_encode): (_, Receiver<(Pipeline, Arc<Job>, SyncSender<Prompts>)>) =
-            sync_channel(WAITING);
+        let (prompts, to_encode): (_, Receiver<Unencoded>) = sync_channel(WAITING);
         let encode = move || {
-            for (model, job, answer) in to_encode {
+            for Unencoded { model, job, answer } in to_encode {
                 // Where it fails the painting thread hears nothing, tries itself and says why.
                 if let Ok(Ok(prompts)) = catch_unwind(AssertUnwindSafe(|| Prompts::encode(&model, &job))) {
                     let _ = answer.send(prompts); // fails only where nobody waits any more
@@ -47,7 +53,8 @@ impl Aside {
     /// Has a job's prompts encoded; `None` where too many wait already.
     pub(super) fn encode(&self, model: &Pipeline, job: &Arc<Job>) -> Option<Prompting> {
         let (answer, receiver) = sync_channel(1);
-        let sent = self.prompts.try_send((model.clone(), job.clone(), answer));
+        let unencoded = Unencoded { model: model.clone(), job: job.clone(), answer };
+        let sent = self.prompts.try_send(unencoded);
         sent.is_ok().then_some(Prompting { receiver, prompts: None })
     }
 
