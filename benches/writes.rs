@@ -87,7 +87,7 @@ async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> an
 
 /// Seconds per step, the hand-over to the cache included.
 fn step_time(model: &Pipeline, job: &Arc<Job>, reuse: &Reuse) -> anyhow::Result<f64> {
-    let mut painting = Painting::begin(model, job, job.plan.steps().len(), &Beginning::Noise)?;
+    let mut painting = Painting::begin(model, job, job.plan.steps().len(), &Beginning::Noise, None)?;
     let started = Instant::now();
     while !painting.is_finished() {
         painting.step()?;

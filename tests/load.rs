@@ -108,7 +108,7 @@ fn a_picture_is_the_same_in_any_company() {
             "guidance_scale": guidance, "num_inference_steps": steps,
             "pentimento": {"max_latency_ms": 3_600_000}})))
     });
-    until("company is being painted", || server.metric("pentimento_queue_length") > 30.0);
+    until("company is being painted", || server.metric("pentimento_queue_length") > 20.0);
     let in_company: Vec<String> = std::thread::scope(|scope| {
         // Urgent company interrupts it.
         let urgent = scope.spawn(|| {
@@ -304,6 +304,25 @@ fn whoever_reads_slowly_or_not_at_all_holds_nobody_up() {
     let mut rest = String::new();
     slow.read_to_string(&mut rest).unwrap();
     assert_eq!(rest.matches("event: image_generation.completed").count(), 10, "all that was accepted came");
+}
+
+#[test]
+fn a_picture_is_the_same_whoever_encodes_and_finishes_it() {
+    let body = |i: usize| {
+        uncached(json!({"prompt": format!("a red boat {i}"), "negative_prompt": "night", "seed": i,
+            "num_inference_steps": 4 + i, "pentimento": {"max_latency_ms": 60_000}}))
+    };
+    let bodies: Vec<Value> = (0..24).map(body).collect();
+    // With fewer threads than cores prompts are encoded and pictures finished beside the steps, as far as they find room.
+    let painted = |threads: &str| -> Vec<Value> {
+        let (_machine, mut server) = loaded(&["--threads", threads]);
+        let answers = together(&bodies, |body| server.post(body));
+        server.signal("TERM");
+        assert!(server.end().success(), "it ends with all its threads");
+        answers.iter().map(|answer| answer.json()["data"][0]["b64_json"].clone()).collect()
+    };
+    let (beside, between) = (painted("1"), painted("64"));
+    assert!(beside.iter().all(Value::is_string) && beside == between);
 }
 
 #[test]

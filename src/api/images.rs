@@ -42,7 +42,7 @@ pub async fn generate(
     // Short enough to be typed again.
     let random = u64::from(getrandom::u32().map_err(|e| ApiError::internal(&e))?);
     let request = app.gateway.validate(wanted(request), random)?;
-    let accepted = app.gateway.accept(request, &client, &id).await?;
+    let accepted = app.gateway.accept(request, &client, &id, started, app.request_timeout).await?;
     let deadline = started + app.request_timeout;
     let stream = answer.stream;
     let about = About::new(answer, &accepted, started);

@@ -242,7 +242,7 @@ fn begin(
 ) -> Result<Painting, Failure> {
     if let Some(path) = &arguments.latents_in {
         let latent = latents::read(path, job).map_err(Failure::Misuse)?;
-        return Painting::begin(model, job, job.plan.steps().len(), &Beginning::Latent(&latent))
+        return Painting::begin(model, job, job.plan.steps().len(), &Beginning::Latent(&latent), None)
             .map_err(|error| Failure::Misuse(anyhow!(error).context("--latents-in")));
     }
     worker::begin(model, job, cache)?.ok_or_else(|| anyhow!("the stored state is gone").into())

@@ -124,7 +124,8 @@ impl Gateway {
         GenerationRequest::new(wanted, model, &self.limits, terms, random_seed)
     }
 
-    /// Finds what a request can start from, and queues its pictures if they can be painted in time.
+    /// Finds what a request can start from, and queues its pictures if they can be painted in time: counted from when it
+    /// was `received`, and within `timeout`, after which nobody waits for them.
     ///
     /// # Errors
     /// [`Rejection`]
@@ -133,6 +134,8 @@ impl Gateway {
         request: GenerationRequest,
         client: &Client,
         request_id: &str,
+        received: Instant,
+        timeout: Duration,
     ) -> Result<Accepted, Rejection> {
         let started = Instant::now();
         let mut jobs = request.jobs(&client.turn, request_id);
@@ -145,9 +148,17 @@ impl Gateway {
         }
         let look_up = started.elapsed();
         let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
+        // The same for all: their deadlines are one.
+        let spent = received.elapsed();
+        for job in &mut jobs {
+            job.terms.objective = job.terms.objective.min(timeout);
+            job.spent = spent;
+        }
+        // Who named more time than there is insists on nothing.
+        let insists = request.has_max_latency() && request.terms().objective <= timeout;
         // What is painted for this client already costs nothing more.
         if !self.queue.has_all(&jobs) {
-            self.admit(&request, &jobs)?;
+            self.admit(&request, &jobs, insists)?;
         }
         let pictures = self.queue.submit(jobs)?;
         if let Some(reuse) = &self.reuse {
@@ -157,22 +168,22 @@ impl Gateway {
     }
 
     /// Whether all of a request's pictures can be painted in time.
-    fn admit(&self, request: &GenerationRequest, jobs: &[queue::Job]) -> Result<(), Rejection> {
+    fn admit(
+        &self,
+        request: &GenerationRequest,
+        jobs: &[queue::Job],
+        insists: bool,
+    ) -> Result<(), Rejection> {
         let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
-        match self.planner.admit(key(jobs), jobs, waiting) {
+        match self.planner.admit(key(request, jobs), jobs, waiting, insists) {
             Verdict::Admit => Ok(()),
             Verdict::Later(retry_after) => {
                 telemetry::overloaded();
                 Err(Rejection::Overloaded { retry_after })
             }
-            Verdict::Never if request.has_max_latency() => {
+            Verdict::Never => {
                 let reason = "is less than the fewest steps that the quality allows take on an idle machine";
                 Err(Rejection::Invalid { field: "pentimento.max_latency_ms", reason: reason.into() })
-            }
-            // A tier's objective is none of the client's doing: a late picture is better than none.
-            Verdict::Never => {
-                tracing::warn!(objective = ?request.terms().objective, "the latency objective cannot be met");
-                Ok(())
             }
         }
     }
@@ -184,8 +195,9 @@ impl Gateway {
 }
 
 /// Knows a client and his request again, when he comes back after a refusal.
-fn key(jobs: &[queue::Job]) -> u64 {
+fn key(request: &GenerationRequest, jobs: &[queue::Job]) -> u64 {
     let mut hasher = DefaultHasher::new();
+    request.has_seed().then(|| request.seeds()).hash(&mut hasher);
     if let Some(queue::Job { client, model, prompt, negative_prompt, size, terms, .. }) = jobs.first() {
         (jobs.len(), client, model, prompt, negative_prompt, size.width, size.height).hash(&mut hasher);
         (terms.tier, terms.floor, terms.best, terms.objective).hash(&mut hasher);

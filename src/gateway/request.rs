@@ -182,6 +182,7 @@ impl GenerationRequest {
             noise: self.noise,
             plan: self.plan.clone(),
             terms: self.terms,
+            spent: Duration::ZERO,
             start: Start::Noise,
             keep: None,
             previews: self.previews.clone(),

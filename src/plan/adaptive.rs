@@ -13,6 +13,9 @@ const HORIZON: f64 = 2.0;
 const LUMPS: f64 = 32.0;
 /// A picture that is being painted is only given so many times its steps, or more.
 const WORTH_A_RAISE: f64 = 1.5;
+/// While there is too little for all, a machine second is spent on more steps only where it brings at least this share of
+/// what it would bring with a new picture at the floor: what nearly nothing is gained by is kept for who may come.
+const LEAST_WORTH: f64 = 0.02;
 /// Less quality is no reason for more steps.
 const NO_GAIN: f64 = 1e-9;
 
@@ -26,16 +29,12 @@ pub struct Adaptive {
 }
 
 impl PlanPolicy for Adaptive {
-    fn name(&self) -> &'static str {
-        "adaptive"
-    }
-
     fn plan(&self, load: &Load<'_>) -> Plans {
         let mut line = Line::new(load, self.replan);
         if !line.all_at_best() {
             line.only_lower(load.works);
             if !is_crowded(load) {
-                line.raise();
+                line.raise(price(load));
             }
         }
         let mut steps = vec![0; load.works.len()];
@@ -140,10 +139,10 @@ impl Line {
         }
     }
 
-    /// Gives steps, those first that bring the most. Says how many changes were tried: for each work, each rung
-    /// once at most.
-    fn raise(&mut self) -> usize {
-        let candidate = |(i, place): (usize, &Place)| place.candidate(i, place.rungs.len());
+    /// Gives steps, those first that bring the most, and none that bring less than `price` per machine second. Says how
+    /// many changes were tried: for each work, each rung once at most.
+    fn raise(&mut self, price: f64) -> usize {
+        let candidate = |(i, place): (usize, &Place)| place.candidate(i, place.rungs.len(), price);
         let mut candidates: BinaryHeap<Candidate> =
             self.places.iter().enumerate().filter_map(candidate).collect();
         let mut tried = 0;
@@ -155,7 +154,7 @@ impl Line {
                 place.rung = rung;
             }
             // What did not fit never will: the room only shrinks.
-            candidates.extend(place.candidate(i, if fits { end } else { rung }));
+            candidates.extend(place.candidate(i, if fits { end } else { rung }, price));
         }
         tried
     }
@@ -166,6 +165,14 @@ impl Line {
 fn is_crowded(load: &Load<'_>) -> bool {
     let fewest = |Expected { rate, typical }: &Expected| rate * typical.seconds(typical.floor);
     load.expected.as_ref().is_some_and(|expected| fewest(expected) > HEADROOM)
+}
+
+/// The least quality per machine second that steps must bring.
+fn price(load: &Load<'_>) -> f64 {
+    let worth = |Expected { typical, .. }: &Expected| {
+        typical.quality(typical.floor) / typical.seconds(typical.floor).max(1e-12)
+    };
+    load.expected.as_ref().map_or(0.0, |expected| LEAST_WORTH * worth(expected))
 }
 
 /// What is expected within the horizon, evenly spread.
@@ -188,7 +195,7 @@ impl Lump<'_> {
         let rung = |steps| {
             let Need { seconds, tail, .. } = Need::of(self.work, steps);
             let need = Need { slack: self.slack, seconds: seconds * self.pictures, tail };
-            Rung { steps, need, quality: self.work.quality(steps) }
+            Rung { steps, need, quality: self.work.quality(steps) * self.pictures }
         };
         let rungs = match self.work.kept(replan) {
             Some(kept) => vec![rung(kept)],
@@ -209,12 +216,13 @@ impl Lump<'_> {
 
 impl Place {
     /// The rung above its own and below `end` that brings the most quality per machine second.
-    fn candidate(&self, place: usize, end: usize) -> Option<Candidate> {
+    fn candidate(&self, place: usize, end: usize, price: f64) -> Option<Candidate> {
         let now = &self.rungs[self.rung];
         let worth = |rung: usize| {
             let then = &self.rungs[rung];
             let (gain, seconds) = (then.quality - now.quality, then.need.seconds - now.need.seconds);
-            (gain > NO_GAIN).then(|| Candidate { worth: gain / seconds.max(1e-12), place, rung, end })
+            let worth = gain / seconds.max(1e-12);
+            (gain > NO_GAIN && worth >= price).then_some(Candidate { worth, place, rung, end })
         };
         (self.rung + 1..end).filter_map(worth).max()
     }

@@ -188,11 +188,6 @@ impl Frontier {
         Self { full, curves: vec![(0.0, steps.map(|steps| (steps, quality(steps))).collect())] }
     }
 
-    /// Steps of the full plan, whose quality is 1.
-    pub fn full(&self) -> usize {
-        self.full
-    }
-
     /// What a whole plan of `steps` is worth of which the share `done` is behind. Linear between measured steps and
     /// between measured shares, and towards 1 where nothing is left that could be lost.
     pub fn quality(&self, steps: usize, done: f64) -> f64 {

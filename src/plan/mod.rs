@@ -13,6 +13,7 @@ mod planner;
 mod policy;
 #[cfg(test)]
 mod simulation;
+mod speeds;
 mod step_time;
 mod tier;
 mod work;
@@ -24,6 +25,7 @@ pub use planner::{ModelOffer, Planner, Seen};
 pub use policy::{
     AdaptiveConfig, Expected, FixedConfig, Load, PlanPolicy, PlanPolicyConfig, PlanPolicyError, Plans,
 };
-pub use step_time::{Ewma, Overheads, StepTime};
+use speeds::Speeds;
+pub use step_time::{Ewma, StepTime};
 pub use tier::{Asked, Offer, Terms, TermsError, Tier};
 pub use work::Work;

@@ -15,10 +15,6 @@ const TO_RAISE: f64 = 0.8;
 pub struct PerModel;
 
 impl PlanPolicy for PerModel {
-    fn name(&self) -> &'static str {
-        "per-model"
-    }
-
     fn plan(&self, load: &Load<'_>) -> Plans {
         let all = || load.works.iter().chain(load.expected.as_ref().map(|expected| &expected.typical));
         let (Some(least), Some(most)) = (all().map(|w| w.floor).min(), all().map(|w| w.best).max()) else {

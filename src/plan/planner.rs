@@ -9,14 +9,12 @@ use pentimento_pipelines::Size;
 
 use super::tier::LONGEST;
 use super::{
-    Admission, Arrivals, Asked, Callers, Ewma, Expected, Frontier, Load, Offer, Overheads, PlanPolicy,
-    PlanPolicyConfig, PlanPolicyError, Plans, StepTime, Terms, TermsError, Verdict, Work,
+    Admission, Arrivals, Asked, Callers, Ewma, Expected, Frontier, Load, Offer, PlanPolicy, PlanPolicyConfig,
+    PlanPolicyError, Plans, Speeds, Terms, TermsError, Verdict, Work,
 };
 use crate::queue::Job;
 use crate::telemetry;
 
-/// The most pairs of model and size whose speed is remembered; further ones are taken for the model's own size.
-const MOST_SHAPES: usize = 256;
 /// Seconds of everything while nothing is known: the worker has not finished its profile.
 const UNKNOWN: f64 = 1.0;
 /// The share that a new arrival has in what is expected of the next.
@@ -24,12 +22,12 @@ const SHARE: f64 = 0.1;
 /// The share of the time to its deadline that a client's picture leaves free where most requests are his and others ask,
 /// too: a newcomer finds a place however much one client asks for.
 const RESERVE: f64 = 0.25;
+/// A picture whose objective cannot be met may take so many times what its fewest steps take on an idle machine.
+const LATE: f64 = 3.0;
 /// A picture goes on from another one's state with a plan of at least this share of the model's full one. What a state
 /// saves was measured with plans of half the full one's length; in the few steps of a short one the other picture is not
 /// painted over (docs/benchmarks/load.md).
 const RESUMED: f64 = 0.25;
-/// Rows of a step with guidance.
-const ROWS: usize = 2;
 
 /// What a model offers.
 #[derive(Debug, Clone)]
@@ -55,11 +53,6 @@ pub struct Seen {
     pub promises: usize,
 }
 
-struct Speed {
-    step: StepTime,
-    overheads: Overheads,
-}
-
 /// A picture in flight, as admission sees it.
 struct Flying {
     work: Work,
@@ -67,19 +60,18 @@ struct Flying {
 }
 
 struct State {
-    speeds: HashMap<(String, Size), Speed>,
-    /// Seconds of each model's full plan at its own size where nothing else is painted, as they were profiled: objectives
-    /// follow from them, and stay what they were when they were published.
-    unloaded: HashMap<String, f64>,
+    speeds: Speeds,
     arrivals: Arrivals,
     callers: Callers,
     /// What is expected of the next one.
     typical: Option<Work>,
+    /// Seconds that requests have.
+    budgets: Option<Ewma>,
     admission: Admission,
     flying: Vec<Flying>,
     level: Option<usize>,
-    /// Whether pictures are finished while others take steps.
-    finishes_aside: bool,
+    /// Whether prompts are encoded and pictures finished while others take steps.
+    works_aside: bool,
 }
 
 struct Live {
@@ -110,15 +102,15 @@ impl Planner {
         config: PlanPolicyConfig,
     ) -> Result<Self, PlanPolicyError> {
         let state = State {
-            speeds: HashMap::new(),
-            unloaded: HashMap::new(),
+            speeds: Speeds::default(),
             arrivals: Arrivals::default(),
             callers: Callers::default(),
             typical: None,
+            budgets: None,
             admission: Admission::default(),
             flying: Vec::new(),
             level: None,
-            finishes_aside: false,
+            works_aside: false,
         };
         let live = RwLock::new(Live { policy: config.build()?.into(), config });
         Ok(Self { models, max_rows, objective, born: Instant::now(), live, state: Mutex::new(state) })
@@ -156,11 +148,8 @@ impl Planner {
     }
 
     /// Predicted seconds of a model's steps at its own size, by the rows that were seen.
-    pub fn step_times(&self, model: &str) -> impl Iterator<Item = (usize, f64)> + use<> {
-        let state = self.state.lock();
-        let size = self.models.get(model).map(|offer| offer.size);
-        let speed = size.and_then(|size| state.speeds.get(&(model.to_owned(), size)));
-        speed.map(|speed| speed.step.seen().collect::<Vec<_>>()).unwrap_or_default().into_iter()
+    pub fn step_times(&self, model: &str) -> Vec<(usize, f64)> {
+        self.state.lock().speeds.seen(model)
     }
 
     /// What is known of the load.
@@ -190,11 +179,11 @@ impl Planner {
         pictures: usize,
         asked: &Asked,
     ) -> Result<Terms, TermsError> {
-        let Some(ModelOffer { steps, size: own, frontier, .. }) = self.models.get(model) else {
+        let Some(ModelOffer { steps, frontier, .. }) = self.models.get(model) else {
             return Terms::unhurried(asked, 1);
         };
-        let seconds = self.state.lock().unloaded.get(model).copied().unwrap_or(UNKNOWN);
-        let unloaded = Duration::from_secs_f64(seconds * times_the_work(size, *own));
+        let unloaded = self.state.lock().speeds.unloaded(model, size).unwrap_or(UNKNOWN);
+        let unloaded = Duration::from_secs_f64(unloaded);
         let mut terms =
             Terms::new(asked, &Offer { full: *steps, unloaded, objective: self.objective, frontier })?;
         if asked.max_latency.is_none() {
@@ -212,56 +201,35 @@ impl Planner {
         encode: Duration,
         decode: Duration,
     ) {
-        let Some(step) = StepTime::fitted(samples) else { return };
-        let ewma = |time: Duration| Ewma::new(time.as_secs_f64());
-        let overheads = Overheads { encode: ewma(encode), load: Ewma::new(1e-4), decode: ewma(decode) };
         let steps = self.models.get(model).map_or(1, |offer| offer.steps);
-        let unloaded = steps as f64 * step.seconds(ROWS) + encode.as_secs_f64() + decode.as_secs_f64();
-        let mut state = self.state.lock();
-        state.unloaded.insert(model.to_owned(), unloaded);
-        state.speeds.insert((model.to_owned(), size), Speed { step, overheads });
+        self.state.lock().speeds.profiled((model, size), steps, samples, encode, decode);
     }
 
-    /// Whether the worker finishes pictures while others take steps.
-    pub fn set_finishes_aside(&self, aside: bool) {
-        self.state.lock().finishes_aside = aside;
+    /// Whether the worker encodes prompts and finishes pictures while others take steps.
+    pub fn set_works_aside(&self, aside: bool) {
+        self.state.lock().works_aside = aside;
     }
 
     /// A batch took a step.
     pub fn stepped(&self, model: &str, size: Size, rows: usize, time: Duration) {
-        let (shape, time) = ((model.to_owned(), size), time.as_secs_f64());
-        let mut state = self.state.lock();
-        if let Some(speed) = state.speeds.get_mut(&shape) {
-            telemetry::prediction_error(speed.step.observe(rows, time));
-        } else if state.speeds.len() < MOST_SHAPES
-            && let Some(step) = StepTime::fitted(&[(rows, time)])
-        {
-            let overheads = state.speed(model, size, &self.models).map(|(speed, _)| speed.overheads);
-            let guess = Ewma::new(time);
-            let overheads = overheads.unwrap_or(Overheads { encode: guess, load: guess, decode: guess });
-            state.speeds.insert(shape, Speed { step, overheads });
-        }
+        self.state.lock().speeds.stepped(model, size, rows, time);
     }
 
-    /// A picture is finished: what it took besides steps.
-    pub fn finished(&self, model: &str, size: Size, encode: Duration, decode: Duration) {
-        if let Some(speed) = self.state.lock().speeds.get_mut(&(model.to_owned(), size)) {
-            speed.overheads.encode.observe(encode.as_secs_f64());
-            speed.overheads.decode.observe(decode.as_secs_f64());
-        }
+    /// A picture is finished: what it took besides steps; `encode` is `None` of one whose prompt was not encoded.
+    pub fn finished(&self, model: &str, size: Size, encode: Option<Duration>, decode: Duration) {
+        self.state.lock().speeds.finished(model, size, encode, decode);
     }
 
     /// The rows of a full batch: as many as still gain something.
     pub fn rows(&self, model: &str, size: Size) -> usize {
         let state = self.state.lock();
-        state.speed(model, size, &self.models).map_or(self.max_rows, |(s, _)| s.step.best_rows(self.max_rows))
+        state.speeds.of(model, size).map_or(self.max_rows, |speed| speed.full_batch(self.max_rows))
     }
 
     /// Predicted seconds of a step, by the rows of its batch.
     pub fn step_time(&self, model: &str, size: Size) -> impl Fn(usize) -> f64 + use<> {
-        let state = self.state.lock();
-        let step = state.speed(model, size, &self.models).map(|(speed, times)| (speed.step.clone(), times));
-        move |rows| step.as_ref().map_or(UNKNOWN, |(step, times)| times * step.seconds(rows))
+        let step = self.state.lock().speeds.of(model, size).map(|speed| speed.step());
+        move |rows| step.as_ref().map_or(UNKNOWN, |step| step(rows))
     }
 
     /// A job not begun, as plans see it. One that may go on from a stored state takes no fewer steps for that than its
@@ -303,24 +271,22 @@ impl Planner {
         let rows = job.plan.steps().first().map_or(1, |step| step.guidance.rows());
         let replans = self.replans();
         let state = self.state.lock();
-        let speed = state.speed(&job.model, job.size, &self.models);
-        let (cost, latency, overhead, after) =
-            speed.map_or((UNKNOWN, UNKNOWN, 0.0, 0.0), |(speed, times)| {
-                let Speed { step, overheads } = speed;
-                let full = step.best_rows(self.max_rows);
-                let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
-                let before = if planned.is_some() { 0.0 } else { overheads.encode.seconds() };
-                let decode = overheads.decode.seconds();
-                let (here, after) = if state.finishes_aside { (0.0, decode) } else { (decode, 0.0) };
-                let cost = step.per_row(self.max_rows) * rows as f64;
-                (times * cost, times * step.seconds(riding), times * (before + here), times * after)
-            });
+        let speed = state.speeds.of(&job.model, job.size);
+        let (cost, latency, overhead, aside) = speed.map_or((UNKNOWN, UNKNOWN, 0.0, 0.0), |speed| {
+            let full = speed.full_batch(self.max_rows);
+            let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
+            let before = if planned.is_some() { 0.0 } else { speed.encode() };
+            let both = before + speed.decode();
+            let (here, aside) = if state.works_aside { (0.0, both) } else { (both, 0.0) };
+            let previews = job.previews.len() as f64 * (1.0 - done).clamp(0.0, 1.0) * speed.decode();
+            (speed.per_row(self.max_rows) * rows as f64, speed.seconds(riding), here + previews, aside)
+        });
         let frontier = self.models.get(&job.model).map(|offer| offer.frontier.clone());
         Work {
             cost,
             latency,
             overhead,
-            after,
+            aside,
             best: job.terms.best,
             floor: job.terms.floor,
             done,
@@ -338,11 +304,12 @@ impl Planner {
     }
 
     /// Whether a request's jobs can be painted in time with all that waits; `key` knows the client and his request
-    /// again.
-    pub fn admit(&self, key: u64, jobs: &[Job], mut waiting: Vec<Work>) -> Verdict {
+    /// again. Only who `insists` on the time that he named hears [`Verdict::Never`]: a tier's objective is none of the
+    /// client's doing, and a late picture is better than none.
+    pub fn admit(&self, key: u64, jobs: &[Job], mut waiting: Vec<Work>, insists: bool) -> Verdict {
         let Some(job) = jobs.first() else { return Verdict::Admit };
-        let (now, objective) = (Instant::now(), job.terms.objective);
-        let each: Vec<Work> = jobs.iter().map(|job| self.waiting(job, now + objective)).collect();
+        let (now, budget) = (Instant::now(), job.budget());
+        let each: Vec<Work> = jobs.iter().map(|job| self.waiting(job, now + budget)).collect();
         let count = each.len() as f64;
         let done = each.iter().map(|work| work.done).sum::<f64>() / count;
         // All of a request are one work: they are admitted together.
@@ -350,30 +317,39 @@ impl Planner {
             done,
             cost: each[0].cost * count,
             overhead: each[0].overhead * count,
-            slack: objective.as_secs_f64(),
+            slack: budget.as_secs_f64(),
             ..each[0].clone()
         };
         let policy = Arc::clone(&self.live.read().policy);
         let mut state = self.state.lock();
         let since = now - self.born;
-        state.arrivals.arrive(since, jobs.len());
-        state.expect(&each[0], done, objective);
         let crowds_others = state.callers.call(&job.client, since);
-        let Some((speed, times)) = state.speed(&job.model, job.size, &self.models) else {
+        let Some(alone) = state.speeds.of(&job.model, job.size).map(|speed| speed.alone()) else {
             return Verdict::Admit; // nothing is known that could refuse it
         };
-        let alone = times * speed.step.seconds(ROWS);
         waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
         for work in waiting.iter_mut().chain([&mut new]) {
             work.floor = policy.least(work);
         }
         let reserve = if crowds_others { RESERVE * new.slack } else { 0.0 };
         let asking = Work { overhead: new.overhead + reserve, ..new.clone() };
-        match state.admission.ask(since, key, &asking, &waiting) {
+        let mut verdict = state.admission.ask(since, key, &asking, &waiting);
+        if verdict == Verdict::Never {
             // Who is in a hurry is not made late by company in its batches.
-            Verdict::Never => state.admission.ask(since, key, &Work { latency: alone, ..new }, &waiting),
-            verdict => verdict,
+            new.latency = alone;
+            verdict = state.admission.ask(since, key, &new, &waiting);
         }
+        if verdict == Verdict::Never && !insists {
+            tracing::warn!(?budget, "the latency objective cannot be met");
+            new.slack = LATE * new.clock(new.floor).max(new.seconds(new.floor));
+            verdict = state.admission.ask(since, key, &new, &waiting);
+        }
+        // What no machine could do is no load.
+        if verdict != Verdict::Never {
+            state.arrivals.arrive(since, jobs.len());
+            state.expect(&each[0], done, budget);
+        }
+        verdict
     }
 
     /// The steps of whole plans for these works, in order.
@@ -399,20 +375,13 @@ impl Planner {
 }
 
 impl State {
-    /// The speed of a model at a size, and how many times its times are to be taken: 1, unless it was seen at its own
-    /// size only.
-    fn speed(&self, model: &str, size: Size, models: &HashMap<String, ModelOffer>) -> Option<(&Speed, f64)> {
-        if let Some(speed) = self.speeds.get(&(model.to_owned(), size)) {
-            return Some((speed, 1.0));
-        }
-        let own = models.get(model)?.size;
-        Some((self.speeds.get(&(model.to_owned(), own))?, times_the_work(size, own)))
-    }
-
-    fn expect(&mut self, work: &Work, done: f64, objective: Duration) {
+    fn expect(&mut self, work: &Work, done: f64, budget: Duration) {
         let before = self.typical.take().map_or(done, |before| before.done);
         let done = before + SHARE * (done - before);
-        self.typical = Some(Work { done, slack: objective.as_secs_f64(), planned: None, ..work.clone() });
+        let budget = budget.as_secs_f64();
+        let budgets = self.budgets.get_or_insert(Ewma::new(budget));
+        budgets.observe(budget);
+        self.typical = Some(Work { done, slack: budgets.seconds(), planned: None, ..work.clone() });
     }
 }
 
@@ -422,14 +391,11 @@ impl Flying {
     }
 }
 
-/// How many times as much work a picture of a size is as one of another: it grows at least with the pixels.
-fn times_the_work(size: Size, than: Size) -> f64 {
-    let pixels = |size: Size| size.width as f64 * size.height as f64;
-    pixels(size) / pixels(than).max(1.0)
-}
-
 /// Seconds until `deadline`, below 0 after it.
 fn slack(deadline: Instant, now: Instant) -> f64 {
     let (left, late) = (deadline.saturating_duration_since(now), now.saturating_duration_since(deadline));
     left.as_secs_f64() - late.as_secs_f64()
 }
+
+#[cfg(test)]
+mod tests;

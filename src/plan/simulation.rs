@@ -52,7 +52,7 @@ impl Picture {
             cost: COST,
             latency: STEP + (open + 1).min(PLACES) as f64 * PICTURE,
             overhead: 0.0,
-            after: 0.0,
+            aside: 0.0,
             best: BEST,
             floor: FLOOR,
             done: self.done,

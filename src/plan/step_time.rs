@@ -66,6 +66,12 @@ impl StepTime {
         (!buckets.is_empty()).then_some(Self { buckets })
     }
 
+    /// The same for steps that take `times` as long; a guess, which the first values correct.
+    pub fn scaled(&self, times: f64) -> Self {
+        let scaled = |(rows, mean): &(usize, Ewma)| (*rows, Ewma::new(times * mean.seconds));
+        Self { buckets: self.buckets.iter().map(scaled).collect() }
+    }
+
     /// Seconds of a step of so many rows: linear between those seen, on by the last slope beyond them; fewer than
     /// the fewest take as long as these.
     pub fn seconds(&self, rows: usize) -> f64 {
@@ -108,12 +114,15 @@ impl StepTime {
         seconds / predicted - 1.0
     }
 
-    /// The rows, at most `max_rows`, with the least time per row; fewer where more gain next to nothing.
+    /// The rows, at most `max_rows`, with the least time per row; fewer where more gain next to nothing. Where that is
+    /// the most that was seen, twice as many are worth a try.
     pub fn best_rows(&self, max_rows: usize) -> usize {
         let most = max_rows.clamp(1, MOST_ROWS);
         let each = |rows: usize| self.seconds(rows) / rows as f64;
         let least = (1..=most).map(each).fold(f64::INFINITY, f64::min);
-        (1..=most).find(|rows| each(*rows) * (1.0 - WORTHWHILE) <= least).unwrap_or(most)
+        let best = (1..=most).find(|rows| each(*rows) * (1.0 - WORTHWHILE) <= least).unwrap_or(most);
+        let seen = self.buckets.last().map_or(0, |(rows, _)| *rows);
+        if best == seen { most.min(2 * seen) } else { best }
     }
 
     /// Machine seconds of a row where batches are as full as is best.
@@ -121,17 +130,6 @@ impl StepTime {
         let rows = self.best_rows(max_rows);
         self.seconds(rows) / rows as f64
     }
-}
-
-/// What a picture takes besides its steps, in machine seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Overheads {
-    /// Encoding its prompts.
-    pub encode: Ewma,
-    /// Loading the state that it starts from.
-    pub load: Ewma,
-    /// Decoding its latent and encoding the picture to a file.
-    pub decode: Ewma,
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@ pub struct Work {
     pub cost: f64,
     /// Seconds that one of its steps takes on the clock, in the batch that it will ride in.
     pub latency: f64,
-    /// Machine seconds besides steps that are still to be spent: encoding, and decoding where nobody else does it.
+    /// Machine seconds besides steps that are still to be spent: encoding, previews, and decoding where nobody else does
+    /// it.
     pub overhead: f64,
-    /// Seconds from its last step to its answer that nobody else waits for.
-    pub after: f64,
+    /// Seconds of encoding and decoding that are still to be spent beside the steps of others.
+    pub aside: f64,
     /// Steps of the whole plan that was asked for: no more are ever planned.
     pub best: usize,
     /// Fewest steps of a whole plan that its tier allows; `best` where the client fixed the number.
@@ -42,15 +43,16 @@ impl Work {
         (left as usize).max(1)
     }
 
-    /// Machine seconds still to be spent with a whole plan of `steps`.
+    /// Machine seconds still to be spent with a whole plan of `steps`: no fewer than what is done beside the steps
+    /// takes, or pictures would wait for that in an ever longer line.
     pub fn seconds(&self, steps: usize) -> f64 {
-        self.left(steps) as f64 * self.cost + self.overhead
+        (self.left(steps) as f64 * self.cost + self.overhead).max(self.aside)
     }
 
     /// Seconds that the rest takes on the clock at least, with a whole plan of `steps`: one step comes after the
     /// other, however empty the machine is.
     pub fn clock(&self, steps: usize) -> f64 {
-        self.left(steps) as f64 * self.latency + self.overhead + self.after
+        self.left(steps) as f64 * self.latency + self.overhead + self.aside
     }
 
     /// What the picture is worth with a whole plan of `steps`, 0 to 1, relative to the model's full plan.
@@ -76,7 +78,7 @@ pub(super) fn example() -> Work {
         cost: 0.0005,
         latency: 0.001,
         overhead: 0.0,
-        after: 0.0,
+        aside: 0.0,
         best: 50,
         floor: 10,
         done: 0.0,
@@ -103,9 +105,11 @@ mod tests {
 
     #[test]
     fn machine_time_and_clock_time() {
-        let work = Work { done: 0.5, overhead: 0.01, after: 0.002, ..example() };
+        let work = Work { done: 0.5, overhead: 0.01, aside: 0.002, ..example() };
         assert!((work.seconds(50) - 0.0225).abs() < 1e-12);
         assert!((work.clock(50) - 0.037).abs() < 1e-12);
+        let slow = Work { aside: 0.05, ..work };
+        assert_eq!(slow.seconds(50), 0.05, "finishing is what takes longest");
     }
 
     #[test]

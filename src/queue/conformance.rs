@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use pentimento_pipelines::{NoiseSource, Size};
 use proptest::prelude::*;
 
+use super::event::MOST_LISTENERS;
 use super::{
     Busy, Encoding, Event, Failure, Format, Job, JobLease, JobQueue, JobSubscription, Painted, Pulled,
     QueueLimits, Start, Timings,
@@ -20,6 +21,7 @@ macro_rules! suite {
             a_dropped_subscription_cancels_waiting_and_leased_jobs,
             whatever_happens_the_subscriber_hears_an_end,
             what_one_client_asks_for_twice_is_painted_once,
+            what_nobody_can_join_is_painted_anew,
             within_a_client_the_most_urgent_goes_first_and_everybody_knows_his_place,
             a_flood_of_one_clients_pictures_delays_anothers_by_one_at_most,
             who_does_not_listen_holds_no_worker_up,
@@ -55,6 +57,7 @@ fn job(client: &str, index: usize) -> Job {
         seed: index as u64,
         noise: NoiseSource::Pentimento,
         plan: serde_json::from_str(r#"{"steps":[]}"#).unwrap(),
+        spent: Duration::ZERO,
         start: Start::Noise,
         terms: terms(60),
         keep: None,
@@ -164,6 +167,22 @@ pub(super) fn what_one_client_asks_for_twice_is_painted_once<Q: JobQueue>(make: 
     }
     let _later = queue.submit(jobs("a", 1)).unwrap();
     assert_eq!(queue.len(), 2, "what is over is painted anew");
+}
+
+pub(super) fn what_nobody_can_join_is_painted_anew<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let queue = make(QueueLimits { length: 9, length_per_client: 9 });
+    let first = queue.submit(jobs("a", 1)).unwrap();
+    let lease = pull(&queue).unwrap();
+    assert!(queue.has_all(&jobs("a", 1)));
+    drop(first);
+    assert!(lease.is_cancelled() && !queue.has_all(&jobs("a", 1)), "nobody wants it any more");
+    let mut listeners = queue.submit(jobs("a", 1)).unwrap();
+    while queue.has_all(&jobs("a", 1)) {
+        listeners.extend(queue.submit(jobs("a", 1)).unwrap());
+    }
+    assert_eq!((listeners.len(), queue.len()), (MOST_LISTENERS, 1));
+    listeners.extend(queue.submit(jobs("a", 1)).unwrap());
+    assert!(queue.has_all(&jobs("a", 1)) && queue.len() == 2, "the next ones join the next painting");
 }
 
 pub(super) fn within_a_client_the_most_urgent_goes_first_and_everybody_knows_his_place<Q: JobQueue>(

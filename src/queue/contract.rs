@@ -48,7 +48,7 @@ pub enum Pulled<L> {
 /// Between the gateway, which submits jobs, and the worker, which pulls them; clones are the same queue.
 ///
 /// - Order: clients are served in turn, a picture each; within a client the earliest deadline goes first, of equal
-///   ones who came first. A job's deadline is its `terms.objective` after it was submitted.
+///   ones who came first. A job's deadline is its `budget()` after it was submitted.
 /// - An accepted job is handed out once, unless nobody wants it any more or the queue is stopped. Every subscription
 ///   hears exactly one end.
 /// - What one client asks for several times is painted once, as long as the first painting is not over. What others

@@ -74,7 +74,7 @@ pub enum Event {
 }
 
 /// The most requests that are answered by one painting.
-const MOST_LISTENERS: usize = 64;
+pub(super) const MOST_LISTENERS: usize = 64;
 
 /// Whoever waits for one picture: mostly one, more where several asked for the same.
 #[derive(Debug, Clone)]
@@ -91,10 +91,16 @@ impl Listeners {
         (receiver, Self(Arc::new(Mutex::new(vec![sender]))))
     }
 
-    /// One more; `None` where there are too many, or where all who waited are gone and so is the picture.
+    /// Whether one more may listen: not where there are too many, nor where all who waited are gone and so is the
+    /// picture.
+    pub(super) fn have_room(&self) -> bool {
+        has_room(&self.0.lock())
+    }
+
+    /// One more; `None` where there is no room.
     pub(super) fn add(&self, previews: usize) -> Option<mpsc::Receiver<Event>> {
         let mut senders = self.0.lock();
-        if senders.len() >= MOST_LISTENERS || senders.iter().all(mpsc::Sender::is_closed) {
+        if !has_room(&senders) {
             return None;
         }
         let (sender, receiver) = mpsc::channel(previews + 1);
@@ -124,4 +130,8 @@ impl Listeners {
             let _ = sender.try_send(event.clone());
         }
     }
+}
+
+fn has_room(senders: &[mpsc::Sender<Event>]) -> bool {
+    senders.len() < MOST_LISTENERS && !senders.iter().all(mpsc::Sender::is_closed)
 }

@@ -1,5 +1,7 @@
 //! One picture to be painted, as data.
 
+use std::time::Duration;
+
 use pentimento_cache::{EntryId, NewPicture};
 use pentimento_pipelines::{NoiseSource, Size, StepPlan};
 use serde::{Deserialize, Serialize};
@@ -126,6 +128,8 @@ pub struct Job {
     pub plan: StepPlan,
     /// How few steps it may get, and its time budget.
     pub terms: Terms,
+    /// What of its time budget was spent before it came to the queue.
+    pub spent: Duration,
     /// Where it starts.
     pub start: Start,
     /// What the cache keeps of it; `None`: nothing.
@@ -142,10 +146,16 @@ impl Job {
         self.start.reused().is_some_and(|reused| reused.hit != Hit::State)
     }
 
-    /// Whether the other job asks for the very same picture, in the same file, under the same terms.
+    /// The time that it has, from when it comes to the queue.
+    pub fn budget(&self) -> Duration {
+        self.terms.objective.saturating_sub(self.spent)
+    }
+
+    /// Whether the other job asks for the very same picture, in the same file, under the same terms, and the cache is to
+    /// keep the same of it.
     pub fn is_same_picture(&self, other: &Self) -> bool {
-        let Self { request_id: _, index: _, keep: _, client, model, prompt, negative_prompt, .. } = self;
-        let Self { size, seed, noise, plan, terms, start, previews, encoding, .. } = self;
+        let Self { request_id: _, index: _, spent: _, client, model, prompt, negative_prompt, .. } = self;
+        let Self { size, seed, noise, plan, terms, start, keep, previews, encoding, .. } = self;
         *seed == other.seed
             && *prompt == other.prompt
             && *negative_prompt == other.negative_prompt
@@ -153,6 +163,7 @@ impl Job {
             && (terms, previews, encoding) == (&other.terms, &other.previews, &other.encoding)
             && *start == other.start
             && *plan == other.plan
+            && *keep == other.keep
     }
 }
 
@@ -178,8 +189,9 @@ mod tests {
                 tier: crate::plan::Tier::Auto,
                 floor: 1,
                 best: 1,
-                objective: std::time::Duration::from_millis(1500),
+                objective: Duration::from_millis(1500),
             },
+            spent: Duration::from_millis(3),
             start: Start::Noise,
             keep: None,
             previews: vec![1],

@@ -29,7 +29,7 @@ struct Waiting {
 
 impl Urgent for Waiting {
     fn deadline(&self) -> Instant {
-        self.since + self.job.terms.objective
+        self.since + self.job.budget()
     }
 }
 
@@ -45,14 +45,17 @@ struct State {
 }
 
 impl State {
-    /// Another request's listeners, where they already wait for the very picture. Only within a client: what others
-    /// ask for must not show in the time that an answer takes.
+    /// Another request's listeners, where they already wait for the very picture and one more may. Only within a client:
+    /// what others ask for must not show in the time that an answer takes.
     fn same_picture(&self, job: &Job) -> Option<&Listeners> {
-        let same = |other: &Job| other.is_same_picture(job);
-        let flying = self.flying.iter().find(|(other, _)| same(other)).map(|(_, listeners)| listeners);
+        let same = |other: &Job, listeners: &Listeners| other.is_same_picture(job) && listeners.have_room();
+        let mut flying = self.flying.iter().map(|(other, listeners)| (&**other, listeners));
+        let flying = flying.find(|(other, listeners)| same(other, listeners)).map(|(_, listeners)| listeners);
         let waiting = || {
             let line = self.waiting.get(&job.client)?;
-            line.iter().find(|waiting| same(&waiting.job)).map(|waiting| &waiting.listeners)
+            line.iter()
+                .find(|waiting| same(&waiting.job, &waiting.listeners))
+                .map(|waiting| &waiting.listeners)
         };
         flying.or_else(waiting)
     }
@@ -311,12 +314,14 @@ impl JobLease for Lease {
     }
 
     fn complete(self, painted: Painted) {
-        let now = Instant::now();
-        let mut state = self.queue.lock();
-        let seconds = (now - self.started.max(state.last_end)).as_secs_f64();
-        state.picture_seconds += (seconds - state.picture_seconds) / 4.0;
-        state.last_end = now;
-        drop(state);
+        // A stored picture says nothing of those that take steps.
+        if painted.skipped_steps < painted.steps {
+            let now = Instant::now();
+            let mut state = self.queue.lock();
+            let seconds = (now - self.started.max(state.last_end)).as_secs_f64();
+            state.picture_seconds += (seconds - state.picture_seconds) / 4.0;
+            state.last_end = now;
+        }
         self.end(&Event::Done(painted));
     }
 

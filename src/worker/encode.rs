@@ -135,6 +135,7 @@ mod tests {
                 best: 2,
                 objective: std::time::Duration::from_secs(1),
             },
+            spent: std::time::Duration::ZERO,
             start: Start::Noise,
             keep: None,
             previews: vec![],

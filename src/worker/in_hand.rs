@@ -1,10 +1,15 @@
-//! What the painting thread has in hand: pictures whose states are on their way, and pictures that take steps.
+//! What the painting thread has in hand: pictures whose prompts or states are on their way, and pictures that take
+//! steps.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::painter::cancelled;
+use pentimento_pipelines::DenoisingState;
+
+use super::aside::Prompting;
 use super::painting::Painting;
-use super::stored::Coming;
+use super::report::cancelled;
+use super::stored::{Coming, Stored};
 use crate::plan::{Planner, Work};
 use crate::queue::{Job, JobLease, Lease};
 
@@ -14,21 +19,47 @@ pub(super) const PICTURE_ROWS: usize = 2;
 /// A lease, and who went before it.
 pub(super) struct Held {
     pub lease: Lease,
+    /// When its turn came.
+    pub since: Instant,
     /// Other clients of whom a picture with an earlier deadline was leased later.
     overtaken_by: Vec<String>,
 }
 
-/// A leased job whose state is on its way.
+/// A leased job whose prompts are being encoded, or whose state is on its way, or both.
 pub(super) struct Loading {
     pub held: Held,
-    pub coming: Coming,
+    pub prompts: Option<Prompting>,
+    pub state: Result<Option<Coming>, String>,
+}
+
+impl Loading {
+    /// The state, or why there is none, once nothing more is waited for; `Ok(None)` where none is wanted. Waits so long
+    /// at most, for each.
+    pub fn arrived(
+        &mut self,
+        stored: Option<&Stored>,
+        wait: Duration,
+    ) -> Option<Result<Option<DenoisingState>, String>> {
+        if self.prompts.as_mut().is_some_and(|prompts| !prompts.is_over(wait)) {
+            return None;
+        }
+        match (&self.state, stored) {
+            (Err(error), _) => Some(Err(error.clone())),
+            (Ok(Some(coming)), Some(stored)) => {
+                match catch_unwind(AssertUnwindSafe(|| stored.arrived(coming, wait))) {
+                    Ok(arrived) => Some(arrived?.map(Some).map_err(|error| error.to_string())),
+                    Err(_) => Some(Err("the cache panicked".to_owned())),
+                }
+            }
+            (Ok(_), _) => Some(Ok(None)),
+        }
+    }
 }
 
 /// A picture being painted.
 pub(super) struct Flying {
     pub held: Held,
     pub painting: Painting,
-    pub began: Instant,
 }
 
 impl Flying {
@@ -104,7 +135,7 @@ impl InHand {
                 held.overtaken_by.push(client.clone());
             }
         }
-        Held { lease, overtaken_by: vec![] }
+        Held { lease, since: Instant::now(), overtaken_by: vec![] }
     }
 
     /// Lets go what nobody wants any more. Whether there was any.
@@ -113,14 +144,14 @@ impl InHand {
         self.flying.retain(|flying| {
             let gone = flying.held.lease.is_cancelled();
             if gone {
-                cancelled(&flying.held.lease, flying.began.elapsed());
+                cancelled(&flying.held.lease, flying.held.since.elapsed());
             }
             !gone
         });
         self.loading.retain(|loading| {
             let gone = loading.held.lease.is_cancelled();
             if gone {
-                cancelled(&loading.held.lease, Duration::ZERO);
+                cancelled(&loading.held.lease, loading.held.since.elapsed());
             }
             !gone
         });

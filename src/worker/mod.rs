@@ -1,5 +1,6 @@
 //! Takes jobs from the queue and paints them, on a thread of its own: never on an async one.
 
+mod aside;
 mod batch;
 mod encode;
 mod finish;
@@ -7,6 +8,7 @@ mod in_hand;
 mod painter;
 mod painting;
 mod profile;
+mod report;
 mod stored;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +19,7 @@ use pentimento_pipelines::Pipeline;
 use tokio::sync::oneshot;
 
 pub use encode::{EncodeError, parameters};
-pub use painting::{Beginning, PaintError, Painting, step_together};
+pub use painting::{Beginning, PaintError, Painting, Prompts, step_together};
 pub use stored::{Coming, Keeping, StateError, Stored};
 
 use crate::plan::Planner;
@@ -32,8 +34,8 @@ pub struct Worker {
     pub done: oneshot::Receiver<()>,
 }
 
-/// Starts the painting thread and, where its steps leave a core free, one that finishes pictures meanwhile. They end
-/// when `queue` is closed and empty. Without `stored` every picture starts from noise.
+/// Starts the painting thread and, where its steps leave a core free, those that encode prompts and finish pictures
+/// meanwhile. They end when `queue` is closed and empty. Without `stored` every picture starts from noise.
 ///
 /// # Errors
 /// Where no thread can be had.
@@ -48,7 +50,7 @@ pub fn spawn(
     // Steps have the threads of rayon's pool.
     let free = std::thread::available_parallelism()?.get() > rayon::current_num_threads();
     let painter = Painter::new(models.clone(), queue, stored, Arc::clone(&planner), free)?;
-    planner.set_finishes_aside(free);
+    planner.set_works_aside(free);
     std::thread::Builder::new().name("painter".to_owned()).spawn(move || {
         let warmed = models.iter().try_for_each(|model| profile::profile(model, &planner));
         let works = warmed.is_ok();
@@ -82,7 +84,7 @@ pub fn begin(
             .map_or_else(|_| Err("the cache panicked".to_owned()), |state| state.map_err(|e| e.to_string()));
         let begun = state.and_then(|state| {
             let beginning = Beginning::State(reused, &state);
-            Painting::begin(model, job, steps, &beginning).map_err(|error| error.to_string())
+            Painting::begin(model, job, steps, &beginning, None).map_err(|error| error.to_string())
         });
         match begun {
             Ok(mut painting) => {
@@ -96,7 +98,7 @@ pub fn begin(
         return Ok(None);
     }
     let load = started.elapsed();
-    let mut painting = Painting::begin(model, job, steps, &Beginning::Noise)?;
+    let mut painting = Painting::begin(model, job, steps, &Beginning::Noise, None)?;
     painting.timings.load = load;
     Ok(Some(painting))
 }

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use pentimento_pipelines::{BatchKey, DenoisingState, Pipeline};
 
+use super::aside::Aside;
 use super::batch::{Candidate, choose};
-use super::finish::{Aside, Finisher, Unfinished};
+use super::finish::{Finisher, Unfinished};
 use super::in_hand::{Flying, Held, InHand, Loading, PICTURE_ROWS};
-use super::painting::{Beginning, Painting, step_together};
+use super::painting::{Beginning, Painting, Prompts, step_together};
+use super::report::{cancelled, fail, span};
 use super::stored::Stored;
 use crate::plan::{Planner, Work};
 use crate::queue::{Failure, Job, JobLease, JobQueue, Lease, LocalQueue, Pulled, Start};
@@ -17,9 +19,11 @@ use crate::telemetry;
 
 /// How long nobody replans while nothing came and nothing ended.
 const REPLAN_EVERY: Duration = Duration::from_millis(50);
-/// How long the thread waits for a state before it looks at the queue again, where nothing is to be painted.
+/// How long the thread waits for prompts or a state before it looks at the queue again, where nothing is to be painted.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// This part of a batch is taken in hand beyond it where others encode its prompts.
+const AHEAD: usize = 4;
 /// So many times the rows of the largest batch may be in hand, those included that were overtaken: these keep their
 /// latents, which is little beside the memory of a step.
 const OVERTAKING: usize = 2;
@@ -31,14 +35,14 @@ pub(super) struct Painter {
     stored: Option<Arc<Stored>>,
     planner: Arc<Planner>,
     finisher: Finisher,
-    /// Where pictures are finished, if not here.
+    /// Where prompts are encoded and pictures finished, if not here.
     aside: Option<Aside>,
     hand: InHand,
     planned: Instant,
 }
 
 impl Painter {
-    /// With `aside`, pictures are finished on a thread of their own.
+    /// With `aside`, prompts are encoded and pictures finished on threads of their own.
     ///
     /// # Errors
     /// Where no thread can be had.
@@ -67,7 +71,7 @@ impl Painter {
     fn paint(&mut self) {
         loop {
             let open = self.take();
-            self.receive_states();
+            self.receive();
             if self.hand.drop_cancelled() {
                 self.hand.publish(&self.planner);
             }
@@ -89,7 +93,11 @@ impl Painter {
     /// others go on when these are done. Whether the queue may bring more.
     fn take(&mut self) -> bool {
         loop {
-            let (rows, best) = self.hand.rows(&self.planner);
+            let (rows, mut best) = self.hand.rows(&self.planner);
+            if self.aside.is_some() {
+                // Ahead of their turn, so that their prompts are encoded when a place is free.
+                best += (best / AHEAD).max(PICTURE_ROWS);
+            }
             let pulled = if rows == 0 {
                 self.queue.pull(None)
             } else if rows + PICTURE_ROWS <= best {
@@ -114,47 +122,52 @@ impl Painter {
         }
     }
 
+    /// Has a job's prompts encoded and its state fetched, or begins it at once.
     fn accept(&mut self, held: Held) {
-        match (&self.stored, held.lease.job().start.reused()) {
-            (Some(stored), Some(reused)) => {
-                // Whatever the cache does, the picture is painted.
-                match catch_unwind(AssertUnwindSafe(|| stored.ask(reused))) {
-                    Ok(coming) => {
-                        self.hand.loading.push(Loading { held, coming });
-                        self.hand.publish(&self.planner);
-                    }
-                    Err(_) => self.begin(held, Err("the cache panicked".to_owned()), Duration::ZERO),
-                }
-            }
-            (None, Some(_)) => self.begin(held, Err("there is no cache".to_owned()), Duration::ZERO),
-            (_, None) => self.begin(held, Ok(None), Duration::ZERO),
+        let job = held.lease.job();
+        let model = self.models.iter().find(|m| m.id() == job.model).filter(|_| !job.takes_no_step());
+        let prompts = model.zip(self.aside.as_ref()).and_then(|(model, aside)| aside.encode(model, job));
+        let state = match (&self.stored, job.start.reused()) {
+            // Whatever the cache does, the picture is painted.
+            (Some(stored), Some(reused)) => catch_unwind(AssertUnwindSafe(|| stored.ask(reused)))
+                .map(Some)
+                .map_err(|_| "the cache panicked".to_owned()),
+            (None, Some(_)) => Err("there is no cache".to_owned()),
+            (_, None) => Ok(None),
+        };
+        let loading = Loading { held, prompts, state };
+        if loading.prompts.is_none() && !matches!(loading.state, Ok(Some(_))) {
+            return self.begin(loading.held, loading.state.map(|_| None), None);
         }
+        self.hand.loading.push(loading);
+        self.hand.publish(&self.planner);
     }
 
-    /// Begins the pictures whose states have come, or will not.
-    fn receive_states(&mut self) {
+    /// Begins the pictures whose prompts and states have come, or will not.
+    fn receive(&mut self) {
         let mut wait = if self.hand.flying.is_empty() { LOOK_AGAIN } else { Duration::ZERO };
         let mut at = 0;
         // One by one: those not looked at yet are planned with.
-        while let (Some(loading), Some(stored)) = (self.hand.loading.get(at), &self.stored) {
-            let state = catch_unwind(AssertUnwindSafe(|| stored.arrived(&loading.coming, wait)));
+        while let Some(loading) = self.hand.loading.get_mut(at) {
+            let arrived = loading.arrived(self.stored.as_deref(), wait);
             wait = Duration::ZERO;
-            let state = match state {
-                Ok(None) => {
-                    at += 1;
-                    continue;
-                }
-                Ok(Some(state)) => state.map(Some).map_err(|error| error.to_string()),
-                Err(_) => Err("the cache panicked".to_owned()),
+            let Some(state) = arrived else {
+                at += 1;
+                continue;
             };
-            let Loading { held, coming } = self.hand.loading.remove(at);
-            self.begin(held, state, coming.waited());
+            let Loading { held, prompts, .. } = self.hand.loading.remove(at);
+            self.begin(held, state, prompts.and_then(|prompts| prompts.take()));
         }
     }
 
     /// Begins a picture with its state (`None`: it wants none) or, where that is not to be had or does not fit, with
     /// noise, unless the job does not want that.
-    fn begin(&mut self, held: Held, state: Result<Option<DenoisingState>, String>, load: Duration) {
+    fn begin(
+        &mut self,
+        held: Held,
+        state: Result<Option<DenoisingState>, String>,
+        mut prompts: Option<Prompts>,
+    ) {
         let lease = &held.lease;
         if lease.is_cancelled() {
             return cancelled(lease, Duration::ZERO);
@@ -165,9 +178,13 @@ impl Painter {
             return fail(held.lease, "this worker does not have the job's model");
         };
         let (state, steps) = self.choose_start(lease, state);
-        let began = Instant::now();
-        let begin = |from: &Beginning<'_>| {
-            let begun = catch_unwind(AssertUnwindSafe(|| Painting::begin(&model, lease.job(), steps, from)));
+        let encoding = prompts.as_ref().map_or(Duration::ZERO, Prompts::took);
+        let waits = lease.job().start.reused().is_some();
+        let load = if waits { held.since.elapsed().saturating_sub(encoding) } else { Duration::ZERO };
+        let mut begin = |from: &Beginning<'_>| {
+            let prompts = prompts.take();
+            let begun =
+                catch_unwind(AssertUnwindSafe(|| Painting::begin(&model, lease.job(), steps, from, prompts)));
             let begun = begun.map_err(|_| "the engine panicked".to_owned());
             begun.and_then(|painting| painting.map(Some).map_err(|error| error.to_string()))
         };
@@ -186,7 +203,7 @@ impl Painter {
                 painting.timings.queue = lease.waited();
                 painting.timings.load = load;
                 drop(entered);
-                let flying = Flying { held, painting, began };
+                let flying = Flying { held, painting };
                 if flying.painting.is_finished() {
                     return self.finish(flying); // a stored picture: no step is left
                 }
@@ -334,30 +351,14 @@ impl Painter {
     }
 
     fn finish(&self, flying: Flying) {
-        let unfinished =
-            Unfinished { lease: flying.held.lease, painting: flying.painting, began: flying.began };
+        let Flying { held: Held { lease, since, .. }, painting } = flying;
+        let unfinished = Unfinished { lease, painting, since };
         let left = match &self.aside {
-            Some(aside) => aside.take(unfinished),
+            Some(aside) => aside.finish(unfinished),
             None => Some(unfinished),
         };
         if let Some(unfinished) = left {
             self.finisher.finish(unfinished);
         }
     }
-}
-
-pub(super) fn span(lease: &Lease) -> tracing::Span {
-    let job = lease.job();
-    tracing::info_span!("picture", request_id = job.request_id, index = job.index, model = job.model)
-}
-
-pub(super) fn cancelled(lease: &Lease, after: Duration) {
-    telemetry::cancelled(1);
-    span(lease).in_scope(|| tracing::info!(?after, "cancelled"));
-}
-
-pub(super) fn fail(lease: Lease, reason: &str) {
-    telemetry::failed();
-    tracing::error!(reason, request_id = lease.job().request_id, "the picture failed");
-    lease.fail(Failure::Engine(reason.to_owned()));
 }

@@ -1,10 +1,10 @@
 //! A job on its way from prompt to image file.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pentimento_pipelines::{
-    Conditioning, DenoisingState, Pipeline, ResumeSteering, Steering, StepPlan, Trajectory,
+    Conditioning, DenoisingState, EncodedPrompt, Pipeline, ResumeSteering, Steering, StepPlan, Trajectory,
 };
 
 use super::encode::{EncodeError, encode};
@@ -32,6 +32,35 @@ pub enum Beginning<'a> {
     State(&'a Reused, &'a DenoisingState),
 }
 
+/// A job's prompts, encoded.
+pub struct Prompts {
+    conditioning: Conditioning,
+    /// The prompt of the stored state's picture, to steer away from, where it is known and another.
+    source: Option<EncodedPrompt>,
+    took: Duration,
+}
+
+impl Prompts {
+    /// Encodes them.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn encode(model: &Pipeline, job: &Job) -> Result<Self, PaintError> {
+        let started = Instant::now();
+        let negative = Some(job.negative_prompt.as_str()).filter(|p| !p.is_empty());
+        let conditioning = model.encode(&job.prompt, negative, job.size)?;
+        let source = job.start.reused().filter(|reused| reused.hit == Hit::State);
+        let source = source.and_then(|reused| reused.source_prompt.as_ref()).filter(|s| **s != job.prompt);
+        let source = source.map(|source| model.encode_prompt(source)).transpose()?;
+        Ok(Self { conditioning, source, took: started.elapsed() })
+    }
+
+    /// How long that took.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+}
+
 /// A job with its trajectory. Whoever holds it decides when the next step is taken, and whether.
 pub struct Painting {
     model: Pipeline,
@@ -52,7 +81,7 @@ pub struct Painting {
 }
 
 impl Painting {
-    /// Encodes the prompts, and starts, with a plan of `steps` steps at most those of the job's.
+    /// Starts, with a plan of `steps` steps at most those of the job's. Without `prompts` it encodes them now.
     ///
     /// # Errors
     /// The engine's; where the state or the latent does not fit the job it names `state`.
@@ -61,23 +90,33 @@ impl Painting {
         job: &Arc<Job>,
         steps: usize,
         from: &Beginning<'_>,
+        prompts: Option<Prompts>,
     ) -> Result<Self, PaintError> {
         let started = Instant::now();
+        let before = prompts.as_ref().map_or(Duration::ZERO, Prompts::took);
+        let prompts = || prompts.map_or_else(|| Prompts::encode(model, job), Ok);
         let plan = plan(model, job, steps)?;
         let whole = plan.steps().len();
         // Pictures of fewer steps than were asked for would serve all that come after them.
         let keep = job.keep.clone().filter(|_| whole == job.plan.steps().len());
         let (trajectory, reused, keeping) = match from {
             Beginning::Noise => {
-                let conditioning = conditioning(model, job)?;
-                let trajectory = model.start(conditioning, job.seed, job.noise, job.size, plan)?;
+                let conditioning = prompts()?.conditioning;
+                let trajectory = model.start(Arc::new(conditioning), job.seed, job.noise, job.size, plan)?;
                 (trajectory, None, keep.map(|keep| Keeping::new(keep, whole)))
             }
             Beginning::Latent(latent) => {
-                (resume(model, job, latent, conditioning(model, job)?, plan)?, None, None)
+                (resume(model, job, latent, prompts()?.conditioning, plan)?, None, None)
             }
             Beginning::State(reused, state) => {
-                (resume_stored(model, job, reused, state, &plan)?, Some((*reused).clone()), None)
+                let trajectory = if reused.hit == Hit::State {
+                    resume_stored(model, job, reused, state, &plan, prompts()?)?
+                } else {
+                    // What is finished is left as it is: no step will ask for a prompt.
+                    let nothing = model.encode("", None, job.size)?;
+                    resume(model, job, state, nothing, plan.after(state.timestep))?
+                };
+                (trajectory, Some((*reused).clone()), None)
             }
         };
         let skipped_steps = whole - trajectory.plan().steps().len();
@@ -92,7 +131,7 @@ impl Painting {
             steps_taken: skipped_steps,
             previews: Vec::new(),
             keeping,
-            timings: Timings { encode: started.elapsed(), ..Timings::default() },
+            timings: Timings { encode: before + started.elapsed(), ..Timings::default() },
         };
         painting.place_previews(0);
         Ok(painting)
@@ -229,7 +268,14 @@ pub fn step_together(batch: &mut [&mut Painting]) -> Result<(), PaintError> {
         painting.timings.denoise += time;
         let taken = painting.steps_taken;
         if let Some(keeping) = painting.keeping.as_mut().filter(|keeping| keeping.wants(taken)) {
-            keeping.add(&model, painting.trajectory.snapshot()?, taken);
+            match painting.trajectory.snapshot() {
+                Ok(state) => keeping.add(&model, state, taken),
+                // The picture is painted all the same.
+                Err(error) => {
+                    tracing::warn!(%error, "not kept");
+                    painting.keeping = None;
+                }
+            }
         }
     }
     Ok(())
@@ -244,45 +290,35 @@ fn plan(model: &Pipeline, job: &Job, steps: usize) -> Result<StepPlan, PaintErro
     Ok(model.plan(steps.clamp(1, job.plan.steps().len().max(1)), scale)?)
 }
 
-fn conditioning(model: &Pipeline, job: &Job) -> Result<Arc<Conditioning>, PaintError> {
-    let negative = Some(job.negative_prompt.as_str()).filter(|p| !p.is_empty());
-    Ok(Arc::new(model.encode(&job.prompt, negative, job.size)?))
-}
-
 /// DDIM's η of a resume in which the seed must tell: DDPM's variance (Song et al., 2021, eq. 16).
 const VARIED: f32 = 1.0;
 
 /// Goes on from another picture's state: its first steps are steered away from that picture's prompt, where
-/// that is known. What is finished is left as it is.
+/// that is known.
 fn resume_stored(
     model: &Pipeline,
     job: &Job,
     reused: &Reused,
     state: &DenoisingState,
     full: &StepPlan,
+    prompts: Prompts,
 ) -> Result<Trajectory, PaintError> {
-    let mut plan = full.after(state.timestep);
-    if reused.hit != Hit::State {
-        // No step will ask for a prompt.
-        let nothing = Arc::new(model.encode("", None, job.size)?);
-        return resume(model, job, state, nothing, plan);
-    }
-    let mut conditioning = Arc::unwrap_or_clone(conditioning(model, job)?);
-    if let Some(source) = reused.source_prompt.as_ref().filter(|source| **source != job.prompt) {
-        conditioning = conditioning.with_source(model.encode_prompt(source)?)?;
+    let (mut conditioning, mut plan) = (prompts.conditioning, full.after(state.timestep));
+    if let Some(source) = prompts.source {
+        conditioning = conditioning.with_source(source)?;
         plan = ResumeSteering::DEFAULT.plan(full, state.timestep)?;
     }
     if reused.varied {
         plan = plan.with_eta(VARIED)?;
     }
-    resume(model, job, state, Arc::new(conditioning), plan)
+    resume(model, job, state, conditioning, plan)
 }
 
 fn resume(
     model: &Pipeline,
     job: &Job,
     state: &DenoisingState,
-    conditioning: Arc<Conditioning>,
+    conditioning: Conditioning,
     plan: StepPlan,
 ) -> Result<Trajectory, PaintError> {
     let wanted = model.latent_shape(job.size)?;
@@ -291,5 +327,5 @@ fn resume(
             format!("the latent's shape is {:?}, a picture of {} takes {wanted:?}", state.shape, job.size);
         return Err(pentimento_pipelines::Error::Invalid { field: "state", reason }.into());
     }
-    Ok(model.resume(state, conditioning, job.seed, plan)?)
+    Ok(model.resume(state, Arc::new(conditioning), job.seed, plan)?)
 }

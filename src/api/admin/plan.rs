@@ -21,7 +21,7 @@ pub struct PlanObject {
     /// Pictures asked for, per second.
     arrival_rate: f64,
     /// Pictures being painted.
-    flying: usize,
+    in_flight: usize,
     /// Refused clients who were told when to come again, and are still awaited.
     promises: usize,
     /// What a step of each model takes at its own size.
@@ -63,13 +63,17 @@ impl PlanObject {
         let model = |(id, measured): (&str, bool)| ModelStepTimes {
             model: id.to_owned(),
             frontier_measured: measured,
-            steps: planner.step_times(id).map(|(rows, s)| RowsTime { rows, ms: s * 1000.0 }).collect(),
+            steps: planner
+                .step_times(id)
+                .into_iter()
+                .map(|(rows, s)| RowsTime { rows, ms: s * 1000.0 })
+                .collect(),
         };
         let seen = planner.seen();
         Self {
             plan: planner.policy(),
             arrival_rate: seen.arrival_rate,
-            flying: seen.flying,
+            in_flight: seen.flying,
             promises: seen.promises,
             step_times: planner.models().map(model).collect(),
         }

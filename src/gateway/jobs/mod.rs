@@ -144,6 +144,11 @@ impl<A: Send + Sync + 'static> Jobs<A> {
         Duration::try_from_secs_f64(seconds).ok()
     }
 
+    /// How long a job may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// When it is worth asking again after [`JobError::Full`].
     pub fn retry_after(&self) -> Duration {
         Duration::from_secs_f64(self.queue.picture_seconds().clamp(1.0, 600.0))
@@ -242,6 +247,7 @@ mod tests {
                 noise: NoiseSource::Pentimento,
                 plan: serde_json::from_str(r#"{"steps":[]}"#).unwrap(),
                 terms: Terms { tier: Tier::Auto, floor: 1, best: 1, objective: Duration::from_secs(1) },
+                spent: Duration::ZERO,
                 start: Start::Noise,
                 keep: None,
                 previews: vec![1],

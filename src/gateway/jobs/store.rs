@@ -19,6 +19,7 @@ pub struct StoreLimits {
 
 struct Kept<J> {
     job: Arc<J>,
+    tenant: Arc<str>,
     key: Option<(Arc<str>, String)>,
     bytes: usize,
 }
@@ -28,7 +29,7 @@ struct Finished {
     expires: Instant,
 }
 
-/// The jobs by name; those that have ended in the order of their ends. All live equally long, so the oldest goes first.
+/// The jobs by name; those that have ended in the order of their ends, which is also that in which they expire.
 pub struct Store<J> {
     limits: StoreLimits,
     kept: HashMap<JobId, Kept<J>>,
@@ -70,26 +71,29 @@ impl<J> Store<J> {
             return Err(JobError::Full);
         }
         if self.kept.len() >= self.limits.jobs {
-            self.drop_oldest();
+            self.give_way(|_| 1);
         }
         let key = idempotency.map(|it| {
-            let key = (tenant, it.key);
+            let key = (tenant.clone(), it.key);
             self.keys.insert(key.clone(), (it.body, id.clone()));
             key
         });
-        self.kept.insert(id, Kept { job, key, bytes: 0 });
+        self.kept.insert(id, Kept { job, tenant, key, bytes: 0 });
         Ok(())
     }
 
     /// Says whether a running job may hold so many bytes more. Finished jobs give way to it, running ones do not.
     pub fn grow(&mut self, id: &JobId, bytes: usize) -> bool {
+        if self.has_ended(id) {
+            return false;
+        }
         let finished: usize =
             self.finished.iter().filter_map(|f| self.kept.get(&f.id)).map(|k| k.bytes).sum();
         if self.bytes - finished + bytes > self.limits.bytes {
             return false;
         }
         while self.bytes + bytes > self.limits.bytes {
-            self.drop_oldest();
+            self.give_way(|kept| kept.bytes);
         }
         self.count(id, |held| held + bytes);
         true
@@ -136,8 +140,27 @@ impl<J> Store<J> {
 
     /// Some job that has not ended.
     pub fn running(&self) -> Option<Arc<J>> {
-        let has_ended = |id: &JobId| self.finished.iter().any(|f| f.id == *id);
-        self.kept.iter().find(|(id, _)| !has_ended(id)).map(|(_, kept)| kept.job.clone())
+        self.kept.iter().find(|(id, _)| !self.has_ended(id)).map(|(_, kept)| kept.job.clone())
+    }
+
+    fn has_ended(&self, id: &JobId) -> bool {
+        self.finished.iter().any(|finished| finished.id == *id)
+    }
+
+    /// Forgets a job that has ended, to make room: the oldest of the tenant whose ended jobs take the most, so that nobody
+    /// drives another's out.
+    fn give_way(&mut self, size: impl Fn(&Kept<J>) -> usize) {
+        let mut taken: HashMap<&str, usize> = HashMap::new();
+        let ended = || self.finished.iter().filter_map(|finished| self.kept.get(&finished.id));
+        for kept in ended() {
+            *taken.entry(&kept.tenant).or_default() += size(kept);
+        }
+        // Of equal ones whose job is the oldest.
+        let most = taken.values().max().copied();
+        let place = ended().position(|kept| taken.get(&*kept.tenant).copied() == most);
+        if let Some(finished) = place.and_then(|place| self.finished.remove(place)) {
+            self.remove(&finished.id);
+        }
     }
 
     fn drop_oldest(&mut self) {
@@ -164,8 +187,12 @@ mod tests {
     }
 
     fn put(store: &mut Store<u8>, job: u8) -> Result<JobId, JobError> {
+        put_for("a", store, job)
+    }
+
+    fn put_for(tenant: &str, store: &mut Store<u8>, job: u8) -> Result<JobId, JobError> {
         let id = JobId::random().unwrap();
-        store.insert(id.clone(), "a".into(), Arc::new(job), None).map(|()| id)
+        store.insert(id.clone(), tenant.into(), Arc::new(job), None).map(|()| id)
     }
 
     fn kept(store: &Store<u8>) -> Vec<u8> {
@@ -185,6 +212,21 @@ mod tests {
         assert_eq!(kept(&store), [1, 3, 4], "the second was the first to end");
         assert!(put(&mut store, 5).is_ok() && put(&mut store, 6) == Err(JobError::Full));
         assert_eq!(kept(&store), [3, 4, 5]);
+    }
+
+    #[test]
+    fn who_holds_the_most_gives_way_first() {
+        let (mut store, now) = (store(), Instant::now());
+        for (tenant, job) in [("a", 1), ("b", 2), ("b", 3)] {
+            let id = put_for(tenant, &mut store, job).unwrap();
+            assert!(store.grow(&id, 10 * usize::from(job)));
+            store.ended(&id, 10 * usize::from(job), now);
+            assert!(!store.grow(&id, 1), "it has ended");
+        }
+        let id = put_for("b", &mut store, 4).unwrap();
+        assert_eq!(kept(&store), [1, 3, 4], "not the oldest, which is another's");
+        assert!(store.grow(&id, 70));
+        assert_eq!(kept(&store), [1, 4], "nor by bytes");
     }
 
     #[test]

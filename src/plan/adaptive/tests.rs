@@ -83,7 +83,7 @@ fn the_work_of_planning_is_bounded() {
     let mut line = Line::new(&Load { works: &works, expected, level: None }, true);
     assert!(!line.all_at_best());
     let rungs: usize = line.places.iter().map(|place| place.rungs.len() - 1).sum();
-    let tried = line.raise();
+    let tried = line.raise(0.0);
     assert!(line.places.len() <= 332 && 300 < tried && tried <= rungs, "{tried} {rungs}");
 }
 
