@@ -16,6 +16,9 @@ const WORTH_A_RAISE: f64 = 1.5;
 /// While there is too little for all, a machine second is spent on more steps only where it brings at least this share of
 /// what it would bring with a new picture at the floor: what nearly nothing is gained by is kept for who may come.
 const LEAST_WORTH: f64 = 0.02;
+/// More may come than is expected: room is left for so many standard deviations more, at the floor. What waits is
+/// painted with fewer steps when they come; steps taken cannot be had back.
+const CHANCE: f64 = 3.0;
 /// Less quality is no reason for more steps.
 const NO_GAIN: f64 = 1e-9;
 
@@ -51,12 +54,13 @@ impl PlanPolicy for Adaptive {
     }
 }
 
-/// Fewer steps at once, more only where they are worth the change.
+/// Fewer steps at once, more only where they are worth the change, and no other plan of as many steps still to be taken.
 fn settled(work: &Work, steps: usize, replan: bool) -> usize {
     match work.planned {
         Some(planned) if work.kept(replan).is_none() => {
+            let kept = work.within(planned);
             let raised = steps > planned && (steps as f64) < WORTH_A_RAISE * planned as f64;
-            if raised { work.within(planned) } else { steps }
+            if raised || work.left(steps) == work.left(kept) { kept } else { steps }
         }
         _ => steps,
     }
@@ -65,8 +69,6 @@ fn settled(work: &Work, steps: usize, replan: bool) -> usize {
 /// What waits, is being painted and is expected, by deadline.
 struct Line {
     places: Vec<Place>,
-    /// With everybody's rung.
-    budget: Budget,
     /// By when the machine must be done with each.
     limits: Vec<f64>,
 }
@@ -79,6 +81,8 @@ struct Place {
     rungs: Vec<Rung>,
     /// What it has.
     rung: usize,
+    /// Machine seconds that those may take who come before it and are not expected.
+    cushion: f64,
 }
 
 /// A number of steps, what it takes and what it brings.
@@ -95,13 +99,14 @@ struct Lump<'a> {
     place: Option<usize>,
     slack: f64,
     pictures: f64,
+    cushion: f64,
 }
 
 impl Line {
     fn new(load: &Load<'_>, replan: bool) -> Self {
         let real = load.works.iter().enumerate();
         let mut lumps: Vec<Lump<'_>> = real
-            .map(|(i, work)| Lump { work, place: Some(i), slack: work.slack, pictures: 1.0 })
+            .map(|(i, work)| Lump { work, place: Some(i), slack: work.slack, pictures: 1.0, cushion: 0.0 })
             .chain(load.expected.iter().flat_map(|expected| coming(expected, load.works)))
             .collect();
         lumps.sort_by(|a, b| a.slack.total_cmp(&b.slack));
@@ -114,7 +119,7 @@ impl Line {
                 place.rungs.truncate(1);
             }
         }
-        Self { places, budget: Budget::new(&floors, &limits), limits }
+        Self { places, limits }
     }
 
     /// Gives everybody the top rung if that can be, and says whether.
@@ -139,9 +144,24 @@ impl Line {
         }
     }
 
+    /// By when the machine must be done with each for chance to have room. Where there is none even at the floor, what is
+    /// taken already is the limit.
+    fn cautious(&self) -> Vec<f64> {
+        let mut used = 0.0;
+        let limit = |(place, limit): (&Place, &f64)| {
+            let Need { seconds, tail, .. } = place.rungs[place.rung].need;
+            used += seconds;
+            (limit - place.cushion).max(limit.min(used + tail))
+        };
+        self.places.iter().zip(&self.limits).map(limit).collect()
+    }
+
     /// Gives steps, those first that bring the most, and none that bring less than `price` per machine second. Says how
     /// many changes were tried: for each work, each rung once at most.
     fn raise(&mut self, price: f64) -> usize {
+        let limits = self.cautious();
+        let needs: Vec<Need> = self.places.iter().map(|place| place.rungs[place.rung].need).collect();
+        let mut budget = Budget::new(&needs, &limits);
         let candidate = |(i, place): (usize, &Place)| place.candidate(i, place.rungs.len(), price);
         let mut candidates: BinaryHeap<Candidate> =
             self.places.iter().enumerate().filter_map(candidate).collect();
@@ -149,7 +169,7 @@ impl Line {
         while let Some(Candidate { place: i, rung, end, .. }) = candidates.pop() {
             tried += 1;
             let place = &mut self.places[i];
-            let fits = self.budget.try_set(i, &place.rungs[rung].need, self.limits[i]);
+            let fits = budget.try_set(i, &place.rungs[rung].need, limits[i]);
             if fits {
                 place.rung = rung;
             }
@@ -182,11 +202,16 @@ fn coming<'a>(expected: &'a Expected, works: &[Work]) -> impl Iterator<Item = Lu
     let horizon = slacks.fold(0.0, f64::max).min(HORIZON);
     let pictures = if rate.is_finite() { (rate * horizon).max(0.0) } else { 0.0 };
     let lumps = pictures.ceil().min(LUMPS);
-    (0..lumps as usize).map(move |i| Lump {
-        work: typical,
-        place: None,
-        slack: (i as f64 + 0.5) / lumps * horizon + typical.slack,
-        pictures: pictures / lumps,
+    (0..lumps as usize).map(move |i| {
+        let share = (i as f64 + 0.5) / lumps;
+        Lump {
+            work: typical,
+            place: None,
+            slack: share * horizon + typical.slack,
+            pictures: pictures / lumps,
+            // The number of Poisson arrivals has its mean as variance.
+            cushion: CHANCE * (share * pictures).sqrt() * typical.seconds(typical.floor),
+        }
     })
 }
 
@@ -210,7 +235,7 @@ impl Lump<'_> {
                 steps.into_iter().map(rung).collect()
             }
         };
-        Place { work: self.place, rungs, rung: 0 }
+        Place { work: self.place, rungs, rung: 0, cushion: self.cushion }
     }
 }
 

@@ -10,7 +10,7 @@ use pentimento_pipelines::Size;
 use super::tier::LONGEST;
 use super::{
     Admission, Arrivals, Asked, Callers, Ewma, Expected, Frontier, Load, Offer, PlanPolicy, PlanPolicyConfig,
-    PlanPolicyError, Plans, Speeds, Terms, TermsError, Verdict, Work,
+    PlanPolicyError, Plans, Progress, Speeds, Terms, TermsError, Verdict, Work,
 };
 use crate::queue::Job;
 use crate::telemetry;
@@ -238,7 +238,7 @@ impl Planner {
         let plan = job.plan.steps().len().max(1);
         let left = |timestep| job.plan.after(timestep).steps().len();
         let skipped = job.start.reused().map_or(0, |reused| plan.saturating_sub(left(reused.timestep)));
-        let mut work = self.work(job, deadline, skipped as f64 / plan as f64, None, true);
+        let mut work = self.work(job, deadline, &Progress::waiting(skipped as f64 / plan as f64));
         if work.done < 1.0 {
             let floor = (work.floor as f64 / (1.0 - work.done)).ceil() as usize;
             work.floor = floor.min(work.best);
@@ -248,7 +248,7 @@ impl Planner {
 
     /// A job not begun that begins with noise, whatever is stored.
     pub fn from_noise(&self, job: &Job, deadline: Instant) -> Work {
-        self.work(job, deadline, 0.0, None, true)
+        self.work(job, deadline, &Progress::waiting(0.0))
     }
 
     /// The fewest steps of a job's plan that goes on from another picture's state.
@@ -258,16 +258,9 @@ impl Planner {
         least.max(job.terms.floor).min(job.terms.best)
     }
 
-    /// A job as plans see it; `planned` is the steps of the plan that it is being painted with, and `replannable`
-    /// whether another could take its place now.
-    pub fn work(
-        &self,
-        job: &Job,
-        deadline: Instant,
-        done: f64,
-        planned: Option<usize>,
-        replannable: bool,
-    ) -> Work {
+    /// A job as plans see it.
+    pub fn work(&self, job: &Job, deadline: Instant, progress: &Progress) -> Work {
+        let Progress { done, skipped, taken, planned, replannable } = *progress;
         let rows = job.plan.steps().first().map_or(1, |step| step.guidance.rows());
         let replans = self.replans();
         let state = self.state.lock();
@@ -290,6 +283,8 @@ impl Planner {
             best: job.terms.best,
             floor: job.terms.floor,
             done,
+            skipped,
+            taken,
             slack: slack(deadline, Instant::now()),
             planned,
             replannable: replannable && replans,
@@ -381,7 +376,7 @@ impl State {
         let budget = budget.as_secs_f64();
         let budgets = self.budgets.get_or_insert(Ewma::new(budget));
         budgets.observe(budget);
-        self.typical = Some(Work { done, slack: budgets.seconds(), planned: None, ..work.clone() });
+        self.typical = Some(Work { done, skipped: done, slack: budgets.seconds(), ..work.clone() });
     }
 }
 

@@ -39,6 +39,8 @@ struct Picture {
     deadline: f64,
     done: f64,
     taken: usize,
+    /// Steps still to be taken, once it is begun.
+    left: usize,
     /// All plans that it had.
     plans: Vec<usize>,
     end: Option<f64>,
@@ -56,6 +58,8 @@ impl Picture {
             best: BEST,
             floor: FLOOR,
             done: self.done,
+            skipped: 0.0,
+            taken: self.taken,
             slack: self.deadline - now,
             planned,
             replannable: replans,
@@ -135,7 +139,8 @@ fn run(clients: &[Client], policy: &dyn PlanPolicy, admits: bool, patient: bool)
             open.iter().map(|p| p.work(now, flying.max(1) - 1, &frontier, policy.replans())).collect();
         let plans = policy.plan(&Load { works: &works, expected: Some(expected), level });
         level = plans.level;
-        now += step(&mut open, &plans.steps, policy.replans());
+        let lefts: Vec<usize> = works.iter().zip(&plans.steps).map(|(work, plan)| work.left(*plan)).collect();
+        now += step(&mut open, &plans.steps, &lefts, policy.replans());
         open.iter_mut().filter(|picture| picture.is_over()).for_each(|picture| picture.end = Some(now));
         outcome.pictures.extend(open.extract_if(.., |picture| picture.is_over()));
     }
@@ -143,11 +148,11 @@ fn run(clients: &[Client], policy: &dyn PlanPolicy, admits: bool, patient: bool)
 }
 
 fn fresh(at: f64) -> Picture {
-    Picture { deadline: at + OBJECTIVE, done: 0.0, taken: 0, plans: vec![], end: None }
+    Picture { deadline: at + OBJECTIVE, done: 0.0, taken: 0, left: 0, plans: vec![], end: None }
 }
 
-/// The most urgent take a step, with the plans that they have now. How long it takes.
-fn step(open: &mut [Picture], plans: &[usize], replans: bool) -> f64 {
+/// The most urgent take a step, with the plans that they have now, of which so many steps are left. How long it takes.
+fn step(open: &mut [Picture], plans: &[usize], lefts: &[usize], replans: bool) -> f64 {
     let mut order: BinaryHeap<(std::cmp::Reverse<u64>, usize)> = open
         .iter()
         .enumerate()
@@ -162,8 +167,10 @@ fn step(open: &mut [Picture], plans: &[usize], replans: bool) -> f64 {
         let picture = &mut open[i];
         if picture.plans.is_empty() || replans && picture.plans.last() != Some(&plans[i]) {
             picture.plans.push(plans[i]);
+            picture.left = lefts[i];
         }
-        picture.done += 1.0 / picture.plans.last().copied().unwrap_or(BEST) as f64;
+        picture.done += (1.0 - picture.done) / picture.left.max(1) as f64;
+        picture.left = picture.left.saturating_sub(1);
         picture.taken += 1;
         pictures += 1;
     }

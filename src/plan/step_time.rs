@@ -2,6 +2,8 @@
 
 /// The share that a new value has in a mean of many.
 const SHARE: f64 = 0.1;
+/// The same of how steps of different rows compare: a moment in which the machine is slow says nothing of that.
+const SHAPE_SHARE: f64 = 0.02;
 /// A value further from the mean than this factor counts as if it were at it: what stalled the machine once is no
 /// reason to plan otherwise, what stalls it for long still gets through.
 const FURTHEST: f64 = 1.5;
@@ -15,7 +17,7 @@ const WORTHWHILE: f64 = 0.02;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ewma {
     seconds: f64,
-    /// How many values are in it, up to `1 / SHARE`.
+    /// How many values are in it, up to the inverse of a new one's share.
     count: f64,
 }
 
@@ -32,24 +34,35 @@ impl Ewma {
 
     /// Takes a value in; what is no time is ignored.
     pub fn observe(&mut self, seconds: f64) {
+        self.take(seconds, SHARE);
+    }
+
+    fn take(&mut self, seconds: f64, share: f64) {
         if !usable(seconds) {
             return;
         }
         let value = seconds.clamp(self.seconds / FURTHEST, self.seconds * FURTHEST);
-        self.count = (self.count + 1.0).min(1.0 / SHARE);
+        self.count = (self.count + 1.0).min(1.0 / share);
         self.seconds += (value - self.seconds) / self.count;
     }
 }
+
+/// A pace of 1, as sure as a mean of many.
+const STEADY: Ewma = Ewma { seconds: 1.0, count: 1.0 / SHARE };
 
 fn usable(seconds: f64) -> bool {
     seconds.is_finite() && seconds > 0.0
 }
 
-/// Seconds of a step by the rows of its batch, for one model and latent shape.
+/// Seconds of a step by the rows of its batch, for one model and latent shape: how steps of different rows compare, times
+/// the machine's pace at the moment. So what slows the machine slows those, too, that are not seen meanwhile; batches would
+/// otherwise take to a size for no more reason than that it was not measured of late.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepTime {
-    /// By rising rows, never empty.
+    /// Seconds at pace 1, by rising rows, never empty.
     buckets: Vec<(usize, Ewma)>,
+    /// How many times as long steps take at the moment.
+    pace: Ewma,
 }
 
 impl StepTime {
@@ -60,21 +73,26 @@ impl StepTime {
         samples.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
         let median = |same: &[(usize, f64)]| {
             let (rows, seconds) = same[same.len() / 2];
-            (rows, Ewma { seconds, count: (same.len() as f64).min(1.0 / SHARE) })
+            (rows, Ewma { seconds, count: 1.0 / SHAPE_SHARE })
         };
         let buckets: Vec<_> = samples.chunk_by(|a, b| a.0 == b.0).take(MOST_BUCKETS).map(median).collect();
-        (!buckets.is_empty()).then_some(Self { buckets })
+        (!buckets.is_empty()).then_some(Self { buckets, pace: STEADY })
     }
 
     /// The same for steps that take `times` as long; a guess, which the first values correct.
     pub fn scaled(&self, times: f64) -> Self {
-        let scaled = |(rows, mean): &(usize, Ewma)| (*rows, Ewma::new(times * mean.seconds));
-        Self { buckets: self.buckets.iter().map(scaled).collect() }
+        let scaled =
+            |(rows, mean): &(usize, Ewma)| (*rows, Ewma::new(times * self.pace.seconds * mean.seconds));
+        Self { buckets: self.buckets.iter().map(scaled).collect(), pace: STEADY }
     }
 
     /// Seconds of a step of so many rows: linear between those seen, on by the last slope beyond them; fewer than
     /// the fewest take as long as these.
     pub fn seconds(&self, rows: usize) -> f64 {
+        self.pace.seconds * self.at_pace_1(rows)
+    }
+
+    fn at_pace_1(&self, rows: usize) -> f64 {
         let at = |i: usize| (self.buckets[i].0 as f64, self.buckets[i].1.seconds);
         let above = self.buckets.partition_point(|(at, _)| *at < rows);
         let last = self.buckets.len() - 1;
@@ -92,7 +110,7 @@ impl StepTime {
 
     /// The row counts that were seen, rising, and their seconds.
     pub fn seen(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
-        self.buckets.iter().map(|(rows, mean)| (*rows, mean.seconds))
+        self.buckets.iter().map(|(rows, mean)| (*rows, self.pace.seconds * mean.seconds))
     }
 
     /// Takes a step's time in. The answer is the relative error of what was predicted before: above 0 where the step
@@ -103,10 +121,17 @@ impl StepTime {
         }
         let predicted = self.seconds(rows);
         match self.buckets.binary_search_by_key(&rows, |(rows, _)| *rows) {
-            Ok(found) => self.buckets[found].1.observe(seconds),
+            Ok(found) => {
+                let bucket = &mut self.buckets[found].1;
+                // What is hardly known yet says nothing of the pace.
+                if bucket.count >= 1.0 / SHARE {
+                    self.pace.take(seconds / bucket.seconds, SHARE);
+                }
+                bucket.take(seconds / self.pace.seconds, SHAPE_SHARE);
+            }
             Err(place) if self.buckets.len() < MOST_BUCKETS => {
-                let mut bucket = Ewma::new(predicted);
-                bucket.observe(seconds);
+                let mut bucket = Ewma::new(self.at_pace_1(rows));
+                bucket.take(seconds / self.pace.seconds, SHAPE_SHARE);
                 self.buckets.insert(place, (rows, bucket));
             }
             Err(_) => {}
@@ -181,13 +206,25 @@ mod tests {
     }
 
     #[test]
+    fn what_slows_the_machine_slows_batches_that_are_not_seen_meanwhile() {
+        let mut times = measured();
+        (0..60).for_each(|_| _ = times.observe(16, 2.0 * 0.0186));
+        let slower = |times: &StepTime, rows: usize| times.seconds(rows) / measured().seconds(rows);
+        assert!((slower(&times, 16) - 2.0).abs() < 0.02, "{}", slower(&times, 16));
+        assert!((1.7..2.0).contains(&slower(&times, 4)), "{}", slower(&times, 4));
+        assert!((7..=8).contains(&times.best_rows(16)), "and no size pays more for that");
+        (0..60).for_each(|_| _ = times.observe(8, 0.0094));
+        assert!((slower(&times, 16) - 1.0).abs() < 0.15, "{}", slower(&times, 16));
+    }
+
+    #[test]
     fn row_counts_that_were_not_profiled_are_learned_and_bounded() {
         let mut times = measured();
         for _ in 0..30 {
             times.observe(6, 0.009);
         }
         assert!((times.seconds(6) - 0.009).abs() < 1e-4);
-        assert!((times.seconds(4) - 0.0051).abs() < 1e-9);
+        assert!((times.seconds(4) / 0.0051 - 1.0).abs() < 0.02, "{}", times.seconds(4));
         (1..500).for_each(|rows| _ = times.observe(rows, 0.01));
         assert_eq!(times.buckets.len(), MOST_BUCKETS);
     }

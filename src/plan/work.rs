@@ -20,8 +20,12 @@ pub struct Work {
     pub best: usize,
     /// Fewest steps of a whole plan that its tier allows; `best` where the client fixed the number.
     pub floor: usize,
-    /// Share of the plan behind it, skipped or taken, 0 to 1.
+    /// Share of the way behind it, skipped or taken, 0 to 1.
     pub done: f64,
+    /// The part of `done` that a stored state spares.
+    pub skipped: f64,
+    /// Steps behind it where it is begun, skipped ones included.
+    pub taken: usize,
     /// Seconds to its deadline, below 0 after it; infinite without one.
     pub slack: f64,
     /// Steps of the whole plan that it is being painted with; `None`: not begun.
@@ -32,15 +36,39 @@ pub struct Work {
     pub frontier: Arc<Frontier>,
 }
 
+/// How far a picture is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// [`Work::done`].
+    pub done: f64,
+    /// [`Work::skipped`].
+    pub skipped: f64,
+    /// [`Work::taken`].
+    pub taken: usize,
+    /// [`Work::planned`].
+    pub planned: Option<usize>,
+    /// [`Work::replannable`].
+    pub replannable: bool,
+}
+
+impl Progress {
+    /// Of a picture not begun, of which a stored state would spare a share.
+    pub fn waiting(skipped: f64) -> Self {
+        Self { done: skipped, skipped, taken: 0, planned: None, replannable: true }
+    }
+}
+
 impl Work {
-    /// Steps still to be taken of a whole plan of `steps`: at least one, until it is done.
+    /// Steps still to be taken with a whole plan of `steps`, at least one until it is done: its share of them, and where
+    /// it is begun no fewer than make its floor with those taken of former plans.
     pub fn left(&self, steps: usize) -> usize {
         if self.done >= 1.0 {
             return 0;
         }
         // Shares are sums of fractions: what they err by is no step.
-        let left = ((1.0 - self.done.max(0.0)) * steps as f64 - 1e-6).ceil();
-        (left as usize).max(1)
+        let left = ((1.0 - self.done.max(0.0)) * steps as f64 - 1e-6).ceil() as usize;
+        let least = if self.planned.is_some() { self.floor.saturating_sub(self.taken) } else { 0 };
+        left.max(least).max(1)
     }
 
     /// Machine seconds still to be spent with a whole plan of `steps`: no fewer than what is done beside the steps
@@ -55,9 +83,11 @@ impl Work {
         self.left(steps) as f64 * self.latency + self.overhead + self.aside
     }
 
-    /// What the picture is worth with a whole plan of `steps`, 0 to 1, relative to the model's full plan.
+    /// What the picture is worth with a whole plan of `steps`, 0 to 1, relative to the model's full plan. Where it is
+    /// begun that goes by the steps that it gets in all: those taken cannot be had back, and are worth what they are.
     pub fn quality(&self, steps: usize) -> f64 {
-        self.frontier.quality(steps, self.done)
+        let whole = if self.planned.is_some() { self.taken + self.left(steps) } else { steps };
+        self.frontier.quality(whole, self.skipped)
     }
 
     /// The number of steps nearest to `steps` that it may have.
@@ -82,6 +112,8 @@ pub(super) fn example() -> Work {
         best: 50,
         floor: 10,
         done: 0.0,
+        skipped: 0.0,
+        taken: 0,
         slack: f64::INFINITY,
         planned: None,
         replannable: true,
@@ -101,6 +133,15 @@ mod tests {
         // 7 of 50 taken one by one, then 12 steps in all.
         let done: f64 = std::iter::repeat_n(1.0 / 50.0, 7).sum();
         assert_eq!((left(done, 50), left(done, 12)), (43, 11));
+    }
+
+    #[test]
+    fn what_is_begun_gets_its_floor_in_all_and_is_worth_all_that_it_gets() {
+        let begun = |taken, done| Work { planned: Some(50), taken, done, ..example() };
+        assert_eq!([begun(4, 0.5).left(10), begun(30, 0.6).left(10), begun(4, 1.0).left(10)], [6, 4, 0]);
+        let worth = |taken| begun(taken, 0.6).quality(20);
+        assert_eq!(worth(30), example().quality(38));
+        assert_eq!(worth(12), example().quality(20), "as planned from the beginning");
     }
 
     #[test]

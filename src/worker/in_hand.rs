@@ -76,11 +76,8 @@ impl Flying {
     }
 
     pub fn work(&self, planner: &Planner) -> Work {
-        let painting = &self.painting;
-        let planned = Some(painting.planned());
-        let replannable = painting.is_replannable();
-        let mut work = planner.work(self.job(), self.deadline(), painting.done(), planned, replannable);
-        if painting.skipped_steps() > 0 {
+        let mut work = planner.work(self.job(), self.deadline(), &self.painting.progress());
+        if work.skipped > 0.0 {
             work.floor = planner.resumed_floor(self.job());
         }
         work

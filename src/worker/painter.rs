@@ -258,11 +258,12 @@ impl Painter {
         let steps = planner.plan(&works);
         if planner.replans() {
             for ((flying, work), steps) in self.hand.flying.iter_mut().zip(&works).zip(&steps) {
-                if *steps == flying.painting.planned() || !work.replannable || work.left(*steps) == 0 {
+                let left = work.left(*steps);
+                if *steps == flying.painting.planned() || !work.replannable || left == 0 {
                     continue;
                 }
                 let before = flying.painting.steps();
-                match flying.painting.replan(*steps) {
+                match flying.painting.replan(*steps, left) {
                     Ok(()) => telemetry::replanned(before, flying.painting.steps()),
                     Err(error) => tracing::warn!(%error, "not replanned"),
                 }

@@ -9,6 +9,7 @@ use pentimento_pipelines::{
 
 use super::encode::{EncodeError, encode};
 use super::stored::Keeping;
+use crate::plan::Progress;
 use crate::queue::{Hit, Job, Painted, Reused, Timings};
 
 /// Why a job was not painted.
@@ -72,7 +73,12 @@ pub struct Painting {
     /// Steps that it gets in all, skipped ones included: those taken of former plans and those left of this one.
     steps: usize,
     skipped_steps: usize,
+    /// The share of the plan that these were.
+    skipped: f64,
     steps_taken: usize,
+    /// The share of the way from noise to picture that lies behind it: a step has an equal part of what was left before
+    /// it.
+    done: f64,
     /// After how many steps previews are still to be made, ascending, with their numbers.
     previews: Vec<(usize, usize)>,
     keeping: Option<Keeping>,
@@ -120,6 +126,7 @@ impl Painting {
             }
         };
         let skipped_steps = whole - trajectory.plan().steps().len();
+        let skipped = skipped_steps as f64 / whole.max(1) as f64;
         let mut painting = Self {
             model: model.clone(),
             job: job.clone(),
@@ -128,7 +135,9 @@ impl Painting {
             planned: whole,
             steps: whole,
             skipped_steps,
+            skipped,
             steps_taken: skipped_steps,
+            done: skipped,
             previews: Vec::new(),
             keeping,
             timings: Timings { encode: before + started.elapsed(), ..Timings::default() },
@@ -150,26 +159,28 @@ impl Painting {
         step_together(&mut [self])
     }
 
-    /// Whether the steps still to be taken may be replaced: not while they steer away from the source.
-    pub fn is_replannable(&self) -> bool {
-        self.trajectory.next_step().is_some_and(|step| step.guidance.steering == Steering::Prompts)
+    /// How far it is. The steps still to be taken may not be replaced while they steer away from the source.
+    pub fn progress(&self) -> Progress {
+        let next = self.trajectory.next_step();
+        Progress {
+            done: if self.is_finished() { 1.0 } else { self.done },
+            skipped: self.skipped,
+            taken: self.steps_taken,
+            planned: Some(self.planned),
+            replannable: next.is_some_and(|step| step.guidance.steering == Steering::Prompts),
+        }
     }
 
-    /// `replan`: goes on as in a plan of `steps` steps. The picture is then not kept.
-    ///
-    /// As many steps are left as that plan has for what is left, and no fewer than the floor still wants: former plans'
-    /// timesteps lie between this one's, and each change of plans would otherwise lose a part of a step.
+    /// `replan`: goes on as in a plan of `steps` steps, with `left` steps at least: former plans' timesteps lie between
+    /// this one's, and each change of plans would otherwise lose a part of a step. The picture is then not kept.
     ///
     /// # Errors
     /// The engine's.
-    pub fn replan(&mut self, steps: usize) -> Result<(), PaintError> {
+    pub fn replan(&mut self, steps: usize, left: usize) -> Result<(), PaintError> {
         let eta = self.trajectory.plan().eta();
-        let share = (1.0 - self.done()) * steps as f64 - 1e-6;
-        let wanted =
-            (share.ceil() as usize).max(self.job.terms.floor.saturating_sub(self.steps_taken)).max(1);
         let mut finer = steps;
         let mut rest = plan(&self.model, &self.job, finer)?.after(self.trajectory.timestep());
-        while rest.steps().len() < wanted && finer < self.job.plan.steps().len() {
+        while rest.steps().len() < left && finer < self.job.plan.steps().len() {
             finer += 1;
             rest = plan(&self.model, &self.job, finer)?.after(self.trajectory.timestep());
         }
@@ -221,13 +232,6 @@ impl Painting {
         self.skipped_steps
     }
 
-    /// The share of the way from noise to picture that lies behind it, in steps of the job's plan.
-    pub fn done(&self) -> f64 {
-        let own = self.job.plan.steps();
-        let left = own.partition_point(|step| step.timestep > self.trajectory.timestep());
-        if self.is_finished() { 1.0 } else { left as f64 / own.len().max(1) as f64 }
-    }
-
     /// Where it is now.
     pub fn trajectory(&self) -> &Trajectory {
         &self.trajectory
@@ -264,6 +268,7 @@ pub fn step_together(batch: &mut [&mut Painting]) -> Result<(), PaintError> {
     model.step(&mut trajectories)?;
     let time = started.elapsed();
     for painting in batch {
+        painting.done += (1.0 - painting.done) / (painting.trajectory.plan().steps().len() + 1) as f64;
         painting.steps_taken += 1;
         painting.timings.denoise += time;
         let taken = painting.steps_taken;

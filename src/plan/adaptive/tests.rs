@@ -63,7 +63,7 @@ fn in_a_crowd_the_fewest_steps_serve_the_most() {
 
 #[test]
 fn what_is_begun_is_raised_only_by_much_and_lowered_at_once() {
-    let begun = |planned| Work { planned: Some(planned), done: 0.2, ..due(0.5) };
+    let begun = |planned| Work { planned: Some(planned), done: 0.2, taken: planned / 5, ..due(0.5) };
     assert_eq!(plan(&[begun(45), begun(34), begun(33)], None, true), [45, 34, 50]);
     let mut works = vec![due(0.5); 60];
     works.push(begun(11));
@@ -73,6 +73,31 @@ fn what_is_begun_is_raised_only_by_much_and_lowered_at_once() {
     assert_eq!(plan(&works, None, false)[60], 50);
     works[60].replannable = false;
     assert_eq!(plan(&works, None, true)[60], 50);
+}
+
+#[test]
+fn who_may_come_beyond_what_is_expected_finds_room() {
+    let works = vec![due(0.5); 10];
+    // At the floor 50 of them take half of the second to the last one's deadline.
+    let rate = 100.0;
+    let expected = Expected { rate, typical: due(0.5) };
+    let load = Load { works: &works, expected: Some(expected), level: None };
+    let mut line = Line::new(&load, true);
+    assert!(!line.all_at_best() && line.raise(0.0) > 0);
+    let given: f64 = line.places.iter().map(|place| place.rungs[place.rung].need.seconds).sum();
+    let more = 3.0 * (rate * 0.5).sqrt() * 10.0 * 0.0005;
+    assert!(given < 0.9 - 0.9 * more, "{given}");
+    assert!(given > 0.9 - 2.0 * more, "{given}: no more than that is left");
+}
+
+#[test]
+fn a_plan_of_as_many_steps_still_to_be_taken_is_no_change() {
+    let begun = Work { planned: Some(6), done: 5.0 / 6.0, taken: 5, best: 6, floor: 4, ..due(0.5) };
+    let mut works = vec![due(0.5); 200];
+    works.push(begun);
+    assert_eq!(plan(&works, None, true)[200], 6);
+    works[200] = Work { done: 0.5, taken: 3, ..works[200].clone() };
+    assert_eq!(plan(&works, None, true)[200], 4);
 }
 
 /// Each work's rungs are tried once at most, however many works there are: 300 take some thousand changes of the tree.
@@ -92,13 +117,14 @@ prop_compose! {
         slack in prop_oneof![4 => -0.1..2.0f64, 1 => Just(f64::INFINITY)],
         (floor, best) in (1usize..30).prop_flat_map(|floor| (Just(floor), floor..80)),
         done in prop_oneof![Just(0.0), 0.0..1.0f64],
+        taken in 0usize..40,
         planned in prop::option::of(0.0..=1.0f64),
         replannable in any::<bool>(),
         cost in 0.0001..0.003f64,
         places in 1.0..8.0f64,
     ) -> Work {
         let planned = planned.map(|at| floor + ((best - floor) as f64 * at) as usize);
-        Work { slack, floor, best, done, planned, replannable, cost, latency: cost * places, overhead: 0.001, ..example() }
+        Work { slack, floor, best, done, taken, planned, replannable, cost, latency: cost * places, overhead: 0.001, ..example() }
     }
 }
 

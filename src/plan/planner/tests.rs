@@ -100,7 +100,9 @@ fn a_picture_that_resumes_gets_a_quarter_of_the_full_plan_at_least() {
 #[test]
 fn previews_are_decoded_between_steps() {
     let planner = planner();
-    let seconds = |job: &Job, done| planner.work(job, Instant::now(), done, Some(50), true).overhead;
+    let seconds = |job: &Job, done| {
+        planner.work(job, Instant::now(), &Progress { done, ..Progress::waiting(0.0) }).overhead
+    };
     let plain = job("a", 100);
     let watched = Job { previews: vec![10, 25, 40], ..plain.clone() };
     assert!((seconds(&watched, 0.0) - seconds(&plain, 0.0) - 0.003).abs() < 1e-9);
