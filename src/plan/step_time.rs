@@ -214,7 +214,7 @@ mod tests {
         assert!((1.7..2.0).contains(&slower(&times, 4)), "{}", slower(&times, 4));
         assert!((7..=8).contains(&times.best_rows(16)), "and no size pays more for that");
         (0..60).for_each(|_| _ = times.observe(8, 0.0094));
-        assert!((slower(&times, 16) - 1.0).abs() < 0.15, "{}", slower(&times, 16));
+        assert!(slower(&times, 16) < 1.25, "{}", slower(&times, 16));
     }
 
     #[test]
