@@ -7,8 +7,8 @@ use super::deadlines::{Budget, HEADROOM, Need, all_within, limits};
 use super::policy::ladder;
 use super::{Expected, Load, PlanPolicy, Plans, Work};
 
-/// What is expected is planned for at most so far ahead, seconds: about as long as arrivals are remembered.
-const HORIZON: f64 = 2.0;
+/// What is expected is planned for so far ahead, seconds: about as long as arrivals are remembered.
+const HORIZON: f64 = 8.0;
 /// What is expected is this many lumps at most.
 const LUMPS: f64 = 32.0;
 /// A picture that is being painted is only given so many times its steps, or more.
@@ -69,7 +69,8 @@ fn settled(work: &Work, steps: usize, replan: bool) -> usize {
 /// What waits, is being painted and is expected, by deadline.
 struct Line {
     places: Vec<Place>,
-    /// By when the machine must be done with each.
+    /// By when the machine must be done with each, with room for chance. Where there is none even at the floor, what is
+    /// taken already is the limit.
     limits: Vec<f64>,
 }
 
@@ -107,7 +108,7 @@ impl Line {
         let real = load.works.iter().enumerate();
         let mut lumps: Vec<Lump<'_>> = real
             .map(|(i, work)| Lump { work, place: Some(i), slack: work.slack, pictures: 1.0, cushion: 0.0 })
-            .chain(load.expected.iter().flat_map(|expected| coming(expected, load.works)))
+            .chain(load.expected.iter().flat_map(coming))
             .collect();
         lumps.sort_by(|a, b| a.slack.total_cmp(&b.slack));
         let mut places: Vec<Place> = lumps.iter().map(|lump| lump.place(replan)).collect();
@@ -119,6 +120,12 @@ impl Line {
                 place.rungs.truncate(1);
             }
         }
+        let mut used = 0.0;
+        let cautious = |(place, (floor, limit)): (&Place, (&Need, f64))| {
+            used += floor.seconds;
+            (limit - place.cushion).max(limit.min(used + floor.tail))
+        };
+        let limits = places.iter().zip(floors.iter().zip(limits)).map(cautious).collect();
         Self { places, limits }
     }
 
@@ -144,24 +151,11 @@ impl Line {
         }
     }
 
-    /// By when the machine must be done with each for chance to have room. Where there is none even at the floor, what is
-    /// taken already is the limit.
-    fn cautious(&self) -> Vec<f64> {
-        let mut used = 0.0;
-        let limit = |(place, limit): (&Place, &f64)| {
-            let Need { seconds, tail, .. } = place.rungs[place.rung].need;
-            used += seconds;
-            (limit - place.cushion).max(limit.min(used + tail))
-        };
-        self.places.iter().zip(&self.limits).map(limit).collect()
-    }
-
     /// Gives steps, those first that bring the most, and none that bring less than `price` per machine second. Says how
     /// many changes were tried: for each work, each rung once at most.
     fn raise(&mut self, price: f64) -> usize {
-        let limits = self.cautious();
         let needs: Vec<Need> = self.places.iter().map(|place| place.rungs[place.rung].need).collect();
-        let mut budget = Budget::new(&needs, &limits);
+        let mut budget = Budget::new(&needs, &self.limits);
         let candidate = |(i, place): (usize, &Place)| place.candidate(i, place.rungs.len(), price);
         let mut candidates: BinaryHeap<Candidate> =
             self.places.iter().enumerate().filter_map(candidate).collect();
@@ -169,7 +163,7 @@ impl Line {
         while let Some(Candidate { place: i, rung, end, .. }) = candidates.pop() {
             tried += 1;
             let place = &mut self.places[i];
-            let fits = budget.try_set(i, &place.rungs[rung].need, limits[i]);
+            let fits = budget.try_set(i, &place.rungs[rung].need, self.limits[i]);
             if fits {
                 place.rung = rung;
             }
@@ -195,20 +189,18 @@ fn price(load: &Load<'_>) -> f64 {
     load.expected.as_ref().map_or(0.0, |expected| LEAST_WORTH * worth(expected))
 }
 
-/// What is expected within the horizon, evenly spread.
-fn coming<'a>(expected: &'a Expected, works: &[Work]) -> impl Iterator<Item = Lump<'a>> {
-    let Expected { rate, typical } = expected;
-    let slacks = works.iter().map(|work| work.slack).filter(|slack| slack.is_finite());
-    let horizon = slacks.fold(0.0, f64::max).min(HORIZON);
-    let pictures = if rate.is_finite() { (rate * horizon).max(0.0) } else { 0.0 };
+/// What is expected within the horizon, evenly spread; in smaller lumps what comes sooner.
+fn coming(Expected { rate, typical }: &Expected) -> impl Iterator<Item = Lump<'_>> {
+    let pictures = if rate.is_finite() { (rate * HORIZON).max(0.0) } else { 0.0 };
     let lumps = pictures.ceil().min(LUMPS);
     (0..lumps as usize).map(move |i| {
-        let share = (i as f64 + 0.5) / lumps;
+        let (from, to) = ((i as f64 / lumps).powi(2), ((i + 1) as f64 / lumps).powi(2));
+        let share = (from + to) / 2.0;
         Lump {
             work: typical,
             place: None,
-            slack: share * horizon + typical.slack,
-            pictures: pictures / lumps,
+            slack: share * HORIZON + typical.slack,
+            pictures: pictures * (to - from),
             // The number of Poisson arrivals has its mean as variance.
             cushion: CHANCE * (share * pictures).sqrt() * typical.seconds(typical.floor),
         }

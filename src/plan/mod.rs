@@ -28,4 +28,4 @@ pub use policy::{
 use speeds::Speeds;
 pub use step_time::{Ewma, StepTime};
 pub use tier::{Asked, Offer, Terms, TermsError, Tier};
-pub use work::{Progress, Work};
+pub use work::{Progress, Work, whole};

@@ -232,18 +232,10 @@ impl Planner {
         move |rows| step.as_ref().map_or(UNKNOWN, |step| step(rows))
     }
 
-    /// A job not begun, as plans see it. One that may go on from a stored state takes no fewer steps for that than its
-    /// floor: with the shortest plans it begins with noise after all.
+    /// A job not begun, as plans see it.
     pub fn waiting(&self, job: &Job, deadline: Instant) -> Work {
-        let plan = job.plan.steps().len().max(1);
-        let left = |timestep| job.plan.after(timestep).steps().len();
-        let skipped = job.start.reused().map_or(0, |reused| plan.saturating_sub(left(reused.timestep)));
-        let mut work = self.work(job, deadline, &Progress::waiting(skipped as f64 / plan as f64));
-        if work.done < 1.0 {
-            let floor = (work.floor as f64 / (1.0 - work.done)).ceil() as usize;
-            work.floor = floor.min(work.best);
-        }
-        work
+        let skipped = spared(job);
+        self.work(job, deadline, &Progress::waiting(skipped)).sparing(skipped)
     }
 
     /// A job not begun that begins with noise, whatever is stored.
@@ -304,16 +296,15 @@ impl Planner {
     pub fn admit(&self, key: u64, jobs: &[Job], mut waiting: Vec<Work>, insists: bool) -> Verdict {
         let Some(job) = jobs.first() else { return Verdict::Admit };
         let (now, budget) = (Instant::now(), job.budget());
-        let each: Vec<Work> = jobs.iter().map(|job| self.waiting(job, now + budget)).collect();
-        let count = each.len() as f64;
-        let done = each.iter().map(|work| work.done).sum::<f64>() / count;
+        let count = jobs.len() as f64;
+        let skipped = jobs.iter().map(spared).sum::<f64>() / count;
+        let one = self.from_noise(job, now + budget);
         // All of a request are one work: they are admitted together.
         let mut new = Work {
-            done,
-            cost: each[0].cost * count,
-            overhead: each[0].overhead * count,
+            cost: one.cost * count,
+            overhead: one.overhead * count,
             slack: budget.as_secs_f64(),
-            ..each[0].clone()
+            ..one.clone().sparing(skipped)
         };
         let policy = Arc::clone(&self.live.read().policy);
         let mut state = self.state.lock();
@@ -339,10 +330,11 @@ impl Planner {
             new.slack = LATE * new.clock(new.floor).max(new.seconds(new.floor));
             verdict = state.admission.ask(since, key, &new, &waiting);
         }
-        // What no machine could do is no load.
-        if verdict != Verdict::Never {
-            state.arrivals.arrive(since, jobs.len());
-            state.expect(&each[0], done, budget);
+        // What no machine could do is no load, and neither is what is painted already.
+        let painted = jobs.iter().filter(|job| !job.takes_no_step()).count();
+        if verdict != Verdict::Never && painted > 0 {
+            state.arrivals.arrive(since, painted);
+            state.expect(one, skipped, budget);
         }
         verdict
     }
@@ -370,13 +362,14 @@ impl Planner {
 }
 
 impl State {
-    fn expect(&mut self, work: &Work, done: f64, budget: Duration) {
-        let before = self.typical.take().map_or(done, |before| before.done);
-        let done = before + SHARE * (done - before);
+    /// The next picture will be like `from_noise`, and spare what they spare on average.
+    fn expect(&mut self, from_noise: Work, skipped: f64, budget: Duration) {
+        let before = self.typical.take().map_or(skipped, |before| before.skipped);
+        let skipped = before + SHARE * (skipped - before);
         let budget = budget.as_secs_f64();
         let budgets = self.budgets.get_or_insert(Ewma::new(budget));
         budgets.observe(budget);
-        self.typical = Some(Work { done, skipped: done, slack: budgets.seconds(), ..work.clone() });
+        self.typical = Some(Work { slack: budgets.seconds(), ..from_noise.sparing(skipped) });
     }
 }
 
@@ -384,6 +377,14 @@ impl Flying {
     fn now(&self, now: Instant) -> Work {
         Work { slack: slack(self.deadline, now), ..self.work.clone() }
     }
+}
+
+/// The share of a job's plan that the state that it may go on from spares.
+fn spared(job: &Job) -> f64 {
+    let plan = job.plan.steps().len();
+    let left = |timestep| job.plan.after(timestep).steps().len();
+    let skipped = job.start.reused().map_or(0, |reused| plan.saturating_sub(left(reused.timestep)));
+    skipped as f64 / plan.max(1) as f64
 }
 
 /// Seconds until `deadline`, below 0 after it.

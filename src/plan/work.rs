@@ -24,7 +24,7 @@ pub struct Work {
     pub done: f64,
     /// The part of `done` that a stored state spares.
     pub skipped: f64,
-    /// Steps behind it where it is begun, skipped ones included.
+    /// Steps that it has taken itself.
     pub taken: usize,
     /// Seconds to its deadline, below 0 after it; infinite without one.
     pub slack: f64,
@@ -67,7 +67,9 @@ impl Work {
         }
         // Shares are sums of fractions: what they err by is no step.
         let left = ((1.0 - self.done.max(0.0)) * steps as f64 - 1e-6).ceil() as usize;
-        let least = if self.planned.is_some() { self.floor.saturating_sub(self.taken) } else { 0 };
+        let own =
+            |planned: usize| (self.floor.min(planned) as f64 * (1.0 - self.skipped) - 1e-6).ceil() as usize;
+        let least = self.planned.map_or(0, |planned| own(planned).saturating_sub(self.taken));
         left.max(least).max(1)
     }
 
@@ -83,10 +85,22 @@ impl Work {
         self.left(steps) as f64 * self.latency + self.overhead + self.aside
     }
 
+    /// The same, not begun, where a stored state spares a share of it. It takes no fewer steps for that than its floor:
+    /// with the shortest plans it begins with noise after all.
+    pub fn sparing(self, skipped: f64) -> Self {
+        let floor = if skipped < 1.0 {
+            (self.floor as f64 / (1.0 - skipped.max(0.0)) + 1e-6) as usize
+        } else {
+            self.floor
+        };
+        Self { done: skipped, skipped, floor: floor.min(self.best), ..self }
+    }
+
     /// What the picture is worth with a whole plan of `steps`, 0 to 1, relative to the model's full plan. Where it is
     /// begun that goes by the steps that it gets in all: those taken cannot be had back, and are worth what they are.
     pub fn quality(&self, steps: usize) -> f64 {
-        let whole = if self.planned.is_some() { self.taken + self.left(steps) } else { steps };
+        let begun = self.planned.is_some();
+        let whole = if begun { whole(self.taken + self.left(steps), self.skipped) } else { steps };
         self.frontier.quality(whole, self.skipped)
     }
 
@@ -99,6 +113,11 @@ impl Work {
     pub fn kept(&self, replans: bool) -> Option<usize> {
         self.planned.filter(|_| !(replans && self.replannable))
     }
+}
+
+/// Steps of the whole plan of which a picture took `own`, where a state spared it the share `skipped`.
+pub fn whole(own: usize, skipped: f64) -> usize {
+    (own as f64 / (1.0 - skipped.clamp(0.0, 0.999))).round() as usize
 }
 
 /// A work for tests: not begun, from noise, 50 steps of 1 ms at a cost of 0.5 ms, at least 10.
@@ -142,6 +161,14 @@ mod tests {
         let worth = |taken| begun(taken, 0.6).quality(20);
         assert_eq!(worth(30), example().quality(38));
         assert_eq!(worth(12), example().quality(20), "as planned from the beginning");
+        // Half of it was spared; it goes on with a plan of 14 steps instead of 50.
+        let resumed = Work { skipped: 0.5, floor: 14, ..begun(0, 0.5) };
+        assert_eq!((resumed.left(14), resumed.quality(14)), (7, example().frontier.quality(14, 0.5)));
+        let late = Work { taken: 6, done: 0.9, ..resumed };
+        assert_eq!((late.left(14), late.left(50)), (2, 5));
+        // Begun with less than the floor that it has now: that is not asked for any more.
+        let short = Work { planned: Some(6), taken: 3, done: 0.5, ..example() };
+        assert_eq!(short.left(6), 3);
     }
 
     #[test]

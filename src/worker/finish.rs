@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::painting::{PaintError, Painting};
 use super::report::{cancelled, fail, span};
 use super::stored::{Keeping, Stored};
-use crate::plan::Planner;
+use crate::plan::{Planner, whole};
 use crate::queue::{JobLease, Lease, Timings};
 use crate::telemetry;
 
@@ -38,6 +38,7 @@ impl Finisher {
         let job = lease.job().clone();
         let Timings { load, encode, denoise, decode, .. } = painting.timings;
         painting.timings.wait = since.elapsed().saturating_sub(load + encode + denoise + decode);
+        let skipped = painting.progress().skipped;
         let finishing = Instant::now();
         let finished: Result<Result<_, PaintError>, _> = catch_unwind(AssertUnwindSafe(|| painting.finish()));
         let (mut painted, keeping) = match finished {
@@ -46,10 +47,10 @@ impl Finisher {
             Err(_) => return fail(lease, "the engine panicked"),
         };
         let took = finishing.elapsed();
-        let share = painted.skipped_steps as f64 / painted.steps.max(1) as f64;
+        let steps = whole(painted.steps.saturating_sub(painted.skipped_steps), skipped);
         painted.expected_quality = match painted.skipped_steps == painted.steps {
             true => None, // a stored picture: nothing of the plan was painted
-            false => self.planner.expected_quality(&job.model, painted.steps, share),
+            false => self.planner.expected_quality(&job.model, steps, skipped),
         };
         let encode = Some(encode).filter(|_| !job.takes_no_step());
         self.planner.finished(&job.model, job.size, encode, took);

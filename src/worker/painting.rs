@@ -165,14 +165,15 @@ impl Painting {
         Progress {
             done: if self.is_finished() { 1.0 } else { self.done },
             skipped: self.skipped,
-            taken: self.steps_taken,
+            taken: self.steps_taken - self.skipped_steps,
             planned: Some(self.planned),
             replannable: next.is_some_and(|step| step.guidance.steering == Steering::Prompts),
         }
     }
 
-    /// `replan`: goes on as in a plan of `steps` steps, with `left` steps at least: former plans' timesteps lie between
-    /// this one's, and each change of plans would otherwise lose a part of a step. The picture is then not kept.
+    /// `replan`: goes on as in a plan of `steps` steps, with `left` steps at least as far as the job's own plan has them:
+    /// former plans' timesteps lie between this one's, and each change of plans would otherwise lose a part of a step. The
+    /// picture is then not kept.
     ///
     /// # Errors
     /// The engine's.

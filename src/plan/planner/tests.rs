@@ -98,6 +98,20 @@ fn a_picture_that_resumes_gets_a_quarter_of_the_full_plan_at_least() {
 }
 
 #[test]
+fn what_stored_states_spare_is_no_reason_to_expect_fewer_steps_than_the_floor() {
+    let planner = planner();
+    let job = job("a", 1000);
+    let noise = planner.from_noise(&job, Instant::now());
+    for skipped in [0.0, 0.25, 0.6] {
+        let typical = noise.clone().sparing(skipped);
+        assert_eq!(typical.left(typical.floor), noise.left(noise.floor), "{skipped}");
+        assert!(typical.left(50) <= noise.left(50));
+    }
+    let painted = noise.sparing(1.0);
+    assert_eq!((painted.left(painted.floor), painted.left(50)), (0, 0));
+}
+
+#[test]
 fn previews_are_decoded_between_steps() {
     let planner = planner();
     let seconds = |job: &Job, done| {
