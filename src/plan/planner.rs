@@ -45,7 +45,7 @@ pub struct ModelOffer {
 /// What a planner knows of the load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Seen {
-    /// Pictures asked for, per second.
+    /// Pictures asked for that take steps, per second.
     pub arrival_rate: f64,
     /// Pictures being painted.
     pub flying: usize,

@@ -18,7 +18,7 @@ pub struct PlanObject {
     /// The policy and its settings: {"policy": "adaptive", "replan": true}.
     #[schema(value_type = Object)]
     plan: PlanPolicyConfig,
-    /// Pictures asked for, per second.
+    /// Pictures asked for that take steps, per second.
     arrival_rate: f64,
     /// Pictures being painted.
     in_flight: usize,
