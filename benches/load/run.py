@@ -42,7 +42,6 @@ SPARE = 1.6
 # What the users painted before the runs, without load: a cache begins the runs with it.
 HISTORY = 400
 HITS = 20
-HIT_RATE = 200
 WORKER = ("queue", "load", "encode", "wait", "denoise", "decode")
 
 
@@ -313,12 +312,12 @@ def overhead(work):
                 if time.monotonic() > deadline:
                     raise SystemExit("overhead: the pictures are not kept")
                 time.sleep(0.2)
-            options = ["--arrivals", "poisson", "--rate", str(HIT_RATE), "--seconds", str(work.arguments.seconds)]
+            options = ["--arrivals", "poisson", "--rate", str(work.arguments.hits), "--seconds", str(work.arguments.seconds)]
             work.replay("overhead", server, trace, *options)
     report = work.read("overhead")
     rows = [row for row in report["requests"] if row["fate"] in ("good", "late")]
     hits = [row for row in rows if row["pentimento"]["outcome"] == "exact"]
-    print(f"{len(hits)} exact hits of {len(report['requests'])} requests at {HIT_RATE} per second.\n")
+    print(f"{len(hits)} exact hits of {len(report['requests'])} requests at {work.arguments.hits} per second.\n")
     print("| milliseconds | p50 | p99 |\n|---|---|---|")
     total = lambda row: row["pentimento"]["timings_ms"]["total"]  # noqa: E731
     worker = lambda row: sum(row["pentimento"]["timings_ms"].get(part, 0) for part in WORKER)  # noqa: E731
@@ -338,6 +337,7 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path, metavar="WORK", help="folder of the results")
     parser.add_argument("--steps", type=int, required=True, help="N*")
     parser.add_argument("--seconds", type=float, help="of a run; 30 of capacity and overhead, 300 of policies")
+    parser.add_argument("--hits", type=int, default=200, help="exact hits a second of overhead; fewer where decoding takes longer")
     parser.add_argument("--model", default="storybook")
     parser.add_argument("--serve", default="", metavar="OPTIONS", help="more options of `pentimento serve`")
     parser.add_argument("--binary", default=str(ROOT / "target/release/pentimento"))

@@ -69,9 +69,10 @@ fn settled(work: &Work, steps: usize, replan: bool) -> usize {
 /// What waits, is being painted and is expected, by deadline.
 struct Line {
     places: Vec<Place>,
-    /// By when the machine must be done with each, with room for chance. Where there is none even at the floor, what is
-    /// taken already is the limit.
+    /// By when the machine must be done with each.
     limits: Vec<f64>,
+    /// The same with room for chance. Where there is none even at the floor, what is taken already is the limit.
+    cautious: Vec<f64>,
 }
 
 /// One of them.
@@ -82,6 +83,8 @@ struct Place {
     rungs: Vec<Rung>,
     /// What it has.
     rung: usize,
+    /// Seconds until it comes; 0 for who is there.
+    comes: f64,
     /// Machine seconds that those may take who come before it and are not expected.
     cushion: f64,
 }
@@ -99,6 +102,7 @@ struct Lump<'a> {
     work: &'a Work,
     place: Option<usize>,
     slack: f64,
+    comes: f64,
     pictures: f64,
     cushion: f64,
 }
@@ -107,7 +111,14 @@ impl Line {
     fn new(load: &Load<'_>, replan: bool) -> Self {
         let real = load.works.iter().enumerate();
         let mut lumps: Vec<Lump<'_>> = real
-            .map(|(i, work)| Lump { work, place: Some(i), slack: work.slack, pictures: 1.0, cushion: 0.0 })
+            .map(|(i, work)| Lump {
+                work,
+                place: Some(i),
+                slack: work.slack,
+                comes: 0.0,
+                pictures: 1.0,
+                cushion: 0.0,
+            })
             .chain(load.expected.iter().flat_map(coming))
             .collect();
         lumps.sort_by(|a, b| a.slack.total_cmp(&b.slack));
@@ -121,18 +132,25 @@ impl Line {
             }
         }
         let mut used = 0.0;
-        let cautious = |(place, (floor, limit)): (&Place, (&Need, f64))| {
+        let with_room = |(place, (floor, limit)): (&Place, (&Need, &f64))| {
             used += floor.seconds;
             (limit - place.cushion).max(limit.min(used + floor.tail))
         };
-        let limits = places.iter().zip(floors.iter().zip(limits)).map(cautious).collect();
-        Self { places, limits }
+        let cautious = places.iter().zip(floors.iter().zip(&limits)).map(with_room).collect();
+        Self { places, limits, cautious }
     }
 
-    /// Gives everybody the top rung if that can be, and says whether.
+    /// Gives everybody the top rung if that can be, and says whether. Of what is expected this asks only for what comes
+    /// while those who are there may still be painted, and for no room: a client that asks for one picture after the
+    /// other is no load, though the machine is never idle.
     fn all_at_best(&mut self) -> bool {
-        let best: Vec<Need> = self.places.iter().filter_map(|p| Some(p.rungs.last()?.need)).collect();
-        let holds = all_within(&best, &self.limits);
+        let slack = |place: &Place| place.rungs[0].need.slack;
+        let there = self.places.iter().filter(|place| place.work.is_some()).map(slack);
+        let last = there.filter(|slack| slack.is_finite()).fold(0.0, f64::max);
+        let near = self.places.iter().zip(&self.limits).filter(|(place, _)| place.comes <= last);
+        let (best, limits): (Vec<Need>, Vec<f64>) =
+            near.filter_map(|(place, limit)| Some((place.rungs.last()?.need, *limit))).unzip();
+        let holds = all_within(&best, &limits);
         if holds {
             self.places.iter_mut().for_each(|place| place.rung = place.rungs.len() - 1);
         }
@@ -155,7 +173,7 @@ impl Line {
     /// many changes were tried: for each work, each rung once at most.
     fn raise(&mut self, price: f64) -> usize {
         let needs: Vec<Need> = self.places.iter().map(|place| place.rungs[place.rung].need).collect();
-        let mut budget = Budget::new(&needs, &self.limits);
+        let mut budget = Budget::new(&needs, &self.cautious);
         let candidate = |(i, place): (usize, &Place)| place.candidate(i, place.rungs.len(), price);
         let mut candidates: BinaryHeap<Candidate> =
             self.places.iter().enumerate().filter_map(candidate).collect();
@@ -163,7 +181,7 @@ impl Line {
         while let Some(Candidate { place: i, rung, end, .. }) = candidates.pop() {
             tried += 1;
             let place = &mut self.places[i];
-            let fits = budget.try_set(i, &place.rungs[rung].need, self.limits[i]);
+            let fits = budget.try_set(i, &place.rungs[rung].need, self.cautious[i]);
             if fits {
                 place.rung = rung;
             }
@@ -200,6 +218,7 @@ fn coming(Expected { rate, typical }: &Expected) -> impl Iterator<Item = Lump<'_
             work: typical,
             place: None,
             slack: share * HORIZON + typical.slack,
+            comes: share * HORIZON,
             pictures: pictures * (to - from),
             // The number of Poisson arrivals has its mean as variance.
             cushion: CHANCE * (share * pictures).sqrt() * typical.seconds(typical.floor),
@@ -227,7 +246,7 @@ impl Lump<'_> {
                 steps.into_iter().map(rung).collect()
             }
         };
-        Place { work: self.place, rungs, rung: 0, cushion: self.cushion }
+        Place { work: self.place, rungs, rung: 0, comes: self.comes, cushion: self.cushion }
     }
 }
 

@@ -28,6 +28,15 @@ fn without_load_everybody_gets_the_best() {
 }
 
 #[test]
+fn one_picture_after_the_other_is_no_load() {
+    // The machine is never idle: 20 pictures of 50 ms a second, with an objective of 150 ms.
+    let one = Work { cost: 0.001, ..due(0.15) };
+    let expected = Some(Expected { rate: 20.0, typical: one.clone() });
+    assert_eq!(plan(std::slice::from_ref(&one), expected.clone(), true), [50]);
+    assert!(plan(&vec![one; 4], expected, true).iter().all(|steps| *steps < 50));
+}
+
+#[test]
 fn under_load_all_get_a_part_and_those_with_time_the_most() {
     let mut works = vec![due(0.5); 40];
     works.push(due(f64::INFINITY));
