@@ -1,5 +1,7 @@
 //! A painting on its way: how far it says it is, and what a change of plans leaves of it.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
+
 use std::sync::Arc;
 use std::time::Duration;
 
