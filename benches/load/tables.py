@@ -130,7 +130,7 @@ def plot(runs, groups, path):
                 marker = "s" if setting.endswith("cache") else "o"
                 axis.plot(run["summary"]["goodput"], value, marker, ms=9, color=f"C{i}", label=setting)
         axis.set_title(group)
-        axis.set_xlabel("share of the offered requests answered within their objective")
+        axis.set_xlabel("share answered within the objective")
         axis.set_ylabel(f"mean {quality.replace('_', ' ')} of the answers")
         axis.set_xlim(-0.03, 1.03)
         axis.grid(alpha=0.3)
