@@ -9,7 +9,6 @@ use pentimento_cache::{Decision, Stats};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
-use crate::gateway::Status;
 use crate::queue::{Hit, Reused};
 
 const REQUESTS: &str = "pentimento_http_requests_total";
@@ -183,10 +182,10 @@ pub fn picture(model: &str, waited: Duration, time: Duration, steps: usize) {
     histogram!(PICTURE_SECONDS, "model" => model.to_owned()).record(time.as_secs_f64());
 }
 
-/// So many jobs are kept in each status.
-pub fn jobs(counts: &[(Status, usize)]) {
+/// So many jobs are kept in each status, by its name.
+pub fn jobs(counts: impl IntoIterator<Item = (&'static str, usize)>) {
     for (status, jobs) in counts {
-        gauge!(JOBS, "status" => status.name()).set(*jobs as f64);
+        gauge!(JOBS, "status" => status).set(jobs as f64);
     }
 }
 

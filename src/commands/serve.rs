@@ -226,7 +226,7 @@ async fn keep_metrics<A: Send + Sync + 'static>(
     loop {
         every.tick().await;
         telemetry::cache(&reuse.cache().stats());
-        telemetry::jobs(&jobs.sweep());
+        telemetry::jobs(jobs.sweep().map(|(status, count)| (status.name(), count)));
         metrics.run_upkeep();
     }
 }
