@@ -3,12 +3,12 @@ A cache begins each run with what was painted in the users' history.
 
     cargo build --release
     python benches/load/run.py capacity WORK --steps 20     # first: what `fixed` steps carry
-    python benches/load/run.py policies WORK --steps 20     # every policy at 1 and 2 times that, then tables and a plot
+    python benches/load/run.py policies WORK --steps 20     # every policy at 1 to 2 times that, then tables and a plot
     python benches/load/run.py tables WORK --steps 20       # of the policies that were run so far
     python benches/load/run.py overload WORK --steps 20     # ten times that for a minute
     python benches/load/run.py overhead WORK --steps 20     # what the server takes beside the worker
 
---steps is N*, the fewest steps that keep 99 % of the 50-step fidelity. Drawing the trace needs numpy,
+--steps is N*, the fewest steps that keep 99 % of the 50-step quality. Drawing the trace needs numpy,
 as benches/trace/draw.py does, and the plot matplotlib; the rest is the standard library. docs/load.md says what the runs are.
 """
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = "/v1/images/generations"
 # 1.3: more than N* steps allow, and less than the floor does, where a plan policy has a choice.
 LOADS = [(1, "poisson"), (1, "bursty"), (1.3, "poisson"), (2, "poisson"), (2, "bursty")]
-# As loaded as an idle server: what a policy's pictures are worth when nothing presses.
+# What a policy's pictures are worth when little presses: the full plan would take most of the machine even here.
 UNLOADED = (0.1, "poisson")
 CONCURRENCY = (1, 2, 4, 8, 16)
 # The first one with which runs of 45 s and of 60 s offer what was asked for, bursts included, to within 5 %.
@@ -72,12 +72,15 @@ def wanted(steps):
         yield *UNLOADED, setting
 
 
-def pairs():
+def pairs(steps):
     for load, arrivals in LOADS:
         for ours, theirs in (
             ("adaptive", "per-model"),
             ("adaptive-cache", "per-model-cache"),
             ("adaptive", "adaptive-no-replan"),
+            ("adaptive", f"fixed-{steps}"),
+            ("adaptive-cache", "adaptive"),
+            ("per-model-cache", "per-model"),
         ):
             yield name(load, arrivals, ours), name(load, arrivals, theirs)
 
@@ -255,7 +258,7 @@ def compare(work):
     if not runs:
         raise SystemExit("there are no runs yet: run `policies` first")
     print(f"Capacity: {work.capacity():.3f} pictures per second at {work.arguments.steps} steps.\n")
-    print(tables.overview(runs) + "\n\n" + tables.comparison(runs, pairs()))
+    print(tables.overview(runs) + "\n\n" + tables.comparison(runs, pairs(work.arguments.steps)))
     quality = tables.measured(runs.values())
     for setting, (load, arrivals) in itertools.product(("adaptive", "adaptive-cache"), LOADS):
         run, idle = runs.get(name(load, arrivals, setting)), runs.get(name(*UNLOADED, setting))
@@ -291,10 +294,13 @@ def overload(work):
     told = [row for row in refused if row["returned"] is not None]
     print(tables.overview({"overload": report}))
     print(f"\nResident memory: {memory[0][1] / 1e6:.1f} MB before, at most {max(first) / 1e6:.1f} MB in the first half ", end="")
-    print(f"of the load and {max(second) / 1e6:.1f} MB in the second, {memory[-1][1] / 1e6:.1f} MB after.")
+    print(f"of the load and {max(second) / 1e6:.1f} MB in the second; {memory[-1][1] / 1e6:.1f} MB after the last answer, ", end="")
+    print(f"{memory[-1][0]:.0f} s in, and never more than {max(rss for _, rss in memory) / 1e6:.1f} MB.")
     print(f"Of the completed requests {summary['good'] / max(1, summary['completed']):.4f} within their objective.")
     print(f"Refused at first: {len(refused)}; told when to come back: {len(told)}; ", end="")
-    print(f"of these admitted then: {summary['returned']['admitted']}.")
+    print(f"of these admitted then: {summary['returned']['admitted']:.4f}. ", end="")
+    waits = [row["returned"] - row["at"] for row in told]
+    print(f"They came back after {tables.quantile(waits, 0.5):.0f} s in the median and {max(waits, default=0):.0f} s at most.")
 
 
 def overhead(work):
