@@ -175,7 +175,7 @@ fn a_job_knows_its_place_and_cancelling_gives_it_up() {
     assert_eq!(once(&server, &painting, "painting")["position"], Value::Null);
     let second = create(&server, &body(999, 2));
     let mut patient = body(998, 1);
-    patient["pentimento"] = json!({"max_latency_ms": 3_600_000}); // the least urgent of all
+    patient["pentimento"] = json!({"max_latency_ms": 86_400_000}); // the least urgent of all
     let third = create(&server, &patient);
     let job = server.get(&third).json();
     assert_eq!(job["status"], "queued", "{job}");

@@ -168,7 +168,8 @@ fn another_is_served_soon(server: &Server, ten: (&str, Value), one: (&str, Value
 #[test]
 fn clients_are_served_in_turn() {
     let folder = Folder::new("turns");
-    let ten = json!({"prompt": "a boat", "n": 10, "num_inference_steps": 4});
+    // Long enough that few end between a count and a question.
+    let ten = json!({"prompt": "a boat", "n": 10, "num_inference_steps": 40});
     let one = json!({"prompt": "a house", "num_inference_steps": 4});
     // In batches of one picture: those of a batch end together.
     let server = Server::ready(&["--api-keys-file", &with_keys(&folder), "--max-batch-rows", "2"]);

@@ -58,7 +58,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts on free ports, with an empty cache.
+    /// Starts on free ports, with an empty cache, and with time enough for every picture: what else the machine does is
+    /// no reason for a shorter plan.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_in(&[], arguments)
     }
@@ -70,6 +71,7 @@ impl Server {
             .env("PENTIMENTO_LISTEN", "127.0.0.1:0")
             .env("PENTIMENTO_ADMIN_LISTEN", "127.0.0.1:0")
             .env("PENTIMENTO_CACHE_DIR", cache.path())
+            .env("PENTIMENTO_LATENCY_OBJECTIVE_MS", "60000")
             .envs(environment.iter().copied())
             .args(["serve", "--log", "warn"])
             .args(arguments)
@@ -92,7 +94,12 @@ impl Server {
 
     /// Starts, and waits until it is ready.
     pub fn ready(arguments: &[&str]) -> Self {
-        let server = Self::start(arguments);
+        Self::ready_in(&[], arguments)
+    }
+
+    /// The same with more environment.
+    pub fn ready_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let server = Self::start_in(environment, arguments);
         until("the server is ready", || server.get("/readyz").status == 200);
         server
     }
