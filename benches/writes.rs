@@ -93,7 +93,8 @@ fn step_time(model: &Pipeline, job: &Arc<Job>, reuse: &Reuse) -> anyhow::Result<
         painting.step()?;
     }
     let mut time = started.elapsed();
-    let (_, keeping) = painting.finish()?;
+    let picture = painting.picture()?;
+    let (_, keeping) = painting.finish(&picture)?;
     let started = Instant::now();
     if let Some(keeping) = keeping {
         keeping.into_cache(reuse.cache());

@@ -74,7 +74,8 @@ fn progress_is_kept_through_changes_of_plans() {
     let all = painting.steps();
     assert_eq!(rest(&mut painting), all - 6);
     assert_eq!((painting.progress().done, painting.progress().taken), (1.0, all));
-    let (painted, kept) = painting.finish().unwrap();
+    let picture = painting.picture().unwrap();
+    let (painted, kept) = painting.finish(&picture).unwrap();
     assert_eq!((painted.steps, painted.skipped_steps), (all, 0));
     assert!(painted.file.starts_with(b"\x89PNG") && kept.is_none());
 }

@@ -20,6 +20,7 @@ pub mod index;
 mod ledger;
 mod picture;
 mod policy;
+mod recent;
 mod shared;
 mod stats;
 pub mod store;
@@ -38,5 +39,6 @@ pub use policy::{
     Neighbour, Nirvana, NirvanaConfig, NoStates, PolicyConfig, PolicyError, Query, Resume, ReusePolicy,
     SAME_PROMPT, Semantic, SemanticConfig, Threshold,
 };
+pub use recent::Recent;
 pub use stats::Stats;
 pub use store::{State, StateError, StateStore};

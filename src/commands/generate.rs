@@ -217,7 +217,8 @@ fn paint(
     if let Some(path) = &arguments.latents_out {
         latents::write(path, &painting.trajectory().snapshot()?)?;
     }
-    let (painted, keeping) = painting.finish()?;
+    let picture = painting.picture()?;
+    let (painted, keeping) = painting.finish(&picture)?;
     bar.finish_and_clear();
     let path = match &arguments.output {
         Some(output) if pictures > 1 => numbered(output, job.index + 1),

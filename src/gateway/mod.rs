@@ -174,7 +174,9 @@ impl Gateway {
         jobs: &[queue::Job],
         insists: bool,
     ) -> Result<(), Rejection> {
-        let waiting = self.queue.waiting(|job, deadline| self.planner.waiting(job, deadline));
+        let waiting = self.queue.waiting(|job, deadline| {
+            (job.takes_no_step(), self.planner.waiting(job, deadline))
+        });
         match self.planner.admit(key(request, jobs), jobs, waiting, insists) {
             Verdict::Admit => Ok(()),
             Verdict::Later(retry_after) => {

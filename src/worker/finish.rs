@@ -4,6 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use pentimento_pipelines::Picture;
+
 use super::painting::{PaintError, Painting};
 use super::report::{cancelled, fail, span};
 use super::stored::{Keeping, Stored};
@@ -40,8 +42,11 @@ impl Finisher {
         painting.timings.wait = since.elapsed().saturating_sub(load + encode + denoise + decode);
         let skipped = painting.progress().skipped;
         let finishing = Instant::now();
-        let finished: Result<Result<_, PaintError>, _> = catch_unwind(AssertUnwindSafe(|| painting.finish()));
-        let (mut painted, keeping) = match finished {
+        let finished = catch_unwind(AssertUnwindSafe(|| {
+            let (picture, decoded) = self.picture(&mut painting)?;
+            Ok::<_, PaintError>((painting.finish(&picture)?, decoded))
+        }));
+        let ((mut painted, keeping), decoded) = match finished {
             Ok(Ok(finished)) => finished,
             Ok(Err(error)) => return fail(lease, &error.to_string()),
             Err(_) => return fail(lease, "the engine panicked"),
@@ -52,8 +57,10 @@ impl Finisher {
             true => None, // a stored picture: nothing of the plan was painted
             false => self.planner.expected_quality(&job.model, steps, skipped),
         };
-        let encode = Some(encode).filter(|_| !job.takes_no_step());
-        self.planner.finished(&job.model, job.size, encode, took);
+        if decoded {
+            let encode = Some(encode).filter(|_| !job.takes_no_step());
+            self.planner.finished(&job.model, job.size, encode, took);
+        }
         telemetry::picture(&job.model, lease.waited(), since.elapsed(), painted.steps);
         telemetry::reused(painted.reused.as_ref(), painted.skipped_steps, painted.steps);
         tracing::info!(waited = ?lease.waited(), painted = ?since.elapsed(), steps = painted.steps, skipped_steps = painted.skipped_steps, "painted");
@@ -61,6 +68,20 @@ impl Finisher {
         if let (Some(keeping), Some(stored)) = (keeping, &self.stored) {
             keep(keeping, stored);
         }
+    }
+
+    /// The finished picture, and whether it had to be decoded: a stored one may have been lately.
+    fn picture(&self, painting: &mut Painting) -> Result<(Arc<Picture>, bool), PaintError> {
+        let entry = painting.stored().cloned();
+        let known = self.stored.as_ref().zip(entry).map(|(stored, entry)| (&stored.decoded, entry));
+        if let Some(picture) = known.as_ref().and_then(|(decoded, entry)| decoded.get(entry)) {
+            return Ok((picture, false));
+        }
+        let picture = Arc::new(painting.picture()?);
+        if let Some((decoded, entry)) = known {
+            decoded.put(entry, Arc::clone(&picture));
+        }
+        Ok((picture, true))
     }
 }
 

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pentimento_cache::EntryId;
 use pentimento_pipelines::{
-    Conditioning, DenoisingState, EncodedPrompt, Pipeline, ResumeSteering, Steering, StepPlan, Trajectory,
+    Conditioning, DenoisingState, EncodedPrompt, Picture, Pipeline, ResumeSteering, Steering, StepPlan,
+    Trajectory,
 };
 
 use super::encode::{EncodeError, encode};
@@ -215,7 +217,8 @@ impl Painting {
             return Ok(None);
         }
         self.previews.remove(0);
-        Ok(Some((index, self.decode()?)))
+        let picture = self.picture()?;
+        Ok(Some((index, self.file(&picture)?)))
     }
 
     /// Steps of the whole plan that it goes on with.
@@ -238,20 +241,35 @@ impl Painting {
         &self.trajectory
     }
 
-    /// Decodes the latent and encodes the file; beside it, what the cache keeps.
+    /// The stored picture that it is, where nothing is painted.
+    pub fn stored(&self) -> Option<&EntryId> {
+        self.reused.as_ref().filter(|reused| reused.hit != Hit::State).map(|reused| &reused.source)
+    }
+
+    /// Decodes the latent.
     ///
     /// # Errors
-    /// The engine's, or the encoder's.
-    pub fn finish(mut self) -> Result<(Painted, Option<Keeping>), PaintError> {
-        let file = self.decode()?;
+    /// The engine's.
+    pub fn picture(&mut self) -> Result<Picture, PaintError> {
+        let started = Instant::now();
+        let picture = self.model.finish(&self.trajectory)?;
+        self.timings.decode += started.elapsed();
+        Ok(picture)
+    }
+
+    /// The answer, with the file of its finished `picture`; beside it, what the cache keeps.
+    ///
+    /// # Errors
+    /// The encoder's.
+    pub fn finish(mut self, picture: &Picture) -> Result<(Painted, Option<Keeping>), PaintError> {
+        let file = self.file(picture)?;
         let Self { timings, reused, skipped_steps, steps, keeping, .. } = self;
         Ok((Painted { file, timings, reused, skipped_steps, steps, expected_quality: None }, keeping))
     }
 
-    fn decode(&mut self) -> Result<Vec<u8>, PaintError> {
+    fn file(&mut self, picture: &Picture) -> Result<Vec<u8>, PaintError> {
         let started = Instant::now();
-        let picture = self.model.finish(&self.trajectory)?;
-        let file = encode(&picture, &self.job, self.steps, self.reused.as_ref(), self.skipped_steps)?;
+        let file = encode(picture, &self.job, self.steps, self.reused.as_ref(), self.skipped_steps)?;
         self.timings.decode += started.elapsed();
         Ok(file)
     }

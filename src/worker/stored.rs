@@ -5,8 +5,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pentimento_cache::{Cache, CacheError, FINISHED, State};
-use pentimento_pipelines::{DenoisingState, Pipeline};
+use pentimento_cache::{Cache, CacheError, EntryId, FINISHED, Recent, State};
+use pentimento_pipelines::{DenoisingState, Picture, Pipeline};
 use tokio::runtime::Handle;
 use tracing::Instrument;
 
@@ -15,11 +15,16 @@ use crate::telemetry;
 
 /// For how long a store that let a picture wait in vain is not asked again.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Bytes of stored pictures that are held decoded.
+const DECODED_BYTES: usize = 64 << 20;
 
 /// The cache, and how long a picture waits for it.
 pub struct Stored {
     /// The cache.
     pub cache: Cache,
+    /// Stored pictures that were wanted last: decoding takes most of the time of a picture that takes no step. What is
+    /// here is not served without its latent: nobody sees what was removed from the cache.
+    pub decoded: Recent<EntryId, Picture>,
     runtime: Handle,
     patience: Duration,
     /// When the store last let a picture wait in vain.
@@ -43,7 +48,8 @@ pub enum StateError {
 impl Stored {
     /// A cache that `runtime` reads from. A state that takes longer than `patience` is not waited for.
     pub fn new(cache: Cache, runtime: Handle, patience: Duration) -> Self {
-        Self { cache, runtime, patience, too_slow: Mutex::new(None) }
+        let decoded = Recent::new(DECODED_BYTES, |picture: &Picture| picture.rgb.len() + size_of::<Picture>());
+        Self { cache, decoded, runtime, patience, too_slow: Mutex::new(None) }
     }
 
     /// Asks for the state of a job whose turn has come. Mostly it is in memory already: it was asked for when the job

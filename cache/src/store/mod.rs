@@ -1,7 +1,6 @@
 //! The store: states as files in a directory or an object store, and the ones used last in memory.
 
 pub mod format;
-mod memory;
 mod owner;
 #[cfg(test)]
 mod tests;
@@ -15,17 +14,18 @@ use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 
 pub use format::{State, StateError};
-use memory::Memory;
 pub(crate) use owner::Claim;
 
 use crate::entry::{Entry, EntryId};
+use crate::recent::Recent;
 
 /// Where states lie. Every operation ends within the time limit, whatever the store does.
 pub struct StateStore {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
     time_limit: Duration,
-    memory: Memory,
+    /// The states used last, by entry and the bits of a timestep.
+    memory: Recent<(EntryId, u64), State>,
 }
 
 impl StateStore {
@@ -36,7 +36,7 @@ impl StateStore {
         memory_bytes: usize,
         time_limit: Duration,
     ) -> Self {
-        Self { objects, prefix, time_limit, memory: Memory::new(memory_bytes) }
+        Self { objects, prefix, time_limit, memory: Recent::new(memory_bytes, State::bytes) }
     }
 
     fn directory(&self, id: &EntryId) -> Path {
@@ -68,7 +68,7 @@ impl StateStore {
             return Ok(state);
         }
         let state = Arc::new(self.read_past_memory(entry, timestep).await?);
-        self.memory.put(&entry.id, Arc::clone(&state));
+        self.memory.put(key(&entry.id, timestep), Arc::clone(&state));
         Ok(state)
     }
 
@@ -95,17 +95,17 @@ impl StateStore {
 
     /// The state if it is in memory; waits for nothing.
     pub fn cached(&self, id: &EntryId, timestep: f64) -> Option<Arc<State>> {
-        self.memory.get(id, timestep)
+        self.memory.get(&key(id, timestep))
     }
 
     /// Forgets what memory holds of an entry's states.
     pub fn forget(&self, entry: &Entry) {
-        self.memory.remove_all(entry);
+        entry.states.iter().for_each(|kept| self.forget_state(&entry.id, kept.timestep));
     }
 
     /// Forgets what memory holds of a state.
     pub fn forget_state(&self, id: &EntryId, timestep: f64) {
-        self.memory.remove(id, timestep);
+        self.memory.remove(&key(id, timestep));
     }
 
     /// Removes a state; that it is gone already is fine.
@@ -113,7 +113,7 @@ impl StateStore {
     /// # Errors
     /// The store fails.
     pub async fn remove(&self, id: &EntryId, timestep: f64) -> Result<(), StateError> {
-        self.memory.remove(id, timestep);
+        self.forget_state(id, timestep);
         match self.within(self.objects.delete(&self.path(id, timestep))).await {
             Err(StateError::Missing) => Ok(()),
             done => done,
@@ -179,4 +179,9 @@ impl StateStore {
             Ok(Ok(done)) => Ok(done),
         }
     }
+}
+
+/// A state's place in memory.
+fn key(id: &EntryId, timestep: f64) -> (EntryId, u64) {
+    (id.clone(), timestep.to_bits())
 }
