@@ -263,6 +263,23 @@ fn a_number_of_steps_is_not_changed_by_load_and_no_load_makes_an_impossible_time
 }
 
 #[test]
+fn a_stored_picture_waits_for_none_that_is_painted() {
+    let (_machine, server) = loaded(&["--max-batch-rows", "2", "--reuse-policy", "exact"]);
+    let stored = json!({"prompt": "a boat", "seed": 1, "num_inference_steps": 25});
+    common::painted(&server, &stored);
+    let before = server.metric("pentimento_steps_total");
+    let _painted = server.open(&uncached(json!({"prompt": "a house", "n": 10, "num_inference_steps": 1000,
+        "pentimento": {"max_latency_ms": 3_600_000}})));
+    until("the others are painted", || server.metric("pentimento_steps_total") > before + 2.0);
+    let shown: Vec<Answer> = (0..3).map(|_| server.post(&stored)).collect();
+    assert_eq!(server.metric("pentimento_pictures_total"), 4.0, "no other is finished");
+    assert_eq!(server.metric("pentimento_queue_length"), 9.0, "they still wait");
+    assert!(shown.iter().all(|answer| common::outcome(answer) == "exact"));
+    let file = |answer: &Answer| answer.json()["data"][0]["b64_json"].clone();
+    assert!(shown.iter().all(|answer| file(answer) == file(&shown[0])), "decoded or held decoded");
+}
+
+#[test]
 fn whoever_reads_slowly_or_not_at_all_holds_nobody_up() {
     let (_machine, mut server) = loaded(&["--reuse-policy", "exact", "--write-timeout-seconds", "2"]);
     let kept = json!({"prompt": "a boat", "seed": 1, "n": 10, "num_inference_steps": 25, "stream": true});

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::plan::{Planner, Verdict};
-use crate::queue::{self, Busy, JobQueue, LocalQueue, Subscription};
+use crate::queue::{self, Busy, JobQueue, Line, LocalQueue, Subscription};
 
 use crate::telemetry;
 
@@ -174,9 +174,9 @@ impl Gateway {
         jobs: &[queue::Job],
         insists: bool,
     ) -> Result<(), Rejection> {
-        let waiting = self.queue.waiting(|job, deadline| {
-            (job.takes_no_step(), self.planner.waiting(job, deadline))
-        });
+        // What is painted and what is shown do not wait for each other.
+        let line = Line::of(jobs);
+        let waiting = self.queue.waiting(line, |job, deadline| self.planner.waiting(job, deadline));
         match self.planner.admit(key(request, jobs), jobs, waiting, insists) {
             Verdict::Admit => Ok(()),
             Verdict::Later(retry_after) => {

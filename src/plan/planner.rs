@@ -12,7 +12,7 @@ use super::{
     Admission, Arrivals, Asked, Callers, Ewma, Expected, Frontier, Load, Offer, PlanPolicy, PlanPolicyConfig,
     PlanPolicyError, Plans, Progress, Speeds, Terms, TermsError, Verdict, Work,
 };
-use crate::queue::Job;
+use crate::queue::{Job, Line};
 use crate::telemetry;
 
 /// Seconds of everything while nothing is known: the worker has not finished its profile.
@@ -260,9 +260,10 @@ impl Planner {
         let (cost, latency, overhead, aside) = speed.map_or((UNKNOWN, UNKNOWN, 0.0, 0.0), |speed| {
             let full = speed.full_batch(self.max_rows);
             let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
-            let before = if planned.is_some() { 0.0 } else { speed.encode() };
+            let shown = job.line() == Line::Show;
+            let before = if planned.is_some() || shown { 0.0 } else { speed.encode() };
             let both = before + speed.decode();
-            let (here, aside) = if state.works_aside { (0.0, both) } else { (both, 0.0) };
+            let (here, aside) = if state.works_aside || shown { (0.0, both) } else { (both, 0.0) };
             let previews = job.previews.len() as f64 * (1.0 - done).clamp(0.0, 1.0) * speed.decode();
             (speed.per_row(self.max_rows) * rows as f64, speed.seconds(riding), here + previews, aside)
         });
@@ -290,19 +291,23 @@ impl Planner {
         self.state.lock().flying = flying.collect();
     }
 
-    /// Whether a request's jobs can be painted in time with all that waits; `key` knows the client and his request
+    /// Whether a request's jobs can be painted, or shown, in time with all that is `waiting` in their line; `key` knows the client and his request
     /// again. Only who `insists` on the time that he named hears [`Verdict::Never`]: a tier's objective is none of the
     /// client's doing, and a late picture is better than none.
     pub fn admit(&self, key: u64, jobs: &[Job], mut waiting: Vec<Work>, insists: bool) -> Verdict {
-        let Some(job) = jobs.first() else { return Verdict::Admit };
+        let line = Line::of(jobs);
+        let asked: Vec<&Job> = jobs.iter().filter(|job| job.line() == line).collect();
+        let Some(job) = asked.first() else { return Verdict::Admit };
         let (now, budget) = (Instant::now(), job.budget());
-        let count = jobs.len() as f64;
-        let skipped = jobs.iter().map(spared).sum::<f64>() / count;
+        let count = asked.len() as f64;
+        let skipped = asked.iter().map(|job| spared(job)).sum::<f64>() / count;
         let one = self.from_noise(job, now + budget);
         // All of a request are one work: they are admitted together.
         let mut new = Work {
             cost: one.cost * count,
             overhead: one.overhead * count,
+            // What is painted is finished while others are; what is shown, one after the other.
+            aside: if line == Line::Show { one.aside * count } else { one.aside },
             slack: budget.as_secs_f64(),
             ..one.clone().sparing(skipped)
         };
@@ -313,7 +318,9 @@ impl Planner {
         let Some(alone) = state.speeds.of(&job.model, job.size).map(|speed| speed.alone()) else {
             return Verdict::Admit; // nothing is known that could refuse it
         };
-        waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
+        if line == Line::Paint {
+            waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
+        }
         for work in waiting.iter_mut().chain([&mut new]) {
             work.floor = policy.least(work);
         }
@@ -331,9 +338,8 @@ impl Planner {
             verdict = state.admission.ask(since, key, &new, &waiting);
         }
         // What no machine could do is no load, and neither is what is painted already.
-        let painted = jobs.iter().filter(|job| !job.takes_no_step()).count();
-        if verdict != Verdict::Never && painted > 0 {
-            state.arrivals.arrive(since, painted);
+        if verdict != Verdict::Never && line == Line::Paint {
+            state.arrivals.arrive(since, asked.len());
             state.expect(one, skipped, budget);
         }
         verdict

@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use pentimento_cache::{EntryId, FINISHED};
 use pentimento_pipelines::{NoiseSource, Size};
 use proptest::prelude::*;
 
 use super::event::MOST_LISTENERS;
 use super::{
-    Busy, Encoding, Event, Failure, Format, Job, JobLease, JobQueue, JobSubscription, Painted, Pulled,
-    QueueLimits, Start, Timings,
+    Busy, Encoding, Event, Failure, Format, Hit, Job, JobLease, JobQueue, JobSubscription, Line, Painted,
+    Pulled, QueueLimits, Reused, Start, Timings,
 };
 use crate::plan::{Terms, Tier};
 
@@ -26,6 +27,8 @@ macro_rules! suite {
             a_flood_of_one_clients_pictures_delays_anothers_by_one_at_most,
             who_does_not_listen_holds_no_worker_up,
             whoever_waits_for_work_is_woken,
+            what_is_only_shown_waits_for_no_step,
+            what_cannot_be_shown_is_painted,
             what_is_accepted_is_never_lost,
         );
     };
@@ -66,13 +69,30 @@ fn job(client: &str, index: usize) -> Job {
     }
 }
 
+/// A stored picture.
+fn stored(client: &str, index: usize) -> Job {
+    let exact = Reused {
+        hit: Hit::Exact,
+        source: EntryId::new(1),
+        timestep: FINISHED,
+        similarity: 1.0,
+        source_prompt: None,
+        varied: false,
+    };
+    Job { start: Start::StateOrNoise(exact), ..job(client, index) }
+}
+
 fn terms(seconds: u64) -> Terms {
     Terms { tier: Tier::Auto, floor: 1, best: 1, objective: Duration::from_secs(seconds) }
 }
 
 fn pull<Q: JobQueue>(queue: &Q) -> Option<Q::Lease> {
-    let patience = if queue.is_empty() { Duration::ZERO } else { PATIENCE };
-    match queue.pull(Some(patience)) {
+    pull_from(queue, Line::Paint)
+}
+
+fn pull_from<Q: JobQueue>(queue: &Q, line: Line) -> Option<Q::Lease> {
+    let nothing_waits = queue.waiting(line, |_, _| ()).is_empty();
+    match queue.pull(line, Some(if nothing_waits { Duration::ZERO } else { PATIENCE })) {
         Pulled::Lease(lease) => Some(lease),
         Pulled::Nothing | Pulled::Closed => None,
     }
@@ -115,7 +135,7 @@ pub(super) fn a_request_is_accepted_whole_or_not_at_all<Q: JobQueue>(make: impl 
     let clients: Vec<_> =
         std::iter::from_fn(|| pull(&queue)).map(|lease| lease.job().client.clone()).collect();
     assert_eq!(clients, ["a", "b", "a", "a"], "what was accepted is handed out, in turn");
-    assert!(matches!(queue.pull(None), Pulled::Closed));
+    assert!(matches!(queue.pull(Line::Paint, None), Pulled::Closed));
 }
 
 pub(super) fn a_dropped_subscription_cancels_waiting_and_leased_jobs<Q: JobQueue>(
@@ -202,7 +222,7 @@ pub(super) fn within_a_client_the_most_urgent_goes_first_and_everybody_knows_his
     let Pulled::Lease(other) = queue.pull_if(|_, due| due > than) else { panic!("all are less urgent") };
     assert_eq!(other.job().client, "b", "in turn all the same");
     assert_eq!(pull(&queue).unwrap().job().client, "a");
-    assert_eq!(queue.waiting(|job, _| job.index), [0usize; 0]);
+    assert_eq!(queue.waiting(Line::Paint, |job, _| job.index), [0usize; 0]);
 }
 
 pub(super) fn a_flood_of_one_clients_pictures_delays_anothers_by_one_at_most<Q: JobQueue>(
@@ -246,7 +266,7 @@ pub(super) fn whoever_waits_for_work_is_woken<Q: JobQueue>(make: impl Fn(QueueLi
     let worker = queue.clone();
     let (tell, told) = std::sync::mpsc::channel();
     let worker = std::thread::spawn(move || {
-        while let Pulled::Lease(lease) = worker.pull(None) {
+        while let Pulled::Lease(lease) = worker.pull(Line::Paint, None) {
             tell.send(lease.job().client.clone()).unwrap();
         }
     });
@@ -257,11 +277,55 @@ pub(super) fn whoever_waits_for_work_is_woken<Q: JobQueue>(make: impl Fn(QueueLi
     eventually("the worker ends", || worker.is_finished());
 }
 
+pub(super) fn what_is_only_shown_waits_for_no_step<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let queue = few(make);
+    let painted_first = queue.submit(jobs("a", 2)).unwrap();
+    let shown = queue.submit(vec![stored("a", 2)]).unwrap();
+    assert!(queue.has_room("a", 1).is_err(), "they share the room");
+    assert_eq!([painted_first[1].ahead(), shown[0].ahead()], [Some(1), Some(0)]);
+    assert_eq!(queue.waiting(Line::Show, |job, _| job.index), [2]);
+    assert_eq!(queue.waiting(Line::Paint, |job, _| job.index), [0, 1]);
+    assert_eq!(pull_from(&queue, Line::Show).unwrap().job().index, 2);
+    assert_eq!((queue.len(), shown[0].ahead()), (2, None));
+    assert!(matches!(queue.pull(Line::Show, Some(Duration::ZERO)), Pulled::Nothing));
+    assert_eq!(pull(&queue).unwrap().job().index, 0);
+}
+
+pub(super) fn what_cannot_be_shown_is_painted<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
+    let queue = few(&make);
+    let mut asked = queue.submit(vec![stored("a", 0), stored("a", 1)]).unwrap();
+    queue.close();
+    let [first, second] = [(); 2].map(|()| pull_from(&queue, Line::Show).unwrap());
+    assert!(matches!(queue.pull(Line::Show, None), Pulled::Closed));
+    assert!(matches!(queue.pull(Line::Paint, Some(Duration::ZERO)), Pulled::Nothing), "one may come");
+    let painter = queue.clone();
+    let painter = std::thread::spawn(move || {
+        let Pulled::Lease(lease) = painter.pull(Line::Paint, None) else { panic!("closed too early") };
+        assert_eq!((lease.job().index, &lease.job().start), (0, &Start::Noise));
+        lease.complete(painted("a0"));
+        assert!(matches!(painter.pull(Line::Paint, None), Pulled::Closed));
+    });
+    first.paint_instead();
+    assert_eq!(hear(&mut asked[0]), Event::Done(painted("a0")));
+    second.complete(painted("a1"));
+    painter.join().unwrap();
+    assert_eq!(hear(&mut asked[1]), Event::Done(painted("a1")));
+
+    let queue = few(make);
+    let mut asked = queue.submit(vec![stored("a", 0)]).unwrap();
+    let lease = pull_from(&queue, Line::Show).unwrap();
+    queue.stop();
+    lease.paint_instead();
+    assert_eq!(hear(&mut asked[0]), Event::Failed(Failure::Stopped));
+    assert!(matches!(queue.pull(Line::Paint, None), Pulled::Closed));
+}
+
 /// What may happen to a queue.
 #[derive(Debug, Clone)]
 enum Act {
     Submit { client: usize, pictures: Vec<usize> },
-    Pull,
+    Pull(Line),
+    PaintInstead(usize),
     Complete(usize),
     Fail(usize),
     DropLease(usize),
@@ -274,7 +338,8 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         6 => (0..3usize, prop::collection::vec(0..6usize, 1..4))
             .prop_map(|(client, pictures)| Act::Submit { client, pictures }),
-        6 => Just(Act::Pull),
+        6 => prop_oneof![Just(Line::Paint), Just(Line::Show)].prop_map(Act::Pull),
+        1 => any::<usize>().prop_map(Act::PaintInstead),
         3 => any::<usize>().prop_map(Act::Complete),
         1 => any::<usize>().prop_map(Act::Fail),
         1 => any::<usize>().prop_map(Act::DropLease),
@@ -303,14 +368,22 @@ pub(super) fn what_is_accepted_is_never_lost<Q: JobQueue>(make: impl Fn(QueueLim
             match act {
                 Act::Submit { client, pictures } => {
                     let client = ["a", "b", "c"][client];
-                    let jobs: Vec<_> = pictures.iter().map(|&index| job(client, index)).collect();
+                    let jobs: Vec<_> = pictures
+                        .iter()
+                        .map(|&index| if index % 2 == 0 { job(client, index) } else { stored(client, index) })
+                        .collect();
                     let names: Vec<_> = jobs.iter().map(name).collect();
                     if let Ok(accepted) = queue.submit(jobs) {
                         prop_assert_eq!(accepted.len(), names.len());
                         subscriptions.extend(names.into_iter().zip(accepted));
                     }
                 }
-                Act::Pull => leases.extend(pull(&queue)),
+                Act::Pull(line) => leases.extend(pull_from(&queue, line)),
+                Act::PaintInstead(at) => {
+                    if let Some(lease) = take(&mut leases, at) {
+                        lease.paint_instead();
+                    }
+                }
                 Act::Complete(at) => {
                     if let Some(lease) = take(&mut leases, at) {
                         let file = name(lease.job());
@@ -333,7 +406,9 @@ pub(super) fn what_is_accepted_is_never_lost<Q: JobQueue>(make: impl Fn(QueueLim
             }
         }
         queue.close();
-        leases.extend(std::iter::from_fn(|| pull(&queue)));
+        for line in [Line::Show, Line::Paint] {
+            leases.extend(std::iter::from_fn(|| pull_from(&queue, line)));
+        }
         for lease in leases {
             let file = name(lease.job());
             lease.complete(painted(&file));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Job;
 use super::event::{Event, Failure, Painted};
+use super::{Job, Line};
 
 /// How much may wait.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +47,9 @@ pub enum Pulled<L> {
 
 /// Between the gateway, which submits jobs, and the worker, which pulls them; clones are the same queue.
 ///
-/// - Order: clients are served in turn, a picture each; within a client the earliest deadline goes first, of equal
-///   ones who came first. A job's deadline is its `budget()` after it was submitted.
+/// - Order: what is to be painted and what is only to be shown wait in a line each, for workers of their own. In a line
+///   clients are served in turn, a picture each; within a client the earliest deadline goes first, of equal ones who
+///   came first. A job's deadline is its `budget()` after it was submitted.
 /// - An accepted job is handed out once, unless nobody wants it any more or the queue is stopped. Every subscription
 ///   hears exactly one end.
 /// - What one client asks for several times is painted once, as long as the first painting is not over. What others
@@ -75,14 +76,16 @@ pub trait JobQueue: Clone + Send + Sync + 'static {
     /// [`Busy`] where there is no room, or no time.
     fn submit(&self, jobs: Vec<Job>) -> Result<Vec<Self::Subscription>, Busy>;
 
-    /// The next job, waited for so long; `None` waits until there is one, or the queue is closed and empty.
-    fn pull(&self, patience: Option<Duration>) -> Pulled<Self::Lease>;
+    /// The next job of a line, waited for so long; `None` waits until there is one, or the queue is closed and the line
+    /// stays empty: that of what is to be painted only does once nothing is shown any more.
+    fn pull(&self, line: Line, patience: Option<Duration>) -> Pulled<Self::Lease>;
 
-    /// The job whose turn is next, if it is wanted, of which the deadline is told, too; nothing is waited for.
+    /// The job to be painted whose turn is next, if it is wanted, of which the deadline is told, too; nothing is waited
+    /// for.
     fn pull_if(&self, wanted: impl FnOnce(&Job, Instant) -> bool) -> Pulled<Self::Lease>;
 
-    /// What waits, as `see` sees it with its deadline. It must be quick: the queue may stand still meanwhile.
-    fn waiting<T>(&self, see: impl FnMut(&Job, Instant) -> T) -> Vec<T>;
+    /// What waits in a line, as `see` sees it with its deadline. It must be quick: the queue may stand still meanwhile.
+    fn waiting<T>(&self, line: Line, see: impl FnMut(&Job, Instant) -> T) -> Vec<T>;
 
     /// Seconds from one picture's end to the next one's while there is work.
     fn picture_seconds(&self) -> f64;
@@ -111,7 +114,7 @@ pub trait JobSubscription: Send + 'static {
     /// The next event; the last one is [`Event::Done`] or [`Event::Failed`]. After that it is [`Failure::Stopped`].
     fn next(&mut self) -> impl Future<Output = Event> + Send;
 
-    /// How many pictures will be begun before this one; `None` once it is begun, or over.
+    /// How many pictures of its line will be begun before this one; `None` once it is begun, or over.
     fn ahead(&self) -> Option<usize>;
 }
 
@@ -138,4 +141,7 @@ pub trait JobLease: Send + 'static {
 
     /// Says why there is none.
     fn fail(self, failure: Failure);
+
+    /// Gives it back, to be painted from noise: what was stored is not to be had.
+    fn paint_instead(self);
 }

@@ -102,6 +102,22 @@ pub struct Keep {
     pub after_steps: Vec<usize>,
 }
 
+/// What a job waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// Steps.
+    Paint,
+    /// Nothing but its file: it is a stored picture.
+    Show,
+}
+
+impl Line {
+    /// Where those of a request's jobs wait that keep it waiting longest.
+    pub fn of(jobs: &[Job]) -> Self {
+        if jobs.iter().all(|job| job.line() == Self::Show) { Self::Show } else { Self::Paint }
+    }
+}
+
 /// One picture to be painted. Plain data: it means the same in another process, and later.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Job {
@@ -141,9 +157,12 @@ pub struct Job {
 }
 
 impl Job {
-    /// Whether it is a stored picture, which is only decoded.
-    pub fn takes_no_step(&self) -> bool {
-        self.start.reused().is_some_and(|reused| reused.hit != Hit::State)
+    /// What it waits for.
+    pub fn line(&self) -> Line {
+        match self.start.reused() {
+            Some(reused) if reused.hit != Hit::State => Line::Show,
+            _ => Line::Paint,
+        }
     }
 
     /// The time that it has, from when it comes to the queue.

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::Job;
 use super::contract::{Busy, JobLease, JobQueue, JobSubscription, Pulled, QueueLimits};
 use super::event::{Event, Failure, Listeners, Mark, Painted};
-use super::turns::{Parts, Turns};
+use super::lines::{Lines, Waiting};
+use super::turns::Parts;
 use super::urgency::{ByDeadline, Urgent};
+use super::{Job, Line, Start};
 use crate::telemetry;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,21 +22,8 @@ enum Phase {
     Stopped,
 }
 
-struct Waiting {
-    job: Arc<Job>,
-    listeners: Listeners,
-    since: Instant,
-}
-
-impl Urgent for Waiting {
-    fn deadline(&self) -> Instant {
-        self.since + self.job.budget()
-    }
-}
-
 struct State {
-    /// Clients in turn; within a client the most urgent picture first.
-    waiting: Turns<String, ByDeadline<Waiting>>,
+    waiting: Lines,
     /// What is leased.
     flying: Vec<(Arc<Job>, Listeners)>,
     phase: Phase,
@@ -52,12 +40,26 @@ impl State {
         let mut flying = self.flying.iter().map(|(other, listeners)| (&**other, listeners));
         let flying = flying.find(|(other, listeners)| same(other, listeners)).map(|(_, listeners)| listeners);
         let waiting = || {
-            let line = self.waiting.get(&job.client)?;
+            let line = self.waiting.line(job.line()).get(&job.client)?;
             line.iter()
                 .find(|waiting| same(&waiting.job, &waiting.listeners))
                 .map(|waiting| &waiting.listeners)
         };
         flying.or_else(waiting)
+    }
+
+    fn next(&mut self, line: Line) -> Option<Waiting> {
+        let waiting = self.waiting.line_mut(line).next()?;
+        telemetry::queue_length(self.waiting.len());
+        Some(waiting)
+    }
+
+    /// Whether nothing more will come to a line, which is empty.
+    fn is_over(&self, line: Line) -> bool {
+        let shown = || self.flying.iter().any(|(job, _)| job.line() == Line::Show);
+        // What cannot be shown is painted.
+        let may_come = line == Line::Paint && (self.waiting.show.len() > 0 || shown());
+        self.phase != Phase::Open && !may_come
     }
 }
 
@@ -95,7 +97,7 @@ impl LocalQueue {
     /// An empty queue.
     pub fn new(limits: QueueLimits) -> Self {
         let state = State {
-            waiting: Turns::default(),
+            waiting: Lines::default(),
             flying: Vec::new(),
             phase: Phase::Open,
             picture_seconds: 1.0,
@@ -121,7 +123,7 @@ impl LocalQueue {
         let (events, listeners) = Listeners::new(job.previews.len());
         let client = job.client.clone();
         let mark = listeners.mark();
-        state.waiting.entry(client.clone()).push(Waiting { job: Arc::new(job), listeners, since });
+        state.waiting.push(Waiting { job: Arc::new(job), listeners, since });
         subscription(events, client, mark)
     }
 
@@ -130,7 +132,7 @@ impl LocalQueue {
         let Waiting { job, listeners, since } = waiting;
         state.flying.push((job.clone(), listeners.clone()));
         let started = Instant::now();
-        Lease { job, waited: started - since, deadline, listeners, started, queue: self.clone() }
+        Lease { job, since, deadline, listeners, started, queue: self.clone() }
     }
 
     fn forget_unwanted(&self) {
@@ -169,15 +171,14 @@ impl JobQueue for LocalQueue {
         Ok(subscriptions)
     }
 
-    fn pull(&self, patience: Option<Duration>) -> Pulled<Lease> {
+    fn pull(&self, line: Line, patience: Option<Duration>) -> Pulled<Lease> {
         let until = patience.map(|patience| Instant::now() + patience);
         let mut state = self.lock();
         loop {
-            if let Some(waiting) = state.waiting.next() {
-                telemetry::queue_length(state.waiting.len());
+            if let Some(waiting) = state.next(line) {
                 return Pulled::Lease(self.lease(&mut state, waiting));
             }
-            if state.phase != Phase::Open {
+            if state.is_over(line) {
                 return Pulled::Closed;
             }
             let Some(until) = until else {
@@ -195,22 +196,19 @@ impl JobQueue for LocalQueue {
 
     fn pull_if(&self, wanted: impl FnOnce(&Job, Instant) -> bool) -> Pulled<Lease> {
         let mut state = self.lock();
-        if !state.waiting.peek().is_some_and(|next| wanted(&next.job, next.deadline())) {
+        if !state.waiting.paint.peek().is_some_and(|next| wanted(&next.job, next.deadline())) {
             return Pulled::Nothing;
         }
-        match state.waiting.next() {
-            Some(waiting) => {
-                telemetry::queue_length(state.waiting.len());
-                Pulled::Lease(self.lease(&mut state, waiting))
-            }
+        match state.next(Line::Paint) {
+            Some(waiting) => Pulled::Lease(self.lease(&mut state, waiting)),
             None => Pulled::Nothing,
         }
     }
 
-    fn waiting<T>(&self, mut see: impl FnMut(&Job, Instant) -> T) -> Vec<T> {
+    fn waiting<T>(&self, line: Line, mut see: impl FnMut(&Job, Instant) -> T) -> Vec<T> {
         let state = self.lock();
-        let lines = state.waiting.lines().flat_map(ByDeadline::iter);
-        lines.map(|waiting| see(&waiting.job, waiting.deadline())).collect()
+        let waiting = state.waiting.line(line).lines().flat_map(ByDeadline::iter);
+        waiting.map(|waiting| see(&waiting.job, waiting.deadline())).collect()
     }
 
     fn picture_seconds(&self) -> f64 {
@@ -259,9 +257,11 @@ impl JobSubscription for Subscription {
 
     fn ahead(&self) -> Option<usize> {
         let state = self.queue.lock();
-        let mut line = state.waiting.get(&self.client)?.iter();
-        let place = line.position(|waiting| waiting.listeners.are(&self.mark))?;
-        Some(state.waiting.before(&self.client, place))
+        state.waiting.all().into_iter().find_map(|line| {
+            let mut own = line.get(&self.client)?.iter();
+            let place = own.position(|waiting| waiting.listeners.are(&self.mark))?;
+            Some(line.before(&self.client, place))
+        })
     }
 }
 
@@ -277,7 +277,7 @@ impl Drop for Subscription {
 /// A job of a [`LocalQueue`] that is being painted.
 pub struct Lease {
     job: Arc<Job>,
-    waited: Duration,
+    since: Instant,
     deadline: Instant,
     listeners: Listeners,
     started: Instant,
@@ -298,7 +298,7 @@ impl JobLease for Lease {
     }
 
     fn waited(&self) -> Duration {
-        self.waited
+        self.started - self.since
     }
 
     fn deadline(&self) -> Instant {
@@ -328,11 +328,29 @@ impl JobLease for Lease {
     fn fail(self, failure: Failure) {
         self.end(&Event::Failed(failure));
     }
+
+    fn paint_instead(self) {
+        let job = Arc::new(Job { start: Start::Noise, ..(*self.job).clone() });
+        let waiting = Waiting { job, listeners: self.listeners.clone(), since: self.since };
+        let queue = self.queue.clone();
+        let mut state = queue.lock();
+        // Whoever stopped the queue meanwhile forgot what waited.
+        if state.phase != Phase::Stopped {
+            state.waiting.push(waiting);
+        }
+        drop((state, self));
+        queue.0.changed.notify_all();
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.queue.lock().flying.retain(|(job, _)| !Arc::ptr_eq(job, &self.job));
+        let mut state = self.queue.lock();
+        state.flying.retain(|(job, _)| !Arc::ptr_eq(job, &self.job));
+        // Whoever waits for more to paint may hear that nothing will come.
+        if state.phase != Phase::Open {
+            self.queue.0.changed.notify_all();
+        }
     }
 }
 

@@ -76,7 +76,10 @@ impl Aside {
 }
 
 /// A thread whose networks have no other thread to help: all others belong to the steps.
-fn thread(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+pub(super) fn thread(
+    name: &'static str,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| name.to_owned()).build();
     let alone = alone.map_err(std::io::Error::other)?;
     std::thread::Builder::new().name(format!("{name}'s")).spawn(move || alone.install(run))

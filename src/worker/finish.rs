@@ -10,7 +10,7 @@ use super::painting::{PaintError, Painting};
 use super::report::{cancelled, fail, span};
 use super::stored::{Keeping, Stored};
 use crate::plan::{Planner, whole};
-use crate::queue::{JobLease, Lease, Timings};
+use crate::queue::{JobLease, Lease, Line, Timings};
 use crate::telemetry;
 
 /// A picture that has taken its last step.
@@ -58,7 +58,7 @@ impl Finisher {
             false => self.planner.expected_quality(&job.model, steps, skipped),
         };
         if decoded {
-            let encode = Some(encode).filter(|_| !job.takes_no_step());
+            let encode = Some(encode).filter(|_| job.line() == Line::Paint);
             self.planner.finished(&job.model, job.size, encode, took);
         }
         telemetry::picture(&job.model, lease.waited(), since.elapsed(), painted.steps);

@@ -9,6 +9,7 @@ mod painter;
 mod painting;
 mod profile;
 mod report;
+mod show;
 mod stored;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +25,9 @@ pub use stored::{Coming, Keeping, StateError, Stored};
 
 use crate::plan::Planner;
 use crate::queue::{Job, LocalQueue, Start};
+use finish::Finisher;
 use painter::Painter;
+use show::Shower;
 
 /// The painting thread, from outside.
 pub struct Worker {
@@ -34,8 +37,8 @@ pub struct Worker {
     pub done: oneshot::Receiver<()>,
 }
 
-/// Starts the painting thread and, where its steps leave a core free, those that encode prompts and finish pictures
-/// meanwhile. They end when `queue` is closed and empty. Without `stored` every picture starts from noise.
+/// Starts the painting thread, the one that shows stored pictures and, where steps leave a core free, those that encode
+/// prompts and finish pictures meanwhile. They end when `queue` is closed and empty. Without `stored` every picture starts from noise.
 ///
 /// # Errors
 /// Where no thread can be had.
@@ -49,7 +52,9 @@ pub fn spawn(
     let (done_sender, done) = oneshot::channel();
     // Steps have the threads of rayon's pool.
     let free = std::thread::available_parallelism()?.get() > rayon::current_num_threads();
-    let painter = Painter::new(models.clone(), queue, stored, Arc::clone(&planner), free)?;
+    let finisher = Finisher { planner: Arc::clone(&planner), stored: stored.map(Arc::new) };
+    let shower = Shower::start(models.clone(), queue.clone(), finisher.clone())?;
+    let painter = Painter::new(models.clone(), queue, finisher, free)?;
     planner.set_works_aside(free);
     std::thread::Builder::new().name("painter".to_owned()).spawn(move || {
         let warmed = models.iter().try_for_each(|model| profile::profile(model, &planner));
@@ -58,6 +63,9 @@ pub fn spawn(
         let _ = warm_sender.send(warmed);
         if works {
             painter.run();
+            if shower.join().is_err() {
+                tracing::error!("the thread that shows stored pictures panicked");
+            }
         }
         let _ = done_sender.send(());
     })?;

@@ -14,7 +14,7 @@ use super::painting::{Beginning, Painting, Prompts, step_together};
 use super::report::{cancelled, fail, span};
 use super::stored::Stored;
 use crate::plan::{Planner, Work};
-use crate::queue::{Failure, Job, JobLease, JobQueue, Lease, LocalQueue, Pulled, Start};
+use crate::queue::{Failure, Job, JobLease, JobQueue, Lease, Line, LocalQueue, Pulled, Start};
 use crate::telemetry;
 
 /// How long nobody replans while nothing came and nothing ended.
@@ -49,12 +49,10 @@ impl Painter {
     pub(super) fn new(
         models: Vec<Pipeline>,
         queue: LocalQueue,
-        stored: Option<Stored>,
-        planner: Arc<Planner>,
+        finisher: Finisher,
         aside: bool,
     ) -> std::io::Result<Self> {
-        let stored = stored.map(Arc::new);
-        let finisher = Finisher { planner: Arc::clone(&planner), stored: stored.clone() };
+        let Finisher { planner, stored } = finisher.clone();
         let aside = if aside { Some(Aside::start(finisher.clone())?) } else { None };
         let (hand, planned) = (InHand::default(), Instant::now());
         Ok(Self { models, queue, stored, planner, finisher, aside, hand, planned })
@@ -99,14 +97,13 @@ impl Painter {
                 best += (best / AHEAD).max(PICTURE_ROWS);
             }
             let pulled = if rows == 0 {
-                self.queue.pull(None)
+                self.queue.pull(Line::Paint, None)
             } else if rows + PICTURE_ROWS <= best {
-                self.queue.pull(Some(Duration::ZERO))
+                self.queue.pull(Line::Paint, Some(Duration::ZERO))
             } else if rows + PICTURE_ROWS <= OVERTAKING * self.planner.max_rows() {
                 let last = self.hand.last_of_batch(best);
-                let wanted = |job: &Job, deadline| {
-                    job.takes_no_step() || deadline < last && self.hand.may_overtake(&job.client, deadline)
-                };
+                let wanted =
+                    |job: &Job, deadline| deadline < last && self.hand.may_overtake(&job.client, deadline);
                 self.queue.pull_if(wanted)
             } else {
                 return true;
@@ -125,7 +122,7 @@ impl Painter {
     /// Has a job's prompts encoded and its state fetched, or begins it at once.
     fn accept(&mut self, held: Held) {
         let job = held.lease.job();
-        let model = self.models.iter().find(|m| m.id() == job.model).filter(|_| !job.takes_no_step());
+        let model = self.models.iter().find(|m| m.id() == job.model);
         let prompts = model.zip(self.aside.as_ref()).and_then(|(model, aside)| aside.encode(model, job));
         let state = match (&self.stored, job.start.reused()) {
             // Whatever the cache does, the picture is painted.
@@ -205,7 +202,7 @@ impl Painter {
                 drop(entered);
                 let flying = Flying { held, painting };
                 if flying.painting.is_finished() {
-                    return self.finish(flying); // a stored picture: no step is left
+                    return self.finish(flying); // the state left no step
                 }
                 self.hand.flying.push(flying);
                 self.hand.publish(&self.planner);
@@ -227,9 +224,6 @@ impl Painter {
             None
         });
         if state.is_some() {
-            if job.takes_no_step() {
-                return (state, job.terms.best);
-            }
             let steps = self.plan(self.planner.waiting(job, deadline));
             if steps >= self.planner.resumed_floor(job) || matches!(job.start, Start::State(_)) {
                 return (state, steps);
@@ -254,7 +248,7 @@ impl Painter {
         works.extend(
             self.hand.loading.iter().map(|l| planner.waiting(l.held.lease.job(), l.held.lease.deadline())),
         );
-        works.extend(self.queue.waiting(|job, deadline| planner.waiting(job, deadline)));
+        works.extend(self.queue.waiting(Line::Paint, |job, deadline| planner.waiting(job, deadline)));
         let steps = planner.plan(&works);
         if planner.replans() {
             for ((flying, work), steps) in self.hand.flying.iter_mut().zip(&works).zip(&steps) {

@@ -48,7 +48,8 @@ pub enum StateError {
 impl Stored {
     /// A cache that `runtime` reads from. A state that takes longer than `patience` is not waited for.
     pub fn new(cache: Cache, runtime: Handle, patience: Duration) -> Self {
-        let decoded = Recent::new(DECODED_BYTES, |picture: &Picture| picture.rgb.len() + size_of::<Picture>());
+        let decoded =
+            Recent::new(DECODED_BYTES, |picture: &Picture| picture.rgb.len() + size_of::<Picture>());
         Self { cache, decoded, runtime, patience, too_slow: Mutex::new(None) }
     }
 

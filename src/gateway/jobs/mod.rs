@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::plan::{Terms, Tier};
     use crate::queue::{
-        self, Encoding, Format, JobLease, Lease, Painted, Pulled, QueueLimits, Start, Timings,
+        self, Encoding, Format, JobLease, Lease, Line, Painted, Pulled, QueueLimits, Start, Timings,
     };
 
     /// Jobs whose pictures a test paints by hand.
@@ -260,7 +260,9 @@ mod tests {
         }
 
         fn lease(&self) -> Lease {
-            let Pulled::Lease(lease) = self.queue.pull(Some(Duration::ZERO)) else { panic!("nothing waits") };
+            let Pulled::Lease(lease) = self.queue.pull(Line::Paint, Some(Duration::ZERO)) else {
+                panic!("nothing waits")
+            };
             lease
         }
 

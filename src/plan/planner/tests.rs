@@ -1,8 +1,9 @@
+use pentimento_cache::{EntryId, FINISHED};
 use pentimento_pipelines::NoiseSource;
 
 use super::super::Tier;
 use super::*;
-use crate::queue::{Encoding, Format, Start};
+use crate::queue::{Encoding, Format, Hit, Reused, Start};
 
 const SIZE: Size = Size { width: 64, height: 64 };
 
@@ -85,6 +86,33 @@ fn who_crowds_others_leaves_room_for_a_newcomer() {
     let others = || waiting(&planner, &job("b", 200), 15);
     assert!(matches!(planner.admit(100, &[job("a", 200)], others(), false), Verdict::Later(_)));
     assert_eq!(planner.admit(101, &[job("c", 200)], others(), false), Verdict::Admit);
+}
+
+#[test]
+fn a_stored_picture_is_let_in_however_much_is_painted_but_not_behind_more_than_can_be_shown() {
+    let planner = planner();
+    let exact = Reused {
+        hit: Hit::Exact,
+        source: EntryId::new(1),
+        timestep: FINISHED,
+        similarity: 1.0,
+        source_prompt: None,
+        varied: false,
+    };
+    let shown = Job { start: Start::StateOrNoise(exact), ..job("a", 200) };
+    let now = Instant::now();
+    let painted = waiting(&planner, &job("b", 200), 60);
+    planner.set_flying(painted.iter().map(|work| (work.clone(), now + Duration::from_millis(200))).collect());
+    assert!(matches!(planner.admit(1, &[job("a", 200)], vec![], false), Verdict::Later(_)));
+    let seen = planner.seen().arrival_rate;
+    assert_eq!(planner.admit(2, std::slice::from_ref(&shown), vec![], false), Verdict::Admit);
+    assert!(planner.seen().arrival_rate <= seen, "it takes no step");
+    // Each is decoded in a millisecond.
+    let before = |pictures| vec![planner.waiting(&shown, now + Duration::from_millis(200)); pictures];
+    assert_eq!(planner.admit(3, std::slice::from_ref(&shown), before(150), false), Verdict::Admit);
+    assert!(matches!(planner.admit(4, std::slice::from_ref(&shown), before(200), false), Verdict::Later(_)));
+    // Several pictures are as late as those to be painted.
+    assert!(matches!(planner.admit(5, &[shown, job("a", 200)], vec![], false), Verdict::Later(_)));
 }
 
 #[test]
