@@ -35,6 +35,7 @@ const LOOK_UP_SECONDS: &str = "pentimento_cache_lookup_duration_seconds";
 const LOADS: &str = "pentimento_cache_loads_total";
 const LOAD_SECONDS: &str = "pentimento_cache_load_duration_seconds";
 const HITS: &str = "pentimento_cache_hits_total";
+const SHOWN: &str = "pentimento_cache_shown_total";
 const STEPS_SKIPPED: &str = "pentimento_steps_skipped_total";
 const CACHE_ENTRIES: &str = "pentimento_cache_entries";
 const CACHE_BYTES: &str = "pentimento_cache_bytes";
@@ -105,6 +106,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(LOOK_UP_SECONDS, "Time of a request's look-ups, embedding included");
     describe_counter!(LOADS, "Stored states asked for, by whether they came");
     describe_histogram!(LOAD_SECONDS, "Time a picture waited for its stored state");
+    describe_counter!(SHOWN, "Whole stored pictures shown: held decoded, or decoded for it");
     describe_counter!(HITS, "Pictures made from a stored state, by outcome and share of the plan skipped");
     describe_counter!(STEPS_SKIPPED, "Steps that stored states spared");
     describe_gauge!(CACHE_ENTRIES, "Pictures that the cache holds states of");
@@ -229,6 +231,11 @@ pub fn reused(reused: Option<&Reused>, skipped: usize, steps: usize) {
     let share = (20 * skipped).checked_div(steps).unwrap_or(0) as f64 / 20.0;
     counter!(HITS, "outcome" => hit.name(), "share" => format!("{share:.2}")).increment(1);
     counter!(STEPS_SKIPPED).increment(skipped as u64);
+}
+
+/// A whole stored picture was shown, which was `held` decoded or had to be `decoded`.
+pub fn shown(how: &'static str) {
+    counter!(SHOWN, "picture" => how).increment(1);
 }
 
 /// How the cache is doing.

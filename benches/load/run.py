@@ -267,7 +267,7 @@ def compare(work):
             print(f"\n{name(load, arrivals, setting)}: {value / at_best:.4f} of its unloaded {quality}.")
     cached = {run: report for run, report in runs.items() if run.endswith("cache")}
     if cached:
-        print("\n" + tables.outcomes(cached))
+        print("\n" + tables.outcomes(cached) + "\n\n" + tables.shown(cached))
     try:
         tables.plot(runs, [f"{load}x {arrivals}" for load, arrivals in LOADS], work.folder / "load.png")
     except ImportError:

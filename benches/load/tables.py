@@ -109,6 +109,18 @@ def outcomes(runs):
     return "\n".join(lines)
 
 
+def shown(runs):
+    """How soon whole stored pictures came."""
+    lines = ["| run | stored pictures shown | p50 ms | p90 ms | most ms |", "|---|---|---|---|---|"]
+    for name, run in runs.items():
+        hits = [row for row in run["requests"] if (row["pentimento"] or {}).get("outcome") == "exact"]
+        times = [row["latency_ms"] for row in hits if row["fate"] in ("good", "late")]
+        if times:
+            numbers = " | ".join(f"{time:.0f}" for time in (quantile(times, 0.5), quantile(times, 0.9), max(times)))
+            lines.append(f"| {name} | {len(times)} | {numbers} |")
+    return "\n".join(lines)
+
+
 def plot(runs, groups, path):
     """Goodput against quality, a panel for each load; needs matplotlib."""
     import matplotlib

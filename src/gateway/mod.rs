@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::plan::{Planner, Verdict};
-use crate::queue::{self, Busy, JobQueue, Line, LocalQueue, Subscription};
+use crate::queue::{self, Busy, JobQueue, LocalQueue, Subscription};
 
 use crate::telemetry;
 
@@ -175,9 +175,9 @@ impl Gateway {
         insists: bool,
     ) -> Result<(), Rejection> {
         // What is painted and what is shown do not wait for each other.
-        let line = Line::of(jobs);
-        let waiting = self.queue.waiting(line, |job, deadline| self.planner.waiting(job, deadline));
-        match self.planner.admit(key(request, jobs), jobs, waiting, insists) {
+        let line = self.planner.line(jobs);
+        let waiting = self.queue.waiting(line, |job, deadline| self.planner.in_line(line, job, deadline));
+        match self.planner.admit(key(request, jobs), line, jobs, waiting, insists) {
             Verdict::Admit => Ok(()),
             Verdict::Later(retry_after) => {
                 telemetry::overloaded();

@@ -7,10 +7,12 @@ mod adaptive;
 mod admission;
 mod arrivals;
 mod deadlines;
+mod fixed;
 mod frontier;
 mod per_model;
 mod planner;
 mod policy;
+mod policy_config;
 #[cfg(test)]
 mod simulation;
 mod speeds;
@@ -22,9 +24,8 @@ pub use admission::{Admission, MAX_WAIT, Verdict};
 pub use arrivals::{Arrivals, Callers};
 pub use frontier::{Curve, Frontier, FrontierError, FrontierFile, FrontierFor, Point};
 pub use planner::{ModelOffer, Planner, Seen};
-pub use policy::{
-    AdaptiveConfig, Expected, FixedConfig, Load, PlanPolicy, PlanPolicyConfig, PlanPolicyError, Plans,
-};
+pub use policy::{Expected, Load, PlanPolicy, Plans};
+pub use policy_config::{AdaptiveConfig, FixedConfig, PlanPolicyConfig, PlanPolicyError};
 use speeds::Speeds;
 pub use step_time::{Ewma, StepTime};
 pub use tier::{Asked, Offer, Terms, TermsError, Tier};

@@ -1,5 +1,7 @@
 //! What is known of the load at the moment, and who decides by it. The one place in here with a clock.
 
+mod admit;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,20 +12,13 @@ use pentimento_pipelines::Size;
 use super::tier::LONGEST;
 use super::{
     Admission, Arrivals, Asked, Callers, Ewma, Expected, Frontier, Load, Offer, PlanPolicy, PlanPolicyConfig,
-    PlanPolicyError, Plans, Progress, Speeds, Terms, TermsError, Verdict, Work,
+    PlanPolicyError, Plans, Progress, Speeds, Terms, TermsError, Work,
 };
-use crate::queue::{Job, Line};
+use crate::queue::Job;
 use crate::telemetry;
 
 /// Seconds of everything while nothing is known: the worker has not finished its profile.
 const UNKNOWN: f64 = 1.0;
-/// The share that a new arrival has in what is expected of the next.
-const SHARE: f64 = 0.1;
-/// The share of the time to its deadline that a client's picture leaves free where most requests are his and others ask,
-/// too: a newcomer finds a place however much one client asks for.
-const RESERVE: f64 = 0.25;
-/// A picture whose objective cannot be met may take so many times what its fewest steps take on an idle machine.
-const LATE: f64 = 3.0;
 /// A picture goes on from another one's state with a plan of at least this share of the model's full one. What a state
 /// saves was measured with plans of half the full one's length; in the few steps of a short one the other picture is not
 /// painted over (docs/benchmarks/load.md).
@@ -67,7 +62,12 @@ struct State {
     typical: Option<Work>,
     /// Seconds that requests have.
     budgets: Option<Ewma>,
+    /// Of those to be painted.
     admission: Admission,
+    /// Of those to be shown.
+    showing: Admission,
+    /// When a stored picture was last not to be had.
+    not_shown: Option<Instant>,
     flying: Vec<Flying>,
     level: Option<usize>,
     /// Whether prompts are encoded and pictures finished while others take steps.
@@ -108,6 +108,8 @@ impl Planner {
             typical: None,
             budgets: None,
             admission: Admission::default(),
+            showing: Admission::default(),
+            not_shown: None,
             flying: Vec::new(),
             level: None,
             works_aside: false,
@@ -158,7 +160,7 @@ impl Planner {
         Seen {
             arrival_rate: state.arrivals.rate(self.born.elapsed()),
             flying: state.flying.len(),
-            promises: state.admission.bookings(),
+            promises: state.admission.bookings() + state.showing.bookings(),
         }
     }
 
@@ -215,8 +217,8 @@ impl Planner {
         self.state.lock().speeds.stepped(model, size, rows, time);
     }
 
-    /// A picture is finished: what it took besides steps; `encode` is `None` of one whose prompt was not encoded.
-    pub fn finished(&self, model: &str, size: Size, encode: Option<Duration>, decode: Duration) {
+    /// A picture is finished: what it took besides steps.
+    pub fn finished(&self, model: &str, size: Size, encode: Duration, decode: Duration) {
         self.state.lock().speeds.finished(model, size, encode, decode);
     }
 
@@ -230,6 +232,11 @@ impl Planner {
     pub fn step_time(&self, model: &str, size: Size) -> impl Fn(usize) -> f64 + use<> {
         let step = self.state.lock().speeds.of(model, size).map(|speed| speed.step());
         move |rows| step.as_ref().map_or(UNKNOWN, |step| step(rows))
+    }
+
+    /// A stored picture was shown: what decoding took, and its file.
+    pub fn shown(&self, model: &str, size: Size, time: Duration) {
+        self.state.lock().speeds.shown(model, size, time);
     }
 
     /// A job not begun, as plans see it.
@@ -260,10 +267,9 @@ impl Planner {
         let (cost, latency, overhead, aside) = speed.map_or((UNKNOWN, UNKNOWN, 0.0, 0.0), |speed| {
             let full = speed.full_batch(self.max_rows);
             let riding = ((state.flying.len() + 1) * rows).min(full).max(rows);
-            let shown = job.line() == Line::Show;
-            let before = if planned.is_some() || shown { 0.0 } else { speed.encode() };
+            let before = if planned.is_some() { 0.0 } else { speed.encode() };
             let both = before + speed.decode();
-            let (here, aside) = if state.works_aside || shown { (0.0, both) } else { (both, 0.0) };
+            let (here, aside) = if state.works_aside { (0.0, both) } else { (both, 0.0) };
             let previews = job.previews.len() as f64 * (1.0 - done).clamp(0.0, 1.0) * speed.decode();
             (speed.per_row(self.max_rows) * rows as f64, speed.seconds(riding), here + previews, aside)
         });
@@ -291,60 +297,6 @@ impl Planner {
         self.state.lock().flying = flying.collect();
     }
 
-    /// Whether a request's jobs can be painted, or shown, in time with all that is `waiting` in their line; `key` knows the client and his request
-    /// again. Only who `insists` on the time that he named hears [`Verdict::Never`]: a tier's objective is none of the
-    /// client's doing, and a late picture is better than none.
-    pub fn admit(&self, key: u64, jobs: &[Job], mut waiting: Vec<Work>, insists: bool) -> Verdict {
-        let line = Line::of(jobs);
-        let asked: Vec<&Job> = jobs.iter().filter(|job| job.line() == line).collect();
-        let Some(job) = asked.first() else { return Verdict::Admit };
-        let (now, budget) = (Instant::now(), job.budget());
-        let count = asked.len() as f64;
-        let skipped = asked.iter().map(|job| spared(job)).sum::<f64>() / count;
-        let one = self.from_noise(job, now + budget);
-        // All of a request are one work: they are admitted together.
-        let mut new = Work {
-            cost: one.cost * count,
-            overhead: one.overhead * count,
-            // What is painted is finished while others are; what is shown, one after the other.
-            aside: if line == Line::Show { one.aside * count } else { one.aside },
-            slack: budget.as_secs_f64(),
-            ..one.clone().sparing(skipped)
-        };
-        let policy = Arc::clone(&self.live.read().policy);
-        let mut state = self.state.lock();
-        let since = now - self.born;
-        let crowds_others = state.callers.call(&job.client, since);
-        let Some(alone) = state.speeds.of(&job.model, job.size).map(|speed| speed.alone()) else {
-            return Verdict::Admit; // nothing is known that could refuse it
-        };
-        if line == Line::Paint {
-            waiting.extend(state.flying.iter().map(|flying| flying.now(now)));
-        }
-        for work in waiting.iter_mut().chain([&mut new]) {
-            work.floor = policy.least(work);
-        }
-        let reserve = if crowds_others { RESERVE * new.slack } else { 0.0 };
-        let asking = Work { overhead: new.overhead + reserve, ..new.clone() };
-        let mut verdict = state.admission.ask(since, key, &asking, &waiting);
-        if verdict == Verdict::Never {
-            // Who is in a hurry is not made late by company in its batches.
-            new.latency = alone;
-            verdict = state.admission.ask(since, key, &new, &waiting);
-        }
-        if verdict == Verdict::Never && !insists {
-            tracing::warn!(?budget, "the latency objective cannot be met");
-            new.slack = LATE * new.clock(new.floor).max(new.seconds(new.floor));
-            verdict = state.admission.ask(since, key, &new, &waiting);
-        }
-        // What no machine could do is no load, and neither is what is painted already.
-        if verdict != Verdict::Never && line == Line::Paint {
-            state.arrivals.arrive(since, asked.len());
-            state.expect(one, skipped, budget);
-        }
-        verdict
-    }
-
     /// The steps of whole plans for these works, in order.
     pub fn plan(&self, works: &[Work]) -> Vec<usize> {
         let policy = Arc::clone(&self.live.read().policy);
@@ -367,18 +319,6 @@ impl Planner {
     }
 }
 
-impl State {
-    /// The next picture will be like `from_noise`, and spare what they spare on average.
-    fn expect(&mut self, from_noise: Work, skipped: f64, budget: Duration) {
-        let before = self.typical.take().map_or(skipped, |before| before.skipped);
-        let skipped = before + SHARE * (skipped - before);
-        let budget = budget.as_secs_f64();
-        let budgets = self.budgets.get_or_insert(Ewma::new(budget));
-        budgets.observe(budget);
-        self.typical = Some(Work { slack: budgets.seconds(), ..from_noise.sparing(skipped) });
-    }
-}
-
 impl Flying {
     fn now(&self, now: Instant) -> Work {
         Work { slack: slack(self.deadline, now), ..self.work.clone() }
@@ -389,7 +329,7 @@ impl Flying {
 fn spared(job: &Job) -> f64 {
     let plan = job.plan.steps().len();
     let left = |timestep| job.plan.after(timestep).steps().len();
-    let skipped = job.start.reused().map_or(0, |reused| plan.saturating_sub(left(reused.timestep)));
+    let skipped = job.source().map_or(0, |reused| plan.saturating_sub(left(reused.timestep)));
     skipped as f64 / plan.max(1) as f64
 }
 

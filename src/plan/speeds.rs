@@ -27,6 +27,8 @@ struct Measured {
     encode: Ewma,
     /// Decoding a picture, and its file.
     decode: Ewma,
+    /// The same of a stored picture, which has a thread of its own.
+    show: Ewma,
 }
 
 /// What a model's profile said.
@@ -64,7 +66,8 @@ impl Speeds {
         let (encode, decode) = (encode.as_secs_f64(), decode.as_secs_f64());
         let unloaded = steps as f64 * step.seconds(ROWS) + encode + decode;
         self.profiled.insert(model.to_owned(), Profiled { size, unloaded });
-        let measured = Measured { step, encode: Ewma::new(encode), decode: Ewma::new(decode) };
+        let (encode, decode) = (Ewma::new(encode), Ewma::new(decode));
+        let measured = Measured { step, encode, decode, show: decode };
         self.by_shape.insert((model.to_owned(), size), measured);
     }
 
@@ -79,18 +82,24 @@ impl Speeds {
         {
             // One value says how much slower this size is; how time grows with rows, the model's own size says.
             let step = own.measured.step.scaled(own.times * time / own.seconds(rows));
-            let measured = Measured { step, encode: own.measured.encode, decode: Ewma::new(own.decode()) };
+            let (decode, show) = (Ewma::new(own.decode()), Ewma::new(own.show()));
+            let measured = Measured { step, encode: own.measured.encode, decode, show };
             self.by_shape.insert(shape, measured);
         }
     }
 
-    /// Takes in what a picture took besides steps; `encode` is `None` of one whose prompt was not encoded.
-    pub fn finished(&mut self, model: &str, size: Size, encode: Option<Duration>, decode: Duration) {
+    /// Takes in what a picture took besides steps.
+    pub fn finished(&mut self, model: &str, size: Size, encode: Duration, decode: Duration) {
         if let Some(measured) = self.by_shape.get_mut(&(model.to_owned(), size)) {
+            measured.encode.observe(encode.as_secs_f64());
             measured.decode.observe(decode.as_secs_f64());
-            if let Some(encode) = encode {
-                measured.encode.observe(encode.as_secs_f64());
-            }
+        }
+    }
+
+    /// Takes in what decoding a stored picture took, and its file.
+    pub fn shown(&mut self, model: &str, size: Size, time: Duration) {
+        if let Some(measured) = self.by_shape.get_mut(&(model.to_owned(), size)) {
+            measured.show.observe(time.as_secs_f64());
         }
     }
 
@@ -159,6 +168,11 @@ impl Speed<'_> {
     /// Seconds of decoding a picture and of its file.
     pub fn decode(&self) -> f64 {
         self.times * self.measured.decode.seconds()
+    }
+
+    /// The same of a stored picture.
+    pub fn show(&self) -> f64 {
+        self.times * self.measured.show.seconds()
     }
 }
 

@@ -1,11 +1,11 @@
 //! What every queue must pass. `suite!` makes the tests of one implementation.
 
-use std::collections::HashSet;
+mod any_order;
+
 use std::time::{Duration, Instant};
 
 use pentimento_cache::{EntryId, FINISHED};
 use pentimento_pipelines::{NoiseSource, Size};
-use proptest::prelude::*;
 
 use super::event::MOST_LISTENERS;
 use super::{
@@ -13,6 +13,8 @@ use super::{
     Pulled, QueueLimits, Reused, Start, Timings,
 };
 use crate::plan::{Terms, Tier};
+
+pub(super) use any_order::what_is_accepted_is_never_lost;
 
 /// Every check as a test of the queues that `$make` makes of their limits.
 macro_rules! suite {
@@ -181,9 +183,12 @@ pub(super) fn what_one_client_asks_for_twice_is_painted_once<Q: JobQueue>(make: 
     let mut while_painted = queue.submit(jobs("a", 1)).unwrap();
     drop(first.pop());
     assert!(!lease.is_cancelled() && queue.len() == 1);
-    lease.complete(painted("a0"));
+    let hour = Timings { denoise: Duration::from_secs(3600), ..Timings::default() };
+    lease.complete(Painted { timings: hour, ..painted("a0") });
     for subscription in [&mut again[0], &mut while_painted[0]] {
-        assert_eq!(hear(subscription), Event::Done(painted("a0")));
+        let Event::Done(heard) = hear(subscription) else { panic!("it was painted") };
+        assert_eq!(heard.file, b"a0");
+        assert!(heard.timings.denoise < PATIENCE, "what was before is not told: {:?}", heard.timings);
     }
     let _later = queue.submit(jobs("a", 1)).unwrap();
     assert_eq!(queue.len(), 2, "what is over is painted anew");
@@ -294,22 +299,40 @@ pub(super) fn what_is_only_shown_waits_for_no_step<Q: JobQueue>(make: impl Fn(Qu
 pub(super) fn what_cannot_be_shown_is_painted<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
     let queue = few(&make);
     let mut asked = queue.submit(vec![stored("a", 0), stored("a", 1)]).unwrap();
-    queue.close();
     let [first, second] = [(); 2].map(|()| pull_from(&queue, Line::Show).unwrap());
+    let deadline = first.deadline();
+    first.paint_instead();
+    assert_eq!(asked[0].ahead(), Some(0), "it waits again");
+    asked.extend(queue.submit(vec![stored("a", 0)]).unwrap());
+    assert_eq!(queue.len(), 1, "who asks for it now joins");
+    let lease = pull(&queue).unwrap();
+    assert_eq!((lease.job().index, lease.deadline()), (0, deadline));
+    asked.extend(queue.submit(vec![stored("a", 0)]).unwrap());
+    assert!(queue.is_empty(), "and while it is painted");
+    queue.close();
     assert!(matches!(queue.pull(Line::Show, None), Pulled::Closed));
     assert!(matches!(queue.pull(Line::Paint, Some(Duration::ZERO)), Pulled::Nothing), "one may come");
     let painter = queue.clone();
     let painter = std::thread::spawn(move || {
-        let Pulled::Lease(lease) = painter.pull(Line::Paint, None) else { panic!("closed too early") };
-        assert_eq!((lease.job().index, &lease.job().start), (0, &Start::Noise));
         lease.complete(painted("a0"));
         assert!(matches!(painter.pull(Line::Paint, None), Pulled::Closed));
     });
-    first.paint_instead();
-    assert_eq!(hear(&mut asked[0]), Event::Done(painted("a0")));
+    for place in [0, 2, 3] {
+        assert_eq!(hear(&mut asked[place]), Event::Done(painted("a0")));
+    }
     second.complete(painted("a1"));
     painter.join().unwrap();
     assert_eq!(hear(&mut asked[1]), Event::Done(painted("a1")));
+
+    // Nobody wants what would have been shown: nothing more will come.
+    let queue = few(&make);
+    let asked = queue.submit(vec![stored("a", 0)]).unwrap();
+    queue.close();
+    let painter = queue.clone();
+    let painter = std::thread::spawn(move || painter.pull(Line::Paint, None));
+    std::thread::sleep(Duration::from_millis(20)); // until it waits, mostly
+    drop(asked);
+    assert!(matches!(painter.join().unwrap(), Pulled::Closed));
 
     let queue = few(make);
     let mut asked = queue.submit(vec![stored("a", 0)]).unwrap();
@@ -318,109 +341,4 @@ pub(super) fn what_cannot_be_shown_is_painted<Q: JobQueue>(make: impl Fn(QueueLi
     lease.paint_instead();
     assert_eq!(hear(&mut asked[0]), Event::Failed(Failure::Stopped));
     assert!(matches!(queue.pull(Line::Paint, None), Pulled::Closed));
-}
-
-/// What may happen to a queue.
-#[derive(Debug, Clone)]
-enum Act {
-    Submit { client: usize, pictures: Vec<usize> },
-    Pull(Line),
-    PaintInstead(usize),
-    Complete(usize),
-    Fail(usize),
-    DropLease(usize),
-    DropSubscription(usize),
-    Close,
-    Stop,
-}
-
-fn act() -> impl Strategy<Value = Act> {
-    prop_oneof![
-        6 => (0..3usize, prop::collection::vec(0..6usize, 1..4))
-            .prop_map(|(client, pictures)| Act::Submit { client, pictures }),
-        6 => prop_oneof![Just(Line::Paint), Just(Line::Show)].prop_map(Act::Pull),
-        1 => any::<usize>().prop_map(Act::PaintInstead),
-        3 => any::<usize>().prop_map(Act::Complete),
-        1 => any::<usize>().prop_map(Act::Fail),
-        1 => any::<usize>().prop_map(Act::DropLease),
-        2 => any::<usize>().prop_map(Act::DropSubscription),
-        1 => Just(Act::Close),
-        1 => Just(Act::Stop),
-    ]
-}
-
-/// What tells a picture apart.
-fn name(job: &Job) -> String {
-    format!("{}{}", job.client, job.index)
-}
-
-fn take<T>(from: &mut Vec<T>, at: usize) -> Option<T> {
-    (!from.is_empty()).then(|| from.swap_remove(at % from.len()))
-}
-
-pub(super) fn what_is_accepted_is_never_lost<Q: JobQueue>(make: impl Fn(QueueLimits) -> Q) {
-    let acts = prop::collection::vec(act(), 0..60);
-    proptest!(|(acts in acts)| {
-        let queue = make(QueueLimits { length: 12, length_per_client: 8 });
-        let (mut subscriptions, mut leases) = (Vec::new(), Vec::new());
-        let (mut lost, mut stopped) = (HashSet::new(), false);
-        for act in acts {
-            match act {
-                Act::Submit { client, pictures } => {
-                    let client = ["a", "b", "c"][client];
-                    let jobs: Vec<_> = pictures
-                        .iter()
-                        .map(|&index| if index % 2 == 0 { job(client, index) } else { stored(client, index) })
-                        .collect();
-                    let names: Vec<_> = jobs.iter().map(name).collect();
-                    if let Ok(accepted) = queue.submit(jobs) {
-                        prop_assert_eq!(accepted.len(), names.len());
-                        subscriptions.extend(names.into_iter().zip(accepted));
-                    }
-                }
-                Act::Pull(line) => leases.extend(pull_from(&queue, line)),
-                Act::PaintInstead(at) => {
-                    if let Some(lease) = take(&mut leases, at) {
-                        lease.paint_instead();
-                    }
-                }
-                Act::Complete(at) => {
-                    if let Some(lease) = take(&mut leases, at) {
-                        let file = name(lease.job());
-                        lease.complete(painted(&file));
-                    }
-                }
-                Act::Fail(at) => {
-                    if let Some(lease) = take(&mut leases, at) {
-                        let reason = name(lease.job());
-                        lease.fail(Failure::Engine(reason));
-                    }
-                }
-                Act::DropLease(at) => lost.extend(take(&mut leases, at).map(|lease| name(lease.job()))),
-                Act::DropSubscription(at) => drop(take(&mut subscriptions, at)),
-                Act::Close => queue.close(),
-                Act::Stop => {
-                    queue.stop();
-                    stopped = true;
-                }
-            }
-        }
-        queue.close();
-        for line in [Line::Show, Line::Paint] {
-            leases.extend(std::iter::from_fn(|| pull_from(&queue, line)));
-        }
-        for lease in leases {
-            let file = name(lease.job());
-            lease.complete(painted(&file));
-        }
-        for (name, mut subscription) in subscriptions {
-            match hear(&mut subscription) {
-                Event::Done(painted) => prop_assert_eq!(painted.file, name.into_bytes()),
-                Event::Failed(Failure::Engine(reason)) => prop_assert_eq!(reason, name),
-                Event::Failed(Failure::Stopped) => prop_assert!(stopped || lost.contains(&name), "{} is lost", name),
-                other => prop_assert!(false, "{:?} is no end of {}", other, name),
-            }
-            prop_assert_eq!(hear(&mut subscription), Event::Failed(Failure::Stopped), "one end only");
-        }
-    });
 }

@@ -50,10 +50,10 @@ pub enum Pulled<L> {
 /// - Order: what is to be painted and what is only to be shown wait in a line each, for workers of their own. In a line
 ///   clients are served in turn, a picture each; within a client the earliest deadline goes first, of equal ones who
 ///   came first. A job's deadline is its `budget()` after it was submitted.
-/// - An accepted job is handed out once, unless nobody wants it any more or the queue is stopped. Every subscription
-///   hears exactly one end.
-/// - What one client asks for several times is painted once, as long as the first painting is not over. What others
-///   ask for shows nowhere.
+/// - An accepted job is handed out once, and once more where it could not be shown, unless nobody wants it any more or
+///   the queue is stopped. Every subscription hears exactly one end.
+/// - What one client asks for several times is painted once, as long as the first painting is not over; who joined hears
+///   of the time that it took since then. What others ask for shows nowhere.
 /// - Only [`JobQueue::pull`] waits; all else is quick enough for an async task.
 pub trait JobQueue: Clone + Send + Sync + 'static {
     /// What a worker holds of a job that it paints.
@@ -142,6 +142,7 @@ pub trait JobLease: Send + 'static {
     /// Says why there is none.
     fn fail(self, failure: Failure);
 
-    /// Gives it back, to be painted from noise: what was stored is not to be had.
+    /// Gives it back, to be painted, from noise: what was stored is not to be had. It keeps its deadline, and whoever asks
+    /// for the same meanwhile joins.
     fn paint_instead(self);
 }

@@ -25,6 +25,23 @@ pub struct Timings {
     pub decode: Duration,
 }
 
+impl Timings {
+    /// What of it fell into the last `time` before the end, as whoever joined then sees it. Waits beside the batch are
+    /// taken as the last of the steps.
+    pub fn within(self, mut time: Duration) -> Self {
+        let mut last = |part: Duration| {
+            let within = part.min(time);
+            time -= within;
+            within
+        };
+        let Self { queue, load, encode, wait, denoise, decode } = self;
+        // From the end on.
+        let [decode, wait, denoise, encode, load, queue] =
+            [decode, wait, denoise, encode, load, queue].map(&mut last);
+        Self { queue, load, encode, wait, denoise, decode }
+    }
+}
+
 /// A finished picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Painted {
@@ -134,4 +151,23 @@ impl Listeners {
 
 fn has_room(senders: &[mpsc::Sender<Event>]) -> bool {
     senders.len() < MOST_LISTENERS && !senders.iter().all(mpsc::Sender::is_closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_joins_hears_of_the_end_only() {
+        let [queue, load, encode, wait, denoise, decode] =
+            [40, 5, 10, 20, 100, 30].map(Duration::from_millis);
+        let all = Timings { queue, load, encode, wait, denoise, decode };
+        let none = Timings::default();
+        let within = |milliseconds| all.within(Duration::from_millis(milliseconds));
+        assert_eq!(within(0), none);
+        assert_eq!(within(10), Timings { decode: Duration::from_millis(10), ..none });
+        assert_eq!(within(60), Timings { decode, wait, denoise: Duration::from_millis(10), ..none });
+        assert_eq!(within(162), Timings { queue: Duration::ZERO, load: Duration::from_millis(2), ..all });
+        assert_eq!(within(9999), all);
+    }
 }

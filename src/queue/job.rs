@@ -157,7 +157,13 @@ pub struct Job {
 }
 
 impl Job {
-    /// What it waits for.
+    /// The state of another picture that it goes on from where it is painted: a stored picture that comes to be painted
+    /// could not be shown.
+    pub fn source(&self) -> Option<&Reused> {
+        self.start.reused().filter(|reused| reused.hit == Hit::State)
+    }
+
+    /// What it waits for at first.
     pub fn line(&self) -> Line {
         match self.start.reused() {
             Some(reused) if reused.hit != Hit::State => Line::Show,

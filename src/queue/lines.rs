@@ -11,6 +11,8 @@ use super::{Job, Line};
 /// A job that waits.
 pub(super) struct Waiting {
     pub job: Arc<Job>,
+    /// Where it waits: the job's own line, or to be painted where it could not be shown.
+    pub line: Line,
     pub listeners: Listeners,
     pub since: Instant,
 }
@@ -55,7 +57,7 @@ impl Lines {
 
     /// Adds a job to its line.
     pub fn push(&mut self, waiting: Waiting) {
-        let line = self.line_mut(waiting.job.line());
+        let line = self.line_mut(waiting.line);
         line.entry(waiting.job.client.clone()).push(waiting);
     }
 

@@ -10,7 +10,7 @@ use super::event::{Event, Failure, Listeners, Mark, Painted};
 use super::lines::{Lines, Waiting};
 use super::turns::Parts;
 use super::urgency::{ByDeadline, Urgent};
-use super::{Job, Line, Start};
+use super::{Job, Line};
 use crate::telemetry;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,8 @@ enum Phase {
 
 struct State {
     waiting: Lines,
-    /// What is leased.
-    flying: Vec<(Arc<Job>, Listeners)>,
+    /// What is leased, and from which line.
+    flying: Vec<(Arc<Job>, Listeners, Line)>,
     phase: Phase,
     /// The time from one picture's end to the next one's while there is work, a running mean.
     picture_seconds: f64,
@@ -37,15 +37,12 @@ impl State {
     /// what others ask for must not show in the time that an answer takes.
     fn same_picture(&self, job: &Job) -> Option<&Listeners> {
         let same = |other: &Job, listeners: &Listeners| other.is_same_picture(job) && listeners.have_room();
-        let mut flying = self.flying.iter().map(|(other, listeners)| (&**other, listeners));
-        let flying = flying.find(|(other, listeners)| same(other, listeners)).map(|(_, listeners)| listeners);
-        let waiting = || {
-            let line = self.waiting.line(job.line()).get(&job.client)?;
-            line.iter()
-                .find(|waiting| same(&waiting.job, &waiting.listeners))
-                .map(|waiting| &waiting.listeners)
-        };
-        flying.or_else(waiting)
+        let mut flying = self.flying.iter().map(|(other, listeners, _)| (&**other, listeners));
+        let lines = self.waiting.all().into_iter().filter_map(|line| line.get(&job.client));
+        let mut waiting = lines.flat_map(ByDeadline::iter).map(|waiting| (&*waiting.job, &waiting.listeners));
+        let is_same = |(other, listeners): &(&Job, &Listeners)| same(other, listeners);
+        let found = flying.find(is_same).or_else(|| waiting.find(is_same));
+        found.map(|(_, listeners)| listeners)
     }
 
     fn next(&mut self, line: Line) -> Option<Waiting> {
@@ -56,7 +53,7 @@ impl State {
 
     /// Whether nothing more will come to a line, which is empty.
     fn is_over(&self, line: Line) -> bool {
-        let shown = || self.flying.iter().any(|(job, _)| job.line() == Line::Show);
+        let shown = || self.flying.iter().any(|(_, _, line)| *line == Line::Show);
         // What cannot be shown is painted.
         let may_come = line == Line::Paint && (self.waiting.show.len() > 0 || shown());
         self.phase != Phase::Open && !may_come
@@ -112,25 +109,28 @@ impl LocalQueue {
     }
 
     fn accept(&self, state: &mut State, job: Job, since: Instant) -> Subscription {
-        let subscription =
-            |events, client, mark| Subscription { events, queue: self.clone(), client, mark, ended: false };
+        let subscription = |events, client, mark, joined| {
+            let queue = self.clone();
+            Subscription { events, queue, client, mark, joined, ended: false }
+        };
         if let Some(listeners) = state.same_picture(&job)
             && let Some(events) = listeners.add(job.previews.len())
         {
             telemetry::joined();
-            return subscription(events, job.client, listeners.mark());
+            return subscription(events, job.client, listeners.mark(), Some(since));
         }
         let (events, listeners) = Listeners::new(job.previews.len());
         let client = job.client.clone();
         let mark = listeners.mark();
-        state.waiting.push(Waiting { job: Arc::new(job), listeners, since });
-        subscription(events, client, mark)
+        let line = job.line();
+        state.waiting.push(Waiting { job: Arc::new(job), line, listeners, since });
+        subscription(events, client, mark, None)
     }
 
     fn lease(&self, state: &mut State, waiting: Waiting) -> Lease {
         let deadline = waiting.deadline();
-        let Waiting { job, listeners, since } = waiting;
-        state.flying.push((job.clone(), listeners.clone()));
+        let Waiting { job, line, listeners, since } = waiting;
+        state.flying.push((job.clone(), listeners.clone(), line));
         let started = Instant::now();
         Lease { job, since, deadline, listeners, started, queue: self.clone() }
     }
@@ -142,6 +142,10 @@ impl LocalQueue {
         let after = state.waiting.len();
         telemetry::cancelled(before - after);
         telemetry::queue_length(after);
+        // Whoever waits for more to paint may hear that nothing will come; so where a lease ends.
+        if state.phase != Phase::Open {
+            self.0.changed.notify_all();
+        }
     }
 }
 
@@ -245,12 +249,17 @@ pub struct Subscription {
     queue: LocalQueue,
     client: String,
     mark: Mark,
+    /// When it came, where others had asked for the picture before.
+    joined: Option<Instant>,
     ended: bool,
 }
 
 impl JobSubscription for Subscription {
     async fn next(&mut self) -> Event {
-        let event = self.events.recv().await.unwrap_or(Event::Failed(Failure::Stopped));
+        let mut event = self.events.recv().await.unwrap_or(Event::Failed(Failure::Stopped));
+        if let (Event::Done(painted), Some(joined)) = (&mut event, self.joined) {
+            painted.timings = painted.timings.within(joined.elapsed());
+        }
         self.ended |= !matches!(event, Event::Preview { .. });
         event
     }
@@ -330,14 +339,16 @@ impl JobLease for Lease {
     }
 
     fn paint_instead(self) {
-        let job = Arc::new(Job { start: Start::Noise, ..(*self.job).clone() });
-        let waiting = Waiting { job, listeners: self.listeners.clone(), since: self.since };
+        let (job, listeners, since) = (self.job.clone(), self.listeners.clone(), self.since);
         let queue = self.queue.clone();
         let mut state = queue.lock();
-        // Whoever stopped the queue meanwhile forgot what waited.
+        // At once: whoever asks for the same meanwhile finds it in one place or the other.
+        state.flying.retain(|(job, ..)| !Arc::ptr_eq(job, &self.job));
+        // Whoever stopped the queue forgot what waited.
         if state.phase != Phase::Stopped {
-            state.waiting.push(waiting);
+            state.waiting.push(Waiting { job, line: Line::Paint, listeners, since });
         }
+        telemetry::queue_length(state.waiting.len());
         drop((state, self));
         queue.0.changed.notify_all();
     }
@@ -346,8 +357,7 @@ impl JobLease for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
-        state.flying.retain(|(job, _)| !Arc::ptr_eq(job, &self.job));
-        // Whoever waits for more to paint may hear that nothing will come.
+        state.flying.retain(|(job, ..)| !Arc::ptr_eq(job, &self.job));
         if state.phase != Phase::Open {
             self.queue.0.changed.notify_all();
         }

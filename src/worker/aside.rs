@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pentimento_pipelines::Pipeline;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::finish::{Finisher, Unfinished};
 use super::painting::Prompts;
@@ -75,14 +76,16 @@ impl Aside {
     }
 }
 
-/// A thread whose networks have no other thread to help: all others belong to the steps.
-pub(super) fn thread(
-    name: &'static str,
-    run: impl FnOnce() + Send + 'static,
-) -> std::io::Result<JoinHandle<()>> {
-    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| name.to_owned()).build();
-    let alone = alone.map_err(std::io::Error::other)?;
+/// A thread of which the networks have no other thread to help: all others belong to the steps.
+fn thread(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let alone = alone(name)?;
     std::thread::Builder::new().name(format!("{name}'s")).spawn(move || alone.install(run))
+}
+
+/// A pool of one thread: networks that run in it have no other to help.
+pub(super) fn alone(name: &'static str) -> std::io::Result<ThreadPool> {
+    let pool = ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| name.to_owned()).build();
+    pool.map_err(std::io::Error::other)
 }
 
 /// Prompts on their way.

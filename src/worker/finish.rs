@@ -10,7 +10,7 @@ use super::painting::{PaintError, Painting};
 use super::report::{cancelled, fail, span};
 use super::stored::{Keeping, Stored};
 use crate::plan::{Planner, whole};
-use crate::queue::{JobLease, Lease, Line, Timings};
+use crate::queue::{JobLease, Lease, Timings};
 use crate::telemetry;
 
 /// A picture that has taken its last step.
@@ -41,6 +41,7 @@ impl Finisher {
         let Timings { load, encode, denoise, decode, .. } = painting.timings;
         painting.timings.wait = since.elapsed().saturating_sub(load + encode + denoise + decode);
         let skipped = painting.progress().skipped;
+        let shown = painting.stored().is_some();
         let finishing = Instant::now();
         let finished = catch_unwind(AssertUnwindSafe(|| {
             let (picture, decoded) = self.picture(&mut painting)?;
@@ -57,9 +58,10 @@ impl Finisher {
             true => None, // a stored picture: nothing of the plan was painted
             false => self.planner.expected_quality(&job.model, steps, skipped),
         };
-        if decoded {
-            let encode = Some(encode).filter(|_| job.line() == Line::Paint);
-            self.planner.finished(&job.model, job.size, encode, took);
+        match (shown, decoded) {
+            (false, _) => self.planner.finished(&job.model, job.size, encode, took),
+            (true, true) => self.planner.shown(&job.model, job.size, took),
+            (true, false) => {} // nothing that the next one could be told from
         }
         telemetry::picture(&job.model, lease.waited(), since.elapsed(), painted.steps);
         telemetry::reused(painted.reused.as_ref(), painted.skipped_steps, painted.steps);
@@ -75,10 +77,12 @@ impl Finisher {
         let entry = painting.stored().cloned();
         let known = self.stored.as_ref().zip(entry).map(|(stored, entry)| (&stored.decoded, entry));
         if let Some(picture) = known.as_ref().and_then(|(decoded, entry)| decoded.get(entry)) {
+            telemetry::shown("held");
             return Ok((picture, false));
         }
         let picture = Arc::new(painting.picture()?);
         if let Some((decoded, entry)) = known {
+            telemetry::shown("decoded");
             decoded.put(entry, Arc::clone(&picture));
         }
         Ok((picture, true))

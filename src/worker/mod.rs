@@ -1,4 +1,4 @@
-//! Takes jobs from the queue and paints them, on a thread of its own: never on an async one.
+//! Takes jobs from the queue and paints them, or shows what is stored, on threads of their own: never on an async one.
 
 mod aside;
 mod batch;
@@ -29,7 +29,7 @@ use finish::Finisher;
 use painter::Painter;
 use show::Shower;
 
-/// The painting thread, from outside.
+/// The threads, from outside.
 pub struct Worker {
     /// Hears once that every model took its first steps, or why one could not.
     pub warm: oneshot::Receiver<pentimento_pipelines::Result<()>>,
@@ -38,7 +38,8 @@ pub struct Worker {
 }
 
 /// Starts the painting thread, the one that shows stored pictures and, where steps leave a core free, those that encode
-/// prompts and finish pictures meanwhile. They end when `queue` is closed and empty. Without `stored` every picture starts from noise.
+/// prompts and finish pictures meanwhile. They end when `queue` is closed and empty. Without `stored` every picture starts
+/// from noise.
 ///
 /// # Errors
 /// Where no thread can be had.
@@ -53,7 +54,7 @@ pub fn spawn(
     // Steps have the threads of rayon's pool.
     let free = std::thread::available_parallelism()?.get() > rayon::current_num_threads();
     let finisher = Finisher { planner: Arc::clone(&planner), stored: stored.map(Arc::new) };
-    let shower = Shower::start(models.clone(), queue.clone(), finisher.clone())?;
+    let showing = Shower::start(models.clone(), queue.clone(), finisher.clone())?;
     let painter = Painter::new(models.clone(), queue, finisher, free)?;
     planner.set_works_aside(free);
     std::thread::Builder::new().name("painter".to_owned()).spawn(move || {
@@ -62,8 +63,9 @@ pub fn spawn(
         // Nobody listens where the server is already gone; so below.
         let _ = warm_sender.send(warmed);
         if works {
+            let _ = showing.begin.send(());
             painter.run();
-            if shower.join().is_err() {
+            if showing.thread.join().is_err() {
                 tracing::error!("the thread that shows stored pictures panicked");
             }
         }

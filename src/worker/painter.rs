@@ -124,7 +124,7 @@ impl Painter {
         let job = held.lease.job();
         let model = self.models.iter().find(|m| m.id() == job.model);
         let prompts = model.zip(self.aside.as_ref()).and_then(|(model, aside)| aside.encode(model, job));
-        let state = match (&self.stored, job.start.reused()) {
+        let state = match (&self.stored, job.source()) {
             // Whatever the cache does, the picture is painted.
             (Some(stored), Some(reused)) => catch_unwind(AssertUnwindSafe(|| stored.ask(reused)))
                 .map(Some)
@@ -176,7 +176,7 @@ impl Painter {
         };
         let (state, steps) = self.choose_start(lease, state);
         let encoding = prompts.as_ref().map_or(Duration::ZERO, Prompts::took);
-        let waits = lease.job().start.reused().is_some();
+        let waits = lease.job().source().is_some();
         let load = if waits { held.since.elapsed().saturating_sub(encoding) } else { Duration::ZERO };
         let mut begin = |from: &Beginning<'_>| {
             let prompts = prompts.take();
@@ -186,7 +186,7 @@ impl Painter {
             begun.and_then(|painting| painting.map(Some).map_err(|error| error.to_string()))
         };
         let must_resume = matches!(lease.job().start, Start::State(_));
-        let begun = match (&state, lease.job().start.reused()) {
+        let begun = match (&state, lease.job().source()) {
             (Some(state), Some(reused)) => begin(&Beginning::State(reused, state)).or_else(|error| {
                 tracing::warn!(error, "not resumed");
                 if must_resume { Ok(None) } else { begin(&Beginning::Noise) }

@@ -52,8 +52,8 @@ impl Prompts {
         let started = Instant::now();
         let negative = Some(job.negative_prompt.as_str()).filter(|p| !p.is_empty());
         let conditioning = model.encode(&job.prompt, negative, job.size)?;
-        let source = job.start.reused().filter(|reused| reused.hit == Hit::State);
-        let source = source.and_then(|reused| reused.source_prompt.as_ref()).filter(|s| **s != job.prompt);
+        let source =
+            job.source().and_then(|reused| reused.source_prompt.as_ref()).filter(|s| **s != job.prompt);
         let source = source.map(|source| model.encode_prompt(source)).transpose()?;
         Ok(Self { conditioning, source, took: started.elapsed() })
     }

@@ -1,4 +1,4 @@
-//! The cache as the painting thread sees it: states to start from, and states to keep.
+//! The cache as the worker sees it: states to start from, and states to keep.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};

@@ -1,9 +1,9 @@
 use pentimento_cache::{EntryId, FINISHED};
 use pentimento_pipelines::NoiseSource;
 
-use super::super::Tier;
+use super::super::{Tier, Verdict};
 use super::*;
-use crate::queue::{Encoding, Format, Hit, Reused, Start};
+use crate::queue::{Encoding, Format, Hit, Line, Reused, Start};
 
 const SIZE: Size = Size { width: 64, height: 64 };
 
@@ -55,15 +55,15 @@ fn who_insists_on_what_no_machine_could_do_is_refused_and_is_no_load() {
     let planner = planner();
     let hasty = job("a", 1);
     for _ in 0..20 {
-        assert_eq!(planner.admit(1, std::slice::from_ref(&hasty), vec![], true), Verdict::Never);
+        assert_eq!(planner.admit(1, Line::Paint, std::slice::from_ref(&hasty), vec![], true), Verdict::Never);
     }
     assert_eq!(planner.seen().arrival_rate, 0.0);
     // Ten steps take 10 ms, and 12 with all else: who does not insist has three times that.
-    assert_eq!(planner.admit(1, std::slice::from_ref(&hasty), vec![], false), Verdict::Admit);
+    assert_eq!(planner.admit(1, Line::Paint, std::slice::from_ref(&hasty), vec![], false), Verdict::Admit);
     let others = waiting(&planner, &job("b", 1000), 1);
-    assert_eq!(planner.admit(1, std::slice::from_ref(&hasty), others, false), Verdict::Admit);
+    assert_eq!(planner.admit(1, Line::Paint, std::slice::from_ref(&hasty), others, false), Verdict::Admit);
     let late = waiting(&planner, &job("b", 20), 4);
-    assert!(matches!(planner.admit(1, &[hasty], late, false), Verdict::Later(_)));
+    assert!(matches!(planner.admit(1, Line::Paint, &[hasty], late, false), Verdict::Later(_)));
     assert!(planner.seen().arrival_rate > 0.0);
 }
 
@@ -71,8 +71,8 @@ fn who_insists_on_what_no_machine_could_do_is_refused_and_is_no_load() {
 fn what_was_spent_before_is_missing_from_the_time() {
     let planner = planner();
     let spent = Job { spent: Duration::from_millis(995), ..job("a", 1000) };
-    assert_eq!(planner.admit(1, &[spent], vec![], true), Verdict::Never);
-    assert_eq!(planner.admit(1, &[job("a", 1000)], vec![], true), Verdict::Admit);
+    assert_eq!(planner.admit(1, Line::Paint, &[spent], vec![], true), Verdict::Never);
+    assert_eq!(planner.admit(1, Line::Paint, &[job("a", 1000)], vec![], true), Verdict::Admit);
 }
 
 #[test]
@@ -80,12 +80,12 @@ fn who_crowds_others_leaves_room_for_a_newcomer() {
     let planner = planner();
     for i in 0..50 {
         let client = if i % 5 == 0 { "b" } else { "a" };
-        assert_eq!(planner.admit(i, &[job(client, 200)], vec![], false), Verdict::Admit);
+        assert_eq!(planner.admit(i, Line::Paint, &[job(client, 200)], vec![], false), Verdict::Admit);
     }
     // 15 of 8.5 ms: of 0.9 of 200 ms 52 are left. He needs 12 himself, and a quarter of all is 50.
     let others = || waiting(&planner, &job("b", 200), 15);
-    assert!(matches!(planner.admit(100, &[job("a", 200)], others(), false), Verdict::Later(_)));
-    assert_eq!(planner.admit(101, &[job("c", 200)], others(), false), Verdict::Admit);
+    assert!(matches!(planner.admit(100, Line::Paint, &[job("a", 200)], others(), false), Verdict::Later(_)));
+    assert_eq!(planner.admit(101, Line::Paint, &[job("c", 200)], others(), false), Verdict::Admit);
 }
 
 #[test]
@@ -99,20 +99,39 @@ fn a_stored_picture_is_let_in_however_much_is_painted_but_not_behind_more_than_c
         source_prompt: None,
         varied: false,
     };
-    let shown = Job { start: Start::StateOrNoise(exact), ..job("a", 200) };
+    let stored = Job { start: Start::StateOrNoise(exact), previews: vec![1], ..job("a", 200) };
+    let painted = job("a", 200);
     let now = Instant::now();
-    let painted = waiting(&planner, &job("b", 200), 60);
-    planner.set_flying(painted.iter().map(|work| (work.clone(), now + Duration::from_millis(200))).collect());
-    assert!(matches!(planner.admit(1, &[job("a", 200)], vec![], false), Verdict::Later(_)));
-    let seen = planner.seen().arrival_rate;
-    assert_eq!(planner.admit(2, std::slice::from_ref(&shown), vec![], false), Verdict::Admit);
-    assert!(planner.seen().arrival_rate <= seen, "it takes no step");
+    let due = now + Duration::from_millis(200);
+    let full = waiting(&planner, &job("b", 200), 60);
+    planner.set_flying(full.into_iter().map(|work| (work, due)).collect());
+    let admit = |key, jobs: &[&Job], waiting| {
+        let jobs: Vec<Job> = jobs.iter().map(|job| (*job).clone()).collect();
+        planner.admit(key, planner.line(&jobs), &jobs, waiting, false)
+    };
     // Each is decoded in a millisecond.
-    let before = |pictures| vec![planner.waiting(&shown, now + Duration::from_millis(200)); pictures];
-    assert_eq!(planner.admit(3, std::slice::from_ref(&shown), before(150), false), Verdict::Admit);
-    assert!(matches!(planner.admit(4, std::slice::from_ref(&shown), before(200), false), Verdict::Later(_)));
+    let shown = |pictures| vec![planner.in_line(Line::Show, &stored, due); pictures];
+    // Clients that come back when they are told to have places kept, none of them in the other line.
+    for key in 0..40 {
+        assert!(matches!(admit(key, &[&painted], vec![]), Verdict::Later(_)));
+        assert!(matches!(admit(100 + key, &[&stored], shown(200)), Verdict::Later(_)));
+    }
+    assert_eq!(planner.seen().promises, 80);
+    let seen = planner.seen().arrival_rate;
+    assert_eq!(admit(200, &[&stored], shown(0)), Verdict::Admit);
+    assert_eq!(admit(201, &[&stored], shown(150)), Verdict::Admit);
+    assert!(planner.seen().arrival_rate <= seen, "it takes no step");
     // Several pictures are as late as those to be painted.
-    assert!(matches!(planner.admit(5, &[shown, job("a", 200)], vec![], false), Verdict::Later(_)));
+    assert!(matches!(admit(202, &[&stored, &painted], vec![]), Verdict::Later(_)));
+    // A decode of their own, which says nothing of those of painted pictures.
+    (0..100).for_each(|_| planner.shown("m", SIZE, Duration::from_millis(10)));
+    assert!(matches!(admit(203, &[&stored], shown(150)), Verdict::Later(_)));
+    let painted = planner.waiting(&painted, due);
+    assert!((painted.overhead - 0.002).abs() < 1e-9, "{painted:?}");
+
+    planner.not_shown();
+    assert_eq!(planner.line(std::slice::from_ref(&stored)), Line::Paint);
+    assert!(matches!(admit(204, &[&stored], vec![]), Verdict::Later(_)), "it would have to be painted");
 }
 
 #[test]
