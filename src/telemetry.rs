@@ -89,7 +89,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(STEP_SECONDS, "Time of a batch's step");
     describe_histogram!(BATCH_ROWS, "Rows of a batch");
     describe_histogram!(PREDICTION_ERROR, "How far off a step's predicted time was, relative to it");
-    describe_gauge!(ARRIVAL_RATE, "Pictures asked for, per second");
+    describe_gauge!(ARRIVAL_RATE, "Pictures asked for that take steps, per second");
     describe_histogram!(PLAN_STEPS, "Steps of the plan that a picture got");
     describe_counter!(
         REPLANNED,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::plan::{Planner, Verdict};
-use crate::queue::{self, Busy, JobQueue, LocalQueue, Subscription};
+use crate::queue::{self, Busy, JobQueue, Line, LocalQueue, Subscription};
 
 use crate::telemetry;
 
@@ -176,7 +176,11 @@ impl Gateway {
     ) -> Result<(), Rejection> {
         // What is painted and what is shown do not wait for each other.
         let line = self.planner.line(jobs);
-        let waiting = self.queue.waiting(line, |job, deadline| self.planner.in_line(line, job, deadline));
+        let mut waiting = self.queue.waiting(line, |job, deadline| self.planner.in_line(line, job, deadline));
+        if line == Line::Paint && self.planner.store_fails() {
+            let painted = |job: &queue::Job, deadline| self.planner.in_line(line, job, deadline);
+            waiting.extend(self.queue.waiting(Line::Show, painted));
+        }
         match self.planner.admit(key(request, jobs), line, jobs, waiting, insists) {
             Verdict::Admit => Ok(()),
             Verdict::Later(retry_after) => {

@@ -66,8 +66,8 @@ struct State {
     admission: Admission,
     /// Of those to be shown.
     showing: Admission,
-    /// When a stored picture was last not to be had.
-    not_shown: Option<Instant>,
+    /// When the store last let a stored picture down.
+    store_failed: Option<Instant>,
     flying: Vec<Flying>,
     level: Option<usize>,
     /// Whether prompts are encoded and pictures finished while others take steps.
@@ -109,7 +109,7 @@ impl Planner {
             budgets: None,
             admission: Admission::default(),
             showing: Admission::default(),
-            not_shown: None,
+            store_failed: None,
             flying: Vec::new(),
             level: None,
             works_aside: false,

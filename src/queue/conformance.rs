@@ -324,6 +324,22 @@ pub(super) fn what_cannot_be_shown_is_painted<Q: JobQueue>(make: impl Fn(QueueLi
     painter.join().unwrap();
     assert_eq!(hear(&mut asked[1]), Event::Done(painted("a1")));
 
+    // A worker that takes it at once.
+    let queue = few(&make);
+    let _asked = queue.submit(vec![stored("a", 0)]).unwrap();
+    let lease = pull_from(&queue, Line::Show).unwrap();
+    let worker = queue.clone();
+    let worker = std::thread::spawn(move || {
+        loop {
+            if let Pulled::Lease(lease) = worker.pull(Line::Paint, Some(Duration::ZERO)) {
+                return lease;
+            }
+        }
+    });
+    lease.paint_instead();
+    let _lease = worker.join().unwrap();
+    assert!(queue.has_all(&[stored("a", 0)]), "who asks for it now joins");
+
     // Nobody wants what would have been shown: nothing more will come.
     let queue = few(&make);
     let asked = queue.submit(vec![stored("a", 0)]).unwrap();

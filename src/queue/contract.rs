@@ -114,7 +114,7 @@ pub trait JobSubscription: Send + 'static {
     /// The next event; the last one is [`Event::Done`] or [`Event::Failed`]. After that it is [`Failure::Stopped`].
     fn next(&mut self) -> impl Future<Output = Event> + Send;
 
-    /// How many pictures of its line will be begun before this one; `None` once it is begun, or over.
+    /// How many pictures of its line will be begun before this one; `None` while it is in hand, and once it is over.
     fn ahead(&self) -> Option<usize>;
 }
 

@@ -1,7 +1,7 @@
 //! What is heard of a job, and how it ends.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -95,17 +95,24 @@ pub(super) const MOST_LISTENERS: usize = 64;
 
 /// Whoever waits for one picture: mostly one, more where several asked for the same.
 #[derive(Debug, Clone)]
-pub(super) struct Listeners(Arc<Mutex<Vec<mpsc::Sender<Event>>>>);
+pub(super) struct Listeners(Arc<Mutex<Vec<Listener>>>);
+
+#[derive(Debug)]
+struct Listener {
+    sender: mpsc::Sender<Event>,
+    /// When it came, where others had asked for the picture before.
+    joined: Option<Instant>,
+}
 
 /// What [`Listeners`] are known again by. It keeps nobody's channel open: one that is dropped without an end is heard.
 #[derive(Debug)]
-pub(super) struct Mark(Weak<Mutex<Vec<mpsc::Sender<Event>>>>);
+pub(super) struct Mark(Weak<Mutex<Vec<Listener>>>);
 
 impl Listeners {
     /// The first one, with room for all that a job of so many previews can say: the worker never waits for a reader.
     pub(super) fn new(previews: usize) -> (mpsc::Receiver<Event>, Self) {
         let (sender, receiver) = mpsc::channel(previews + 1);
-        (receiver, Self(Arc::new(Mutex::new(vec![sender]))))
+        (receiver, Self(Arc::new(Mutex::new(vec![Listener { sender, joined: None }]))))
     }
 
     /// Whether one more may listen: not where there are too many, nor where all who waited are gone and so is the
@@ -116,12 +123,12 @@ impl Listeners {
 
     /// One more; `None` where there is no room.
     pub(super) fn add(&self, previews: usize) -> Option<mpsc::Receiver<Event>> {
-        let mut senders = self.0.lock();
-        if !has_room(&senders) {
+        let mut listeners = self.0.lock();
+        if !has_room(&listeners) {
             return None;
         }
         let (sender, receiver) = mpsc::channel(previews + 1);
-        senders.push(sender);
+        listeners.push(Listener { sender, joined: Some(Instant::now()) });
         Some(receiver)
     }
 
@@ -137,20 +144,28 @@ impl Listeners {
 
     /// Whether nobody waits any more.
     pub(super) fn are_gone(&self) -> bool {
-        self.0.lock().iter().all(mpsc::Sender::is_closed)
+        are_gone(&self.0.lock())
     }
 
-    /// Tells everybody.
+    /// Tells everybody; who joined, of the time since then.
     pub(super) fn hear(&self, event: &Event) {
-        for sender in self.0.lock().iter() {
+        for Listener { sender, joined } in self.0.lock().iter() {
+            let mut event = event.clone();
+            if let (Event::Done(painted), Some(joined)) = (&mut event, joined) {
+                painted.timings = painted.timings.within(joined.elapsed());
+            }
             // Fails only where nobody listens: the channel has room for every event of a job.
-            let _ = sender.try_send(event.clone());
+            let _ = sender.try_send(event);
         }
     }
 }
 
-fn has_room(senders: &[mpsc::Sender<Event>]) -> bool {
-    senders.len() < MOST_LISTENERS && !senders.iter().all(mpsc::Sender::is_closed)
+fn has_room(listeners: &[Listener]) -> bool {
+    listeners.len() < MOST_LISTENERS && !are_gone(listeners)
+}
+
+fn are_gone(listeners: &[Listener]) -> bool {
+    listeners.iter().all(|listener| listener.sender.is_closed())
 }
 
 #[cfg(test)]

@@ -109,22 +109,20 @@ impl LocalQueue {
     }
 
     fn accept(&self, state: &mut State, job: Job, since: Instant) -> Subscription {
-        let subscription = |events, client, mark, joined| {
-            let queue = self.clone();
-            Subscription { events, queue, client, mark, joined, ended: false }
-        };
+        let subscription =
+            |events, client, mark| Subscription { events, queue: self.clone(), client, mark, ended: false };
         if let Some(listeners) = state.same_picture(&job)
             && let Some(events) = listeners.add(job.previews.len())
         {
             telemetry::joined();
-            return subscription(events, job.client, listeners.mark(), Some(since));
+            return subscription(events, job.client, listeners.mark());
         }
         let (events, listeners) = Listeners::new(job.previews.len());
         let client = job.client.clone();
         let mark = listeners.mark();
         let line = job.line();
         state.waiting.push(Waiting { job: Arc::new(job), line, listeners, since });
-        subscription(events, client, mark, None)
+        subscription(events, client, mark)
     }
 
     fn lease(&self, state: &mut State, waiting: Waiting) -> Lease {
@@ -132,7 +130,7 @@ impl LocalQueue {
         let Waiting { job, line, listeners, since } = waiting;
         state.flying.push((job.clone(), listeners.clone(), line));
         let started = Instant::now();
-        Lease { job, since, deadline, listeners, started, queue: self.clone() }
+        Lease { job, line, since, deadline, listeners, started, queue: self.clone() }
     }
 
     fn forget_unwanted(&self) {
@@ -249,17 +247,12 @@ pub struct Subscription {
     queue: LocalQueue,
     client: String,
     mark: Mark,
-    /// When it came, where others had asked for the picture before.
-    joined: Option<Instant>,
     ended: bool,
 }
 
 impl JobSubscription for Subscription {
     async fn next(&mut self) -> Event {
-        let mut event = self.events.recv().await.unwrap_or(Event::Failed(Failure::Stopped));
-        if let (Event::Done(painted), Some(joined)) = (&mut event, self.joined) {
-            painted.timings = painted.timings.within(joined.elapsed());
-        }
+        let event = self.events.recv().await.unwrap_or(Event::Failed(Failure::Stopped));
         self.ended |= !matches!(event, Event::Preview { .. });
         event
     }
@@ -286,6 +279,8 @@ impl Drop for Subscription {
 /// A job of a [`LocalQueue`] that is being painted.
 pub struct Lease {
     job: Arc<Job>,
+    /// Where it waited.
+    line: Line,
     since: Instant,
     deadline: Instant,
     listeners: Listeners,
@@ -294,6 +289,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// It is no longer leased; a lease of the other line, where the same job went to be painted, stays.
+    fn return_to(&self, state: &mut State) {
+        state.flying.retain(|(job, _, line)| !(Arc::ptr_eq(job, &self.job) && *line == self.line));
+    }
+
     fn end(self, event: &Event) {
         let listeners = self.listeners.clone();
         drop(self); // nobody joins any more
@@ -343,9 +343,11 @@ impl JobLease for Lease {
         let queue = self.queue.clone();
         let mut state = queue.lock();
         // At once: whoever asks for the same meanwhile finds it in one place or the other.
-        state.flying.retain(|(job, ..)| !Arc::ptr_eq(job, &self.job));
-        // Whoever stopped the queue forgot what waited.
-        if state.phase != Phase::Stopped {
+        self.return_to(&mut state);
+        if listeners.are_gone() {
+            telemetry::cancelled(1);
+        } else if state.phase != Phase::Stopped {
+            // Whoever stopped the queue forgot what waited.
             state.waiting.push(Waiting { job, line: Line::Paint, listeners, since });
         }
         telemetry::queue_length(state.waiting.len());
@@ -357,7 +359,7 @@ impl JobLease for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
-        state.flying.retain(|(job, ..)| !Arc::ptr_eq(job, &self.job));
+        self.return_to(&mut state);
         if state.phase != Phase::Open {
             self.queue.0.changed.notify_all();
         }

@@ -12,7 +12,7 @@ use super::aside;
 use super::finish::{Finisher, Unfinished};
 use super::painting::{Beginning, Painting};
 use super::report::{cancelled, span};
-use super::stored::Coming;
+use super::stored::{Coming, StateError};
 use crate::queue::{Failure, JobLease, JobQueue, Lease, Line, LocalQueue, Pulled, Start};
 
 /// Of so many pictures the latents may be on their way at a time: a store takes its time for each.
@@ -117,7 +117,13 @@ impl Shower {
             return Some(Err("there is no cache, or it panicked".to_owned()));
         };
         match catch_unwind(AssertUnwindSafe(|| stored.arrived(coming, wait))) {
-            Ok(arrived) => Some(arrived?.map_err(|error| error.to_string())),
+            Ok(arrived) => {
+                let latent = arrived?;
+                if latent.as_ref().is_err_and(StateError::is_outage) {
+                    self.finisher.planner.store_failed();
+                }
+                Some(latent.map_err(|error| error.to_string()))
+            }
             Err(_) => Some(Err("the cache panicked".to_owned())),
         }
     }
@@ -139,7 +145,6 @@ impl Shower {
             }
             Err(error) => {
                 span(&lease).in_scope(|| tracing::warn!(error, "not shown"));
-                self.finisher.planner.not_shown();
                 match &lease.job().start {
                     Start::State(_) => lease.fail(Failure::StateGone),
                     _ => lease.paint_instead(),

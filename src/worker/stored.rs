@@ -45,6 +45,17 @@ pub enum StateError {
     Paused,
 }
 
+impl StateError {
+    /// Whether the store did not answer, or could not: others' states are not to be had either.
+    pub fn is_outage(&self) -> bool {
+        use pentimento_cache::StateError as Kept;
+        matches!(
+            self,
+            Self::Timeout | Self::Paused | Self::Cache(CacheError::State(Kept::Timeout | Kept::Store(_)))
+        )
+    }
+}
+
 impl Stored {
     /// A cache that `runtime` reads from. A state that takes longer than `patience` is not waited for.
     pub fn new(cache: Cache, runtime: Handle, patience: Duration) -> Self {
@@ -118,13 +129,6 @@ pub struct Coming {
     reused: Reused,
     since: Instant,
     patience: Duration,
-}
-
-impl Coming {
-    /// How long it has been waited for.
-    pub fn waited(&self) -> Duration {
-        self.since.elapsed()
-    }
 }
 
 /// A picture's states on their way into the cache.

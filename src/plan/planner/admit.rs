@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Planner, State, Work, slack, spared};
 use crate::plan::{Ewma, Frontier, Verdict};
-use crate::queue::{Job, Line};
+use crate::queue::{Job, Line, Start};
 
 /// The share that a new arrival has in what is expected of the next.
 const SHARE: f64 = 0.1;
@@ -14,20 +14,26 @@ const SHARE: f64 = 0.1;
 const RESERVE: f64 = 0.25;
 /// A picture whose objective cannot be met may take so many times what its fewest steps take on an idle machine.
 const LATE: f64 = 3.0;
-/// So long after a stored picture could not be shown all of them are admitted as if they were to be painted: a store
-/// that does not answer must not let in more than can be painted.
-const NOT_SHOWN: Duration = Duration::from_secs(10);
+/// So long after the store failed stored pictures are admitted as if they were to be painted, as they mostly will be: it
+/// must not let in more than can be painted.
+const FAILING: Duration = Duration::from_secs(10);
 
 impl Planner {
-    /// The line in which there must be time for a request's jobs: where those wait that keep it waiting longest.
+    /// The line in which there must be time for a request's jobs: where those wait that keep it waiting longest. While the
+    /// store fails that is where stored pictures end, but for those that nothing is painted for.
     pub fn line(&self, jobs: &[Job]) -> Line {
-        let fails = self.state.lock().not_shown.is_some_and(|last| last.elapsed() < NOT_SHOWN);
-        if fails { Line::Paint } else { Line::of(jobs) }
+        let painted = jobs.iter().any(|job| !matches!(job.start, Start::State(_)));
+        if self.store_fails() && painted { Line::Paint } else { Line::of(jobs) }
     }
 
-    /// A stored picture could not be shown, and is painted.
-    pub fn not_shown(&self) {
-        self.state.lock().not_shown = Some(Instant::now());
+    /// Whether what waits to be shown will have to be painted.
+    pub fn store_fails(&self) -> bool {
+        self.state.lock().store_failed.is_some_and(|last| last.elapsed() < FAILING)
+    }
+
+    /// The store did not answer, and a stored picture was not shown for it.
+    pub fn store_failed(&self) {
+        self.state.lock().store_failed = Some(Instant::now());
     }
 
     /// A job that waits in a line, as admission sees it.
@@ -69,10 +75,8 @@ impl Planner {
         mut waiting: Vec<Work>,
         insists: bool,
     ) -> Verdict {
-        let mut asked: Vec<&Job> = jobs.iter().filter(|job| job.line() == line).collect();
-        if asked.is_empty() {
-            asked = jobs.iter().collect(); // stored pictures that will have to be painted
-        }
+        let all = line == Line::Paint && self.store_fails();
+        let asked: Vec<&Job> = jobs.iter().filter(|job| all || job.line() == line).collect();
         let Some(job) = asked.first() else { return Verdict::Admit };
         let (now, budget, count) = (Instant::now(), job.budget(), asked.len() as f64);
         let skipped = match line {

@@ -129,9 +129,11 @@ fn a_stored_picture_is_let_in_however_much_is_painted_but_not_behind_more_than_c
     let painted = planner.waiting(&painted, due);
     assert!((painted.overhead - 0.002).abs() < 1e-9, "{painted:?}");
 
-    planner.not_shown();
+    planner.store_failed();
     assert_eq!(planner.line(std::slice::from_ref(&stored)), Line::Paint);
     assert!(matches!(admit(204, &[&stored], vec![]), Verdict::Later(_)), "it would have to be painted");
+    let only = Job { start: Start::State(stored.start.reused().unwrap().clone()), ..stored.clone() };
+    assert_eq!(admit(205, &[&only], vec![]), Verdict::Admit, "for this one nothing is painted");
 }
 
 #[test]
