@@ -300,7 +300,14 @@ fn a_stored_picture_waits_for_none_that_is_painted() {
 
 #[test]
 fn whoever_reads_slowly_or_not_at_all_holds_nobody_up() {
-    let (_machine, mut server) = loaded(&["--reuse-policy", "exact", "--write-timeout-seconds", "2"]);
+    let (_machine, mut server) = loaded(&[
+        "--reuse-policy",
+        "exact",
+        "--write-timeout-seconds",
+        "2",
+        "--latency-objective-ms",
+        "60000",
+    ]);
     let kept = json!({"prompt": "a boat", "seed": 1, "n": 10, "num_inference_steps": 25, "stream": true});
     assert_eq!(server.post(&kept).status, 200);
     until("the pictures are kept", || common::entries(&server) == 10);
