@@ -4,13 +4,12 @@ mod any_order;
 
 use std::time::{Duration, Instant};
 
-use pentimento_cache::{EntryId, FINISHED};
 use pentimento_pipelines::{NoiseSource, Size};
 
 use super::event::MOST_LISTENERS;
 use super::{
-    Busy, Encoding, Event, Failure, Format, Hit, Job, JobLease, JobQueue, JobSubscription, Line, Painted,
-    Pulled, QueueLimits, Reused, Start, Timings,
+    Busy, Encoding, Event, Failure, Format, Job, JobLease, JobQueue, JobSubscription, Line, Painted, Pulled,
+    QueueLimits, Reused, Start, Timings,
 };
 use crate::plan::{Terms, Tier};
 
@@ -73,15 +72,7 @@ fn job(client: &str, index: usize) -> Job {
 
 /// A stored picture.
 fn stored(client: &str, index: usize) -> Job {
-    let exact = Reused {
-        hit: Hit::Exact,
-        source: EntryId::new(1),
-        timestep: FINISHED,
-        similarity: 1.0,
-        source_prompt: None,
-        varied: false,
-    };
-    Job { start: Start::StateOrNoise(exact), ..job(client, index) }
+    Job { start: Start::StateOrNoise(Reused::exact()), ..job(client, index) }
 }
 
 fn terms(seconds: u64) -> Terms {

@@ -83,6 +83,21 @@ pub enum Start {
     State(Reused),
 }
 
+#[cfg(test)]
+impl Reused {
+    /// A stored picture, for tests.
+    pub(crate) fn exact() -> Self {
+        Self {
+            hit: Hit::Exact,
+            source: EntryId::new(1),
+            timestep: pentimento_cache::FINISHED,
+            similarity: 1.0,
+            source_prompt: None,
+            varied: false,
+        }
+    }
+}
+
 impl Start {
     /// The stored state, if one is meant.
     pub fn reused(&self) -> Option<&Reused> {

@@ -290,7 +290,7 @@ pub struct Lease {
 
 impl Lease {
     /// It is no longer leased; a lease of the other line, where the same job went to be painted, stays.
-    fn return_to(&self, state: &mut State) {
+    fn leave_flying(&self, state: &mut State) {
         state.flying.retain(|(job, _, line)| !(Arc::ptr_eq(job, &self.job) && *line == self.line));
     }
 
@@ -343,7 +343,7 @@ impl JobLease for Lease {
         let queue = self.queue.clone();
         let mut state = queue.lock();
         // At once: whoever asks for the same meanwhile finds it in one place or the other.
-        self.return_to(&mut state);
+        self.leave_flying(&mut state);
         if listeners.are_gone() {
             telemetry::cancelled(1);
         } else if state.phase != Phase::Stopped {
@@ -359,7 +359,7 @@ impl JobLease for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
-        self.return_to(&mut state);
+        self.leave_flying(&mut state);
         if state.phase != Phase::Open {
             self.queue.0.changed.notify_all();
         }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Planner, State, Work, slack, spared};
-use crate::plan::{Ewma, Frontier, Verdict};
+use super::{Planner, State, Work, spared};
+use crate::plan::{Ewma, Verdict};
 use crate::queue::{Job, Line, Start};
 
 /// The share that a new arrival has in what is expected of the next.
@@ -47,21 +47,7 @@ impl Planner {
     /// A stored picture: nothing is left to do but to decode it.
     fn stored(&self, job: &Job, deadline: Instant) -> Work {
         let decode = self.state.lock().speeds.of(&job.model, job.size).map_or(0.0, |speed| speed.show());
-        Work {
-            cost: 0.0,
-            latency: 0.0,
-            overhead: decode,
-            aside: 0.0,
-            best: job.terms.best,
-            floor: job.terms.floor,
-            done: 1.0,
-            skipped: 1.0,
-            taken: 0,
-            slack: slack(deadline, Instant::now()),
-            planned: None,
-            replannable: false,
-            frontier: Arc::new(Frontier::flat(job.terms.best)),
-        }
+        Work { overhead: decode, aside: 0.0, ..self.from_noise(job, deadline).sparing(1.0) }
     }
 
     /// Whether there is time for a request's jobs beside all that is `waiting` in that [`Planner::line`]; `key` knows the

@@ -1,9 +1,8 @@
-use pentimento_cache::{EntryId, FINISHED};
 use pentimento_pipelines::NoiseSource;
 
 use super::super::{Tier, Verdict};
 use super::*;
-use crate::queue::{Encoding, Format, Hit, Line, Reused, Start};
+use crate::queue::{Encoding, Format, Line, Reused, Start};
 
 const SIZE: Size = Size { width: 64, height: 64 };
 
@@ -91,15 +90,7 @@ fn who_crowds_others_leaves_room_for_a_newcomer() {
 #[test]
 fn a_stored_picture_is_let_in_however_much_is_painted_but_not_behind_more_than_can_be_shown() {
     let planner = planner();
-    let exact = Reused {
-        hit: Hit::Exact,
-        source: EntryId::new(1),
-        timestep: FINISHED,
-        similarity: 1.0,
-        source_prompt: None,
-        varied: false,
-    };
-    let stored = Job { start: Start::StateOrNoise(exact), previews: vec![1], ..job("a", 200) };
+    let stored = Job { start: Start::StateOrNoise(Reused::exact()), previews: vec![1], ..job("a", 200) };
     let painted = job("a", 200);
     let now = Instant::now();
     let due = now + Duration::from_millis(200);
