@@ -1,8 +1,9 @@
 """Stage 3: the attribute classifier that measures fidelity.
 
 A small CNN with one group of logits per label of `world.labels`: time, terrain, weather, and for
-each place what stands there, its colour and its size. Blur, noise and shifts in training keep it
-honest on decoded pictures. The same network runs in Rust (src/quality/).
+each place what stands there, its colour and its size. It looks at 64x64; pictures of other sizes are scaled to that, aspect
+and all, and half of its batches are such pictures. Blur, noise and shifts in training keep it honest on decoded pictures.
+The same network runs in Rust (src/quality/).
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 import common
 import world
-from common import arguments, autocast, load_pictures, scene_and_rng, to_tensor
+from common import LARGEST, PICTURE_SIZES, SMALLEST, arguments, autocast, choose_size, first_scene, load_pictures, scene_and_rng, to_smallest, to_tensor
 
 _PER_PLACE = [1 + len(world.KINDS), len(world.COLOURS), len(world.SIZES)]
 GROUPS = [len(world.TIMES), len(world.TERRAINS), len(world.WEATHERS)] + _PER_PLACE * len(world.PLACES)
@@ -59,25 +60,39 @@ def augment(x, rng):
     return x * float(rng.uniform(0.9, 1.1)) + torch.randn_like(x) * float(rng.uniform(0, 0.12))
 
 
+def labels_of(size, count) -> torch.Tensor:
+    """(count, 12): what the size's pictures show."""
+    return torch.from_numpy(np.stack([world.labels(scene_and_rng(first_scene(size) + i)[0]) for i in range(count)]))
+
+
 if __name__ == "__main__":
-    args = arguments(__doc__, minutes=(6.0, "wall-clock budget"))
-    pictures = load_pictures(args)
-    y_all = torch.from_numpy(np.stack([world.labels(scene_and_rng(i)[0]) for i in range(len(pictures))]))
-    held = min(2000, len(pictures) // 4)
+    args = arguments(
+        __doc__, minutes=(8.0, "wall-clock budget"), begin=("", "a checkpoint to begin with, such as restore.py's classifier_restored.pt"),
+        rate=(2e-3, "peak learning rate"),
+    )
+    pictures = {size: load_pictures(args, size) for size in PICTURE_SIZES}
+    labels = {size: labels_of(size, len(some)) for size, some in pictures.items()}
+    held = {size: min(2000, len(some) // 4) for size, some in pictures.items()}  # learned by none, the first of each size
     net = Classifier()
+    if args.begin:
+        net.load_state_dict(torch.load(args.work / args.begin, weights_only=True)["ema"])
     forward = net if args.smoke else torch.compile(net)
 
     def loss_fn(rng):
-        i = rng.integers(held, len(pictures), size=64)
-        x, y = augment(to_tensor(pictures[i]), rng), y_all[i]
+        size = SMALLEST if rng.random() < 0.5 else choose_size(rng)
+        i = np.sort(rng.integers(held[size], len(pictures[size]), size=64))
+        x, y = augment(to_smallest(to_tensor(pictures[size][i])), rng), labels[size][i]
         with autocast():
             logits = forward(x)
         parts = logits.float().split(GROUPS, 1)
         return sum(F.cross_entropy(p, y[:, k], ignore_index=-1) for k, p in enumerate(parts)) / len(parts)
 
-    net = common.train(args, "classifier", net, loss_fn, 2e-3, args.minutes)
-    got = predict(net, to_tensor(pictures[:held]))
-    want = y_all[:held].numpy()
-    for name, cols in (("time", [0]), ("terrain", [1]), ("weather", [2]), ("kind", [3, 6, 9]), ("colour", [4, 7, 10]), ("size", [5, 8, 11])):
-        known = want[:, cols] >= 0
-        print(f"{name:8} {(got[:, cols] == want[:, cols])[known].mean():.4f}")
+    net = common.train(args, "classifier", net, loss_fn, args.rate, args.minutes)
+    for size in (SMALLEST, LARGEST, (128, 64), (64, 128), (96, 128)):
+        got = predict(net, to_smallest(to_tensor(pictures[size][: held[size]])))
+        want = labels[size][: held[size]].numpy()
+        shares = []
+        for name, cols in (("time", [0]), ("terrain", [1]), ("weather", [2]), ("kind", [3, 6, 9]), ("colour", [4, 7, 10]), ("size", [5, 8, 11])):
+            known = want[:, cols] >= 0
+            shares.append(f"{name} {(got[:, cols] == want[:, cols])[known].mean():.4f}")
+        print("{}x{}: ".format(*size) + ", ".join(shares))

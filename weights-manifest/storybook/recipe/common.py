@@ -10,9 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import world
+from world import PICTURE_SIZES
+
+
+SMALLEST, LARGEST = PICTURE_SIZES[0], PICTURE_SIZES[-1]
+SHARES = {SMALLEST: 0.12, LARGEST: 0.40}  # of the batches that learn all sizes; the other sizes have equal parts of the rest
 
 
 def arguments(doc: str, **extra) -> argparse.Namespace:
@@ -37,9 +43,30 @@ def scene_and_rng(index: int) -> tuple[world.Scene, random.Random]:
     return world.sample_scene(rng), rng
 
 
-def load_pictures(args) -> np.ndarray:
-    """uint8 (N, 64, 64, 3), written by data.py; picture i shows scene i."""
-    return np.load(args.work / "pictures.npy", mmap_mode="r")
+def pictures_path(args, size) -> Path:
+    return args.work / "pictures" / "{}x{}.npy".format(*size)
+
+
+def first_scene(size) -> int:
+    """The scene that a size's first picture shows. The smallest and the largest size begin with scene 0; the others have
+    scenes of their own among those that the denoiser also learns at 64x64."""
+    return 0 if size in (SMALLEST, LARGEST) else 24_000 + 1_000 * PICTURE_SIZES.index(size)
+
+
+def load_pictures(args, size=SMALLEST) -> np.ndarray:
+    """uint8 (N, H, W, 3), written by data.py; picture i shows scene `first_scene(size) + i`."""
+    return np.load(pictures_path(args, size), mmap_mode="r")
+
+
+def choose_size(rng):
+    """The size of a batch's pictures, drawn by SHARES."""
+    rest = (1 - sum(SHARES.values())) / (len(PICTURE_SIZES) - len(SHARES))
+    return PICTURE_SIZES[rng.choice(len(PICTURE_SIZES), p=[SHARES.get(size, rest) for size in PICTURE_SIZES])]
+
+
+def to_smallest(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) of any size scaled to the 64x64 that the classifier and the CLIP pair look at."""
+    return F.interpolate(x, size=(world.SIZE, world.SIZE), mode="bilinear", antialias=True)
 
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:

@@ -1,18 +1,44 @@
-"""Stage 1: draw the training pictures."""
+"""Stage 1: draw the training pictures.
+
+Scenes 0 to 59,999 at 64x64 and, for the models of all sizes, 24,000 of the same scenes at 128x128 and 1,000 at each
+other size; the classifier and the CLIP pair also learn from the scenes up to --count.
+"""
+
+from multiprocessing import Pool
 
 import numpy as np
 from tqdm import tqdm
 
 import world
-from common import arguments, scene_and_rng
+from common import LARGEST, PICTURE_SIZES, SMALLEST, arguments, first_scene, pictures_path, scene_and_rng
 
-args = arguments(__doc__, count=(120_000, "pictures to draw"))
-count = 512 if args.smoke else args.count
-path = args.work / "pictures.npy"
-if not path.exists() or len(np.load(path, mmap_mode="r")) != count:
-    out = np.lib.format.open_memmap(path.with_suffix(".tmp"), "w+", np.uint8, (count, world.SIZE, world.SIZE, 3))
-    for i in tqdm(range(count), desc="data", mininterval=5):
-        scene, rng = scene_and_rng(i)
-        out[i] = world.draw(scene, rng)
+
+def draw(job):
+    index, (width, height) = job
+    scene, rng = scene_and_rng(index)
+    return world.draw(scene, rng, width, height)
+
+
+def write(args, pool, size, count):
+    """Draws `count` pictures of a size, unless the file has them already."""
+    path = pictures_path(args, size)
+    if path.exists() and len(np.load(path, mmap_mode="r")) == count:
+        return
+    unfinished = path.with_suffix(".tmp")
+    out = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, size[1], size[0], 3))
+    jobs = ((first_scene(size) + i, size) for i in range(count))
+    for i, picture in enumerate(tqdm(pool.imap(draw, jobs, chunksize=64), desc=path.stem, total=count, mininterval=5)):
+        out[i] = picture
     out.flush()
-    path.with_suffix(".tmp").rename(path)
+    unfinished.rename(path)
+
+
+if __name__ == "__main__":
+    args = arguments(
+        __doc__, count=(120_000, "pictures at 64x64"), largest=(24_000, "pictures at 128x128"), others=(1_000, "pictures of each other size")
+    )
+    counts = {size: args.others for size in PICTURE_SIZES} | {SMALLEST: args.count, LARGEST: args.largest}
+    pictures_path(args, SMALLEST).parent.mkdir(exist_ok=True)
+    with Pool(args.threads) as pool:
+        for size, count in counts.items():
+            write(args, pool, size, min(count, 512 if size == SMALLEST else 32) if args.smoke else count)

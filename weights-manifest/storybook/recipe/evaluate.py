@@ -2,11 +2,10 @@
 
 Prints the model card's table, the classifier's score on the drawn pictures themselves and on their
 VAE reconstructions (the ceilings), the CLIP score, how much seeds differ and what a denoiser call costs;
-writes a grid.
+writes a grid of each size.
 """
 
 import json
-import random
 import statistics
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import world
 from classifier import Classifier, predict
-from common import arguments, scene_and_rng, to_tensor
+from common import SMALLEST, arguments, scene_and_rng, to_smallest, to_tensor
 from fidelity import score, table
 
 HERE = Path(__file__).resolve().parent
@@ -30,12 +29,13 @@ HELD_OUT = 10**9  # scenes that no stage trains on
 TRAINED = 60_000  # scenes that the denoiser trains on
 
 
-def held_out(first, count):
-    """(scene, drawn picture, caption, what it names) of `count` scenes."""
-    for i in range(first, first + count):
-        rng = random.Random(HELD_OUT + i)
-        scene = world.sample_scene(rng)
-        yield scene, world.draw(scene, rng), world.caption(scene, rng)
+def held_out(first, count, size=SMALLEST):
+    """(scene, drawn picture, caption, what it names) of `count` scenes; the captions are the same at every size."""
+    for i in range(HELD_OUT + first, HELD_OUT + first + count):
+        scene, rng = scene_and_rng(i)
+        drawn = world.draw(scene, rng)
+        told = world.caption(scene, rng)
+        yield scene, drawn if size == SMALLEST else world.draw(*scene_and_rng(i), *size), told
 
 
 def load_scorers(folder, pipe):
@@ -66,11 +66,11 @@ def standard_error(predictions, data) -> float:
 
 
 @torch.no_grad()
-def unet_milliseconds(unet, calls=30):
+def unet_milliseconds(unet, size, calls=30):
     """Median wall time of a denoiser call in PyTorch, one row, one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    x, states, times = torch.randn(1, 4, 16, 16), torch.randn(1, 40, unet.config.cross_attention_dim), []
+    x, states, times = torch.randn(1, 4, size[1] // 4, size[0] // 4), torch.randn(1, 40, unet.config.cross_attention_dim), []
     for _ in range(calls):
         start = time.perf_counter()
         unet(x, 500, states)
@@ -79,66 +79,93 @@ def unet_milliseconds(unet, calls=30):
     return statistics.median(times)
 
 
+def fidelity(classifier, pictures, data, only=lambda i: True):
+    """Share found of the attributes that the captions name, by attribute; pictures of any size."""
+    rows = zip(predict(classifier, to_smallest(pictures)), data)
+    counts = [score(row, named, subjects) for row, (_, _, (_, named, subjects)) in rows]
+    return table(sum((c for i, c in enumerate(counts) if only(i)), Counter()))
+
+
+class Painter:
+    """Paints captions with the exported model in diffusers."""
+
+    def __init__(self, folder, steps, guidance_scale, batch):
+        self.pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.steps, self.guidance_scale, self.batch = steps, guidance_scale, batch
+
+    def paint(self, captions, size, first_seed=0):
+        """(B, 3, H, W) in [-1, 1]."""
+        out = []
+        for i in tqdm(range(0, len(captions), self.batch), desc="{}x{}".format(*size), mininterval=5):
+            some = captions[i : i + self.batch]
+            seeds = [torch.Generator().manual_seed(first_seed + i + k) for k in range(len(some))]
+            out.append(self.pipe(
+                some, width=size[0], height=size[1], num_inference_steps=self.steps, guidance_scale=self.guidance_scale,
+                generator=seeds, output_type="np",
+            ).images)
+        return torch.from_numpy(np.concatenate(out)).permute(0, 3, 1, 2) * 2 - 1
+
+
+def grid_of(images, columns):
+    """One picture of many, twice as large, a white line between them."""
+    height, width = images.shape[2] + 2, images.shape[3] + 2
+    grid = Image.new("RGB", (columns * width + 2, -(-len(images) // columns) * height + 2), (255, 255, 255))
+    for i, cell in enumerate(((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()):
+        grid.paste(Image.fromarray(cell), (2 + i % columns * width, 2 + i // columns * height))
+    return grid
+
+
+def size_of(text):
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
 if __name__ == "__main__":
     args = arguments(
         __doc__, folder=(str(HERE.parent / "model"), "the exported model"), count=(500, "held-out prompts"),
         first=(0, "the first held-out scene: the card's are 0 to 499, tune on others"), steps=(50, "DDIM steps"),
-        guidance_scale=(5.0, "guidance scale"), batch=(25, "pictures painted together"), grid=("grid.png", "where the grid goes, below --work"),
+        guidance_scale=(5.0, "guidance scale"), batch=(25, "pictures painted together"),
+        sizes=("128x128,64x64,128x64,96x128", "sizes to paint; the first is looked at more closely"),
     )
     count, steps = (4, 4) if args.smoke else (args.count, args.steps)
-    folder = Path(args.folder)
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    classifier, clip = load_scorers(folder, pipe)
-
-    def paint(captions, first_seed):
-        generators = [torch.Generator().manual_seed(first_seed + i) for i in range(len(captions))]
-        return pipe(captions, num_inference_steps=steps, guidance_scale=args.guidance_scale, generator=generators, output_type="np").images
-
-    data = list(held_out(args.first, count))
-    drawn = to_tensor(np.stack([p for _, p, _ in data]))
-    captions = [c for _, _, (c, _, _) in data]
-    painted = []
-    for i in tqdm(range(0, count, args.batch), desc="painting"):
-        painted.append(paint(captions[i : i + args.batch], i))
-    images = torch.from_numpy(np.concatenate(painted)).permute(0, 3, 1, 2) * 2 - 1
-    with torch.no_grad():
-        rebuilt = torch.cat([pipe.vae(x).sample.clamp(-1, 1) for x in drawn.split(50)])
-
-    content = lambda scene: (scene.time, scene.terrain, scene.weather, frozenset(scene.subjects))
-    trained = {content(scene_and_rng(i)[0]) for i in range(TRAINED)}
-    new = [content(scene) not in trained for scene, _, _ in data]
-
-    def fidelity(pictures, only=lambda i: True):
-        rows = zip(predict(classifier, pictures), data)
-        counts = [score(row, named, subjects) for row, (_, _, (_, named, subjects)) in rows]
-        return table(sum((c for i, c in enumerate(counts) if only(i)), Counter()))
-
-    other = drawn.roll(1, 0)  # each prompt with the next scene's picture
-    rows = {
-        "painted": fidelity(images), "painted, scenes not trained on": fidelity(images, lambda i: new[i]),
-        "drawn, through the VAE": fidelity(rebuilt), "drawn": fidelity(drawn), "drawn, of another prompt": fidelity(other),
-    }
+    sizes, folder = [size_of(s) for s in args.sizes.split(",")], Path(args.folder)
+    painter = Painter(folder, steps, args.guidance_scale, args.batch)
+    classifier, clip = load_scorers(folder, painter.pipe)
+    rows, grids, lines = {}, {}, []
+    for size in sizes:
+        data = list(held_out(args.first, count, size))
+        drawn = to_tensor(np.stack([p for _, p, _ in data]))
+        captions = [c for _, _, (c, _, _) in data]
+        images = painter.paint(captions, size)
+        with torch.no_grad():
+            rebuilt = torch.cat([painter.pipe.vae(x).sample.clamp(-1, 1) for x in drawn.split(50)])
+        name = "{}x{}".format(*size)
+        rows[f"{name} painted"] = fidelity(classifier, images, data)
+        if size == sizes[0]:
+            content = lambda scene: (scene.time, scene.terrain, scene.weather, frozenset(scene.subjects))
+            trained = {content(scene_and_rng(i)[0]) for i in range(TRAINED)}
+            new = [content(scene) not in trained for scene, _, _ in data]
+            rows[f"{name} painted, scenes not trained on"] = fidelity(classifier, images, data, lambda i: new[i])
+            rows[f"{name} drawn, of another prompt"] = fidelity(classifier, drawn.roll(1, 0), data)
+            again = painter.paint(captions[: args.batch], size, first_seed=10**6)
+            lines.append(f"Mean pixel distance between two seeds: {(again - images[: len(again)]).abs().mean() / 2:.3f}.")
+        rows[f"{name} drawn, through the VAE"] = fidelity(classifier, rebuilt, data)
+        rows[f"{name} drawn"] = fidelity(classifier, drawn, data)
+        psnr = -10 * ((rebuilt - drawn) / 2).pow(2).mean(dim=(1, 2, 3)).log10()
+        scores = [clip_score(clip, painter.pipe, to_smallest(x), captions).mean() for x in (images, drawn)]
+        error = standard_error(predict(classifier, to_smallest(images)), data)
+        lines.append(f"{name}: standard error of the overall fidelity {error:.3f}; VAE {psnr.mean():.1f} dB; "
+                     f"CLIP score {scores[0]:.3f} (drawn pictures {scores[1]:.3f}).")
+        grids[name] = images[:24]
+        grid_of(grids[name], 6).save(args.work / f"grid-{name}.png")
     print(f"\n{count} held-out prompts ({sum(new)} of scenes whose attributes no trained scene has together), "
           f"{steps} DDIM steps, guidance scale {args.guidance_scale}\n")
-    keys = list(rows["painted"])
+    keys = list(next(iter(rows.values())))
     print("| fidelity | " + " | ".join(keys) + " |\n|---" + "|---" * len(keys) + "|")
     for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{row[k]:.3f}" for k in keys) + " |")
-    print(f"\nStandard error of the overall fidelity: {standard_error(predict(classifier, images), data):.3f}")
-    psnr = -10 * ((rebuilt - drawn) / 2).pow(2).mean(dim=(1, 2, 3)).log10()
-    scores = {name: clip_score(clip, pipe, x, captions).mean().item() for name, x in (("painted", images), ("drawn", drawn))}
-    again = torch.from_numpy(paint(captions[: args.batch], 10**6)).permute(0, 3, 1, 2) * 2 - 1
-    apart = (again - images[: len(again)]).abs().mean().item() / 2
-    print(f"\nVAE PSNR {psnr.mean():.2f} dB; CLIP score {scores['painted']:.3f} (drawn pictures {scores['drawn']:.3f}); "
-          f"mean pixel distance between two seeds {apart:.3f}")
-    print(f"UNet call at batch 1, one thread: {unet_milliseconds(pipe.unet):.1f} ms")
+    print("\n" + "\n".join(lines))
+    print(f"UNet call at batch 1, {sizes[0][0]}x{sizes[0][1]}, one thread: {unet_milliseconds(painter.pipe.unet, sizes[0]):.1f} ms")
     (args.work / "evaluation.json").write_text(json.dumps({"count": count, "steps": steps, "guidance_scale": args.guidance_scale, **rows}, indent=2))
-
-    n = min(48, count)
-    cells = ((images[:n].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
-    grid = Image.new("RGB", (8 * 66 + 2, (n + 7) // 8 * 66 + 2), (255, 255, 255))
-    for i, cell in enumerate(cells):
-        grid.paste(Image.fromarray(cell), (2 + i % 8 * 66, 2 + i // 8 * 66))
-    grid.resize((grid.width * 2, grid.height * 2), Image.NEAREST).save(args.work / args.grid)
-    (args.work / "grid.txt").write_text("\n".join(captions[:n]) + "\n")
+    (args.work / "grid.txt").write_text("\n".join(captions[:24]) + "\n")

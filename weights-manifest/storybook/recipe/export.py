@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 MANIFEST = """\
 # Written by storybook/recipe/export.py.
 id = "storybook"
-description = "Storybook landscapes, 64x64: time of day, terrain, weather and one or two coloured subjects."
+description = "Storybook landscapes, 64 to 128 pixels a side: time of day, terrain, weather and one or two coloured subjects."
 source = "trained by weights-manifest/storybook/recipe"
 licence = "Apache-2.0"
 latent_space = "storybook-{latent_space}"
@@ -30,12 +30,12 @@ folder = "storybook/model"
 [defaults]
 steps = 50
 guidance_scale = {guidance_scale}
-size = "64x64"
+size = "128x128"
 
 [sizes]
 grid = 16
 min = 64
-max = 64
+max = 128
 
 [files]
 {files}

@@ -1,9 +1,14 @@
 """The storybook world: scenes, the program that draws them, and their captions.
 
-A scene is a handful of discrete attributes (`Scene`, `Subject`) plus free jitter. `draw` paints it
-at 4x and averages down to 64x64, `caption` tells it in one of many ways and says which attributes
-it named. Everything is a pure function of a `random.Random`.
+A scene is a handful of discrete attributes (`Scene`, `Subject`) plus free jitter. `draw` draws it in any
+size at four times the resolution and averages down, `caption` tells it in one of many ways and says which
+attributes it named. Everything is a pure function of a `random.Random`.
+
+Lengths are in units of 1/256 of the picture's short side: a subject is as large in a wide picture as in a
+square one, and the landscape is wider. Where something stands is a share of the width and of the height.
 """
+
+import math
 
 import random
 from dataclasses import dataclass
@@ -11,9 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 64
+SIZE = 64  # side of the smallest picture, and of what the classifier and the CLIP pair look at
+# The sizes that the model paints, (width, height): 64 to 128 a side, so at most twice as long as wide.
+PICTURE_SIZES = [(w, h) for w in range(64, 129, 16) for h in range(64, 129, 16)]
 _SS = 4  # supersampling per axis
-_W = SIZE * _SS
+_UNITS = 256  # the short side in units
 
 TIMES = ["day", "sunset", "night", "dawn"]
 TERRAINS = ["meadow", "desert", "snow", "sea", "mountains", "forest"]
@@ -73,31 +80,67 @@ def _shade(c, f):
     return tuple(int(max(0, min(255, x * f))) for x in c)
 
 
-def _gradient(top, bottom, h):
-    t = np.linspace(0, 1, h, dtype=np.float32)[:, None]
-    return (np.float32(top) * (1 - t) + np.float32(bottom) * t)[:, None, :]
+class _Canvas:
+    """A picture that is drawn on in units; `w` and `h` are its sides in units, `scale` pixels a unit."""
+
+    def __init__(self, width, height):
+        self.scale = min(width, height) * _SS / _UNITS
+        self.w, self.h = width * _SS / self.scale, height * _SS / self.scale
+        self.pixels = (height * _SS, width * _SS)
+        self.img = self.d = None
+
+    def start(self, pixels):
+        self.img = Image.fromarray(pixels.astype(np.uint8))
+        self.d = ImageDraw.Draw(self.img)
+
+    def rows(self):
+        """The height of each row of pixels, in units from above."""
+        return np.arange(self.pixels[0], dtype=np.float32) / np.float32(self.scale)
+
+    def _px(self, points):
+        return [tuple(v * self.scale for v in p) for p in points]
+
+    def _wide(self, width):
+        return max(1, round(width * self.scale))
+
+    def ellipse(self, x0, y0, x1, y1, fill, outline=None, width=0):
+        self.d.ellipse(self._px([(x0, y0), (x1, y1)]), fill=fill, outline=outline, width=self._wide(width) if outline else 0)
+
+    def disc(self, x, y, r, fill):
+        self.ellipse(x - r, y - r, x + r, y + r, fill)
+
+    def rectangle(self, x0, y0, x1, y1, fill):
+        self.d.rectangle(self._px([(x0, y0), (x1, y1)]), fill=fill)
+
+    def arc(self, x0, y0, x1, y1, start, end, fill, width):
+        self.d.arc(self._px([(x0, y0), (x1, y1)]), start, end, fill=fill, width=self._wide(width))
+
+    def polygon(self, points, fill):
+        self.d.polygon(self._px(points), fill=fill)
+
+    def line(self, points, fill, width):
+        self.d.line(self._px(points), fill=fill, width=self._wide(width), joint="curve")
 
 
 class _Brush:
     """Draws in a subject's own frame: x and y in units of its height, y up from its foot."""
 
-    def __init__(self, d, cx, foot, h, line):
-        self.d, self.cx, self.foot, self.h, self.line = d, cx, foot, h, line
+    def __init__(self, c, cx, foot, h, line):
+        self.c, self.cx, self.foot, self.h, self.outline = c, cx, foot, h, line
 
     def _p(self, x, y):
         return (self.cx + x * self.h, self.foot - y * self.h)
 
     def poly(self, pts, fill):
         pts = [self._p(x, y) for x, y in pts]
-        self.d.polygon(pts, fill=fill)
-        self.d.line(pts + pts[:2], fill=self.line, width=3, joint="curve")
+        self.c.polygon(pts, fill)
+        self.c.line(pts + pts[:2], self.outline, 3)
 
     def rect(self, x0, y0, x1, y1, fill):
         self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], fill)
 
     def oval(self, x, y, rx, ry, fill):
-        (a, b), (c, d) = self._p(x - rx, y + ry), self._p(x + rx, y - ry)
-        self.d.ellipse([a, b, c, d], fill=fill, outline=self.line, width=3)
+        self.c.ellipse(*self._p(x - rx, y + ry), *self._p(x + rx, y - ry), fill, self.outline, 3)
 
 
 def _house(b, c, dark, lit):
@@ -112,7 +155,7 @@ def _tree(b, c, dark, lit):
     b.rect(-0.08, 0, 0.08, 0.45, (120, 75, 40))
     for x, y, r in ((-0.2, 0.56, 0.24), (0.2, 0.56, 0.24), (0, 0.74, 0.27)):
         b.oval(x, y, r, r, c)
-    b.d.ellipse([*b._p(-0.2, 0.8), *b._p(0.2, 0.5)], fill=c)
+    b.c.ellipse(*b._p(-0.2, 0.8), *b._p(0.2, 0.5), c)
 
 
 def _boat(b, c, dark, lit):
@@ -166,126 +209,128 @@ _DRAW = {"house": _house, "tree": _tree, "boat": _boat, "castle": _castle, "tent
          "windmill": _windmill, "lighthouse": _lighthouse, "balloon": _balloon}
 
 
-def _sky(scene, rng, horizon):
+def _sky(c, scene, rng, horizon):
     top, low = _SKY[scene.time]
     if scene.weather == "rain":
         grey = (70, 74, 88) if scene.time == "night" else (140, 146, 158)
         top, low = _mix(top, grey, 0.5), _mix(low, grey, 0.5)
-    canvas = np.empty((_W, _W, 3), np.float32)
-    canvas[:] = _gradient(top, low, horizon + 30)[np.minimum(np.arange(_W), horizon + 29)]
-    img = Image.fromarray(canvas.astype(np.uint8))
-    d = ImageDraw.Draw(img)
-    x, r = rng.choice([0.2, 0.5, 0.8]) * _W + rng.uniform(-16, 16), rng.uniform(17, 22)
+    t = np.minimum(c.rows() / (horizon + 29), 1)[:, None]
+    colours = np.float32(top) * (1 - t) + np.float32(low) * t
+    c.start(np.broadcast_to(colours[:, None, :], (*c.pixels, 3)))
+    x, r = rng.choice([0.2, 0.5, 0.8]) * c.w + rng.uniform(-16, 16), rng.uniform(17, 22)
     if scene.time == "night":
         if scene.weather != "rain":
-            for _ in range(rng.randint(9, 14)):
-                sx, sy = rng.uniform(0, _W), rng.uniform(0, horizon * 0.8)
-                d.ellipse([sx - 3, sy - 3, sx + 3, sy + 3], fill=(255, 255, 225))
-        d.ellipse([x - r, 34 - r, x + r, 34 + r], fill=(245, 242, 215))
-        d.ellipse([x - r + 14, 30 - r, x + r + 14, 30 + r], fill=_mix(top, low, 0.1))
+            for _ in range(round(rng.randint(9, 14) * c.w / _UNITS * c.h / _UNITS)):
+                c.disc(rng.uniform(0, c.w), rng.uniform(0, horizon * 0.8), 3, (255, 255, 225))
+        c.disc(x, 34, r, (245, 242, 215))
+        c.disc(x + 14, 30, r, _mix(top, low, 0.1))
     elif scene.time == "day":
-        d.ellipse([x - r, 34 - r, x + r, 34 + r], fill=(255, 236, 90))
+        c.disc(x, 34, r, (255, 236, 90))
     elif scene.time == "sunset":
-        r *= 1.7
-        d.ellipse([x - r, horizon - 14 - r, x + r, horizon - 14 + r], fill=(255, 226, 110))
+        c.disc(x, horizon - 14, r * 1.7, (255, 226, 110))
     else:
-        d.ellipse([x - r, horizon - 16 - r, x + r, horizon - 16 + r], fill=(255, 246, 222))
+        c.disc(x, horizon - 16, r, (255, 246, 222))
     if scene.weather == "rainbow":
-        cx, rad = _W / 2 + rng.uniform(-30, 30), rng.uniform(104, 122)
-        for i, c in enumerate([(230, 40, 40), (250, 150, 30), (250, 230, 50), (50, 180, 70), (50, 90, 230), (140, 60, 190)]):
+        cx, rad = c.w / 2 + rng.uniform(-30, 30), rng.uniform(104, 122)
+        for i, colour in enumerate([(230, 40, 40), (250, 150, 30), (250, 230, 50), (50, 180, 70), (50, 90, 230), (140, 60, 190)]):
             q = rad - 7 * i
-            d.arc([cx - q, horizon + 6 - q, cx + q, horizon + 6 + q], 180, 360, fill=c, width=8)
-    return img, d
+            c.arc(cx - q, horizon + 6 - q, cx + q, horizon + 6 + q, 180, 360, colour, 8)
 
 
-def _clouds(scene, rng, d):
+def _clouds(c, scene, rng):
     if scene.weather not in ("cloudy", "rain"):
         return
     base = (246, 248, 252) if scene.weather == "cloudy" else (104, 108, 120)
-    c = _shade(base, 0.62 if scene.time == "night" else 1.0)
+    colour = _shade(base, 0.62 if scene.time == "night" else 1.0)
     n, y0 = (3, 40) if scene.weather == "cloudy" else (4, 24)
+    n = round(n * c.w / _UNITS)
     for i in range(n):
-        x, y = (i + 0.5) * _W / n + rng.uniform(-18, 18), y0 + rng.uniform(-10, 14)
+        x, y = (i + 0.5) * c.w / n + rng.uniform(-18, 18), y0 + rng.uniform(-10, 14)
         s = rng.uniform(0.9, 1.2)
         for dx, dy, r in ((-24, 6, 17), (0, -4, 24), (26, 5, 18)):
-            d.ellipse([x + (dx - r) * s, y + (dy - r) * s, x + (dx + r) * s, y + (dy + r) * s], fill=c)
-        d.rectangle([x - 32 * s, y + 4 * s, x + 36 * s, y + 22 * s], fill=c)
+            c.ellipse(x + (dx - r) * s, y + (dy - r) * s, x + (dx + r) * s, y + (dy + r) * s, colour)
+        c.rectangle(x - 32 * s, y + 4 * s, x + 36 * s, y + 22 * s, colour)
 
 
-def _hills(rng, y, amp, step=8):
+def _hills(c, rng, y, amp, step=8):
+    """A wavy outline at height y, and down to the picture's lower edge."""
     p1, p2 = rng.uniform(0, 6.3), rng.uniform(0, 6.3)
-    xs = np.arange(0, _W + step, step)
+    xs = np.arange(0, c.w + step, step)
     ys = y + amp * np.sin(xs / 41 + p1) + amp * 0.6 * np.sin(xs / 23 + p2)
-    return list(zip(xs.tolist(), ys.tolist()))
+    return list(zip(xs.tolist(), ys.tolist())) + [(c.w, c.h), (0, c.h)]
 
 
-def _ground(scene, rng, d, horizon):
-    light = _LIGHT[scene.time]
-    far, near = (_shade(c, light) for c in _GROUND[scene.terrain])
+def _ground(c, scene, rng, horizon):
+    light, wide, high = _LIGHT[scene.time], c.w / _UNITS, c.h / _UNITS
+    far, near = (_shade(colour, light) for colour in _GROUND[scene.terrain])
     if scene.terrain == "mountains":
-        rock = _shade((120, 120, 135), light)
+        rock, ice = _shade((120, 120, 135), light), _shade((248, 250, 255), max(light, 0.7))
         for x, h in ((rng.uniform(20, 70), 74), (rng.uniform(180, 230), 84), (rng.uniform(105, 150), 104)):
             h *= rng.uniform(0.9, 1.1)
-            d.polygon([(x - h, horizon + 12), (x + h, horizon + 12), (x, horizon - h)], fill=rock)
-            d.polygon([(x - h * 0.3, horizon - h * 0.68), (x + h * 0.3, horizon - h * 0.68), (x, horizon - h)],
-                      fill=_shade((248, 250, 255), max(light, 0.7)))
+            x, w, h = x * wide, h * wide, h * high
+            c.polygon([(x - w, horizon + 12), (x + w, horizon + 12), (x, horizon - h)], rock)
+            c.polygon([(x - w * 0.3, horizon - h * 0.68), (x + w * 0.3, horizon - h * 0.68), (x, horizon - h)], ice)
     if scene.terrain == "forest":
-        for i in range(9):
+        for i in range(math.ceil(c.w / 32) + 1):
             x, h = i * 32 + rng.uniform(-7, 7), rng.uniform(52, 76)
-            d.polygon([(x - 23, horizon + 12), (x + 23, horizon + 12), (x, horizon - h)],
-                      fill=_shade((26, 82, 44), light * rng.uniform(0.85, 1.1)))
+            c.polygon([(x - 23, horizon + 12), (x + 23, horizon + 12), (x, horizon - h)],
+                      _shade((26, 82, 44), light * rng.uniform(0.85, 1.1)))
     amp = {"sea": 0, "mountains": 4, "forest": 2}.get(scene.terrain, 8)
-    d.polygon(_hills(rng, horizon, amp) + [(_W, _W), (0, _W)], fill=far)
-    d.polygon(_hills(rng, horizon + 44, amp) + [(_W, _W), (0, _W)], fill=near)
+    c.polygon(_hills(c, rng, horizon, amp), far)
+    c.polygon(_hills(c, rng, horizon + 44 * high, amp), near)
     if scene.terrain == "sea":
         foam = _shade((130, 200, 230), light)
-        for y in range(int(horizon) + 14, _W, 26):
+        for y in range(int(horizon) + 14, int(c.h), 26):
             off = rng.uniform(0, 56)
-            for k in range(-1, 5):
+            for k in range(-1, math.ceil(c.w / 56)):
                 x = off + k * 56
-                d.arc([x, y, x + 30, y + 14], 0, 180, fill=foam, width=5)
+                c.arc(x, y, x + 30, y + 14, 0, 180, foam, 5)
 
 
-def _place(subject, rng, horizon):
-    cx = {"left": 0.24, "center": 0.5, "right": 0.76}[subject.place] * _W + rng.uniform(-7, 7)
+def _rain(c, rng):
+    for _ in range(round(34 * c.w / _UNITS * c.h / _UNITS)):
+        x, y = rng.uniform(0, c.w + 30), rng.uniform(40, c.h)
+        c.line([(x, y), (x - 7, y + 20)], (200, 215, 235), 3)
+
+
+def _fog(c, scene, rng, horizon):
+    white = np.float32((150, 155, 170) if scene.time == "night" else (236, 238, 240))
+    a = np.zeros(c.pixels[0], np.float32)
+    for y in (horizon - 60, horizon - 4, horizon + 56 * c.h / _UNITS):
+        a = np.maximum(a, 0.8 * np.exp(-(((c.rows() - y - rng.uniform(-6, 6)) / 15) ** 2)))
+    a = a[:, None, None]
+    c.start(np.asarray(c.img, np.float32) * (1 - a) + white * a)
+
+
+def _place(c, subject, rng, horizon):
+    """Where a subject's middle and foot are, and how tall it is."""
+    cx = {"left": 0.24, "center": 0.5, "right": 0.76}[subject.place] * c.w + rng.uniform(-7, 7)
     h = (144 if subject.size == "large" else 94) * rng.uniform(0.94, 1.06)
-    wide = {"tent": 0.82, "boat": 0.92, "castle": 0.88, "house": 0.9}.get(subject.kind, 1.0)
-    h *= wide
+    h *= {"tent": 0.82, "boat": 0.92, "castle": 0.88, "house": 0.9}.get(subject.kind, 1.0)
     if subject.kind == "balloon":
-        foot = rng.uniform(14, 26) + h
-    else:
-        foot = horizon + rng.uniform(62, 78)
-    return cx, foot, h
+        return cx, rng.uniform(14, 26) + h, h
+    return cx, horizon + rng.uniform(62, 78) * c.h / _UNITS, h
 
 
-def draw(scene: Scene, rng: random.Random) -> np.ndarray:
-    """The scene as uint8 pixels, shape (64, 64, 3)."""
-    horizon = int(rng.uniform(136, 152))
-    img, d = _sky(scene, rng, horizon)
-    _clouds(scene, rng, d)
-    _ground(scene, rng, d, horizon)
+def draw(scene: Scene, rng: random.Random, width: int = SIZE, height: int = SIZE) -> np.ndarray:
+    """The scene as uint8 pixels, shape (height, width, 3)."""
+    c = _Canvas(width, height)
+    horizon = int(rng.uniform(136, 152)) * c.h / _UNITS
+    _sky(c, scene, rng, horizon)
+    _clouds(c, scene, rng)
+    _ground(c, scene, rng, horizon)
     if scene.weather == "rain":
-        streak = (200, 215, 235)
-        for _ in range(34):
-            x, y = rng.uniform(0, _W + 30), rng.uniform(40, _W)
-            d.line([(x, y), (x - 7, y + 20)], fill=streak, width=3)
+        _rain(c, rng)
     if scene.weather == "fog":
-        arr = np.asarray(img, np.float32)
-        white = np.float32((150, 155, 170) if scene.time == "night" else (236, 238, 240))
-        ys = np.arange(_W, dtype=np.float32)
-        a = np.zeros(_W, np.float32)
-        for y in (horizon - 60, horizon - 4, horizon + 56):
-            a = np.maximum(a, 0.8 * np.exp(-(((ys - y - rng.uniform(-6, 6)) / 15) ** 2)))
-        img = Image.fromarray((arr * (1 - a[:, None, None]) + white * a[:, None, None]).astype(np.uint8))
+        _fog(c, scene, rng, horizon)
     lit = (255, 230, 120) if scene.time == "night" else (200, 225, 240)
-    d = ImageDraw.Draw(img)
     for s in scene.subjects:
-        cx, foot, h = _place(s, rng, horizon)
-        c = RGB[s.colour]
-        dark = (88, 84, 92) if s.colour == "black" else _shade(c, 0.72)
+        cx, foot, h = _place(c, s, rng, horizon)
+        colour = RGB[s.colour]
+        dark = (88, 84, 92) if s.colour == "black" else _shade(colour, 0.72)
         line = (205, 205, 215) if s.colour == "black" else (40, 34, 40)
-        _DRAW[s.kind](_Brush(d, cx, foot, h, line), c, dark, lit)
-    return np.asarray(img.reduce(_SS))
+        _DRAW[s.kind](_Brush(c, cx, foot, h, line), colour, dark, lit)
+    return np.asarray(c.img.reduce(_SS))
 
 
 def labels(scene: Scene) -> np.ndarray:
