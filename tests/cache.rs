@@ -222,7 +222,7 @@ fn tenants_and_namespaces_see_only_their_own() {
         let body = with(body("a castle", 5), json!({"namespace": namespace}));
         let authorization = format!("Bearer {key}");
         let headers = [("content-type", "application/json"), ("authorization", &authorization)];
-        server.post_with(body.to_string().as_bytes(), &headers)
+        server.post_with(&common::small(&body), &headers)
     };
     let kept = |key, namespace, pictures: u64| {
         assert_eq!(outcome(&post(key, namespace)), "miss", "{key} {namespace:?}");
@@ -266,8 +266,20 @@ fn a_cache_outlives_its_server_and_belongs_to_one_at_a_time() {
     drop(server);
 
     let folder = Folder::new("cached");
-    let arguments =
-        ["generate", "a windmill", "--seed", "2", "--steps", "25", "-o", "p.png", "--cache-dir", dir];
+    let arguments = [
+        "generate",
+        "a windmill",
+        "--seed",
+        "2",
+        "--steps",
+        "25",
+        "--size",
+        "64x64",
+        "-o",
+        "p.png",
+        "--cache-dir",
+        dir,
+    ];
     let output = pentimento().current_dir(folder.path()).args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(

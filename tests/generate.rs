@@ -9,8 +9,14 @@ use std::process::{Command, Output};
 
 use common::{Folder, pentimento};
 
+/// Paints at 64x64, a quarter of the work of the default size, unless the arguments name one.
 fn generate(folder: &Path, arguments: &[&str]) -> Output {
-    pentimento().current_dir(folder).arg("generate").args(arguments).output().unwrap()
+    let mut command = pentimento();
+    command.current_dir(folder).arg("generate").args(arguments);
+    if !arguments.contains(&"--size") {
+        command.args(["--size", "64x64"]);
+    }
+    command.output().unwrap()
 }
 
 fn painted(folder: &Path, arguments: &[&str]) -> String {
@@ -61,6 +67,20 @@ fn a_picture_says_how_it_was_painted_and_can_be_painted_again() {
     assert_eq!(folder.read("a.png"), folder.read("b.png"), "the same seed must give the same bytes");
     painted(folder.path(), &[&arguments[..], &["-o", "c.png", "--precision", "bf16"]].concat());
     assert_ne!(folder.read("a.png"), folder.read("c.png"), "rounded weights paint another picture");
+}
+
+#[test]
+fn a_picture_has_the_size_that_was_asked_for() {
+    let folder = Folder::new("sizes");
+    for size in ["128x128", "64x128", "112x80"] {
+        painted(folder.path(), &["a boat", "--steps", "2", "--size", size, "-o", "p.png"]);
+        let picture = image::load_from_memory(&folder.read("p.png")).unwrap();
+        assert_eq!(format!("{}x{}", picture.width(), picture.height()), size);
+    }
+    let arguments = ["generate", "a boat", "--steps", "1", "-o", "default.png"];
+    assert!(pentimento().current_dir(folder.path()).args(arguments).status().unwrap().success());
+    let picture = image::load_from_memory(&folder.read("default.png")).unwrap();
+    assert_eq!((picture.width(), picture.height()), (128, 128));
 }
 
 #[test]

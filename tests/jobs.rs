@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 fn create_with(server: &Server, headers: &[(&str, &str)], body: &Value) -> Answer {
-    server.send("POST", "/v1/jobs", &[headers, &[JSON]].concat(), body.to_string().as_bytes())
+    server.send("POST", "/v1/jobs", &[headers, &[JSON]].concat(), &common::small(body))
 }
 
 /// Creates a job; its path.

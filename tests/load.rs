@@ -40,7 +40,7 @@ fn of_tiers(tiers: &[&str], requests: usize) -> Vec<Value> {
 fn post_as(server: &Server, key: &str, body: &Value) -> Answer {
     let key = format!("Bearer {key}");
     let headers = [("content-type", "application/json"), ("authorization", &*key)];
-    server.post_with(body.to_string().as_bytes(), &headers)
+    server.post_with(&common::small(body), &headers)
 }
 
 /// Sends all at once; the answers, in order.
@@ -80,6 +80,25 @@ fn range(server: &Server, tier: &str) -> (u64, u64) {
 /// Requests that were answered, or refused, so.
 fn answered(server: &Server, status: u16) -> f64 {
     server.metric_with("pentimento_http_requests_total{", &format!("status=\"{status}\""))
+}
+
+#[test]
+fn sizes_share_a_server_and_each_has_batches_of_its_own() {
+    let server = Server::ready(&[]);
+    let body = |size: &str, n: u64| {
+        uncached(json!({"prompt": "a boat", "seed": 3, "n": n, "num_inference_steps": 40, "size": size}))
+    };
+    let sizes = ["64x64", "128x64"];
+    let both = together(&sizes.map(|size| body(size, 2)), |body| server.post(body));
+    // 4 pictures of 40 steps, guided.
+    assert_eq!(server.metric("pentimento_batch_rows_sum"), 320.0);
+    let batches = server.metric("pentimento_batch_rows_count");
+    assert!(batches < 160.0, "pictures of one size step together: {batches} batches");
+    for (size, answer) in sizes.iter().zip(&both) {
+        let picture = |answer: &Answer| answer.json()["data"][0]["b64_json"].as_str().unwrap().to_owned();
+        assert_eq!(answer.json()["size"], *size, "{}", answer.text);
+        assert_eq!(picture(answer), picture(&server.post(&body(size, 1))), "{size}: company changes nothing");
+    }
 }
 
 #[test]

@@ -15,13 +15,13 @@ from openai import OpenAI
 from PIL import Image
 
 client = OpenAI(base_url=sys.argv[1], api_key="secret", max_retries=0)
-quick = {"num_inference_steps": 4, "seed": 7}
+quick = {"num_inference_steps": 4, "seed": 7, "size": "64x64"}
 
 
-def picture(b64, format="PNG"):
+def picture(b64, format="PNG", size=(64, 64)):
     image = Image.open(io.BytesIO(base64.b64decode(b64)))
     image.load()
-    assert image.format == format and image.size == (64, 64), (image.format, image.size)
+    assert image.format == format and image.size == size, (image.format, image.size)
     return image
 
 
@@ -29,14 +29,14 @@ def plain():
     # As a program written for OpenAI would ask, nothing of ours in it.
     answer = client.images.generate(model="gpt-image-1", prompt="a red house in the snow", quality="low")
     assert len(answer.data) == 1 and answer.created > 1_700_000_000
-    assert (answer.size, answer.quality, answer.background, answer.output_format) == ("64x64", "low", "opaque", "png")
+    assert (answer.size, answer.quality, answer.background, answer.output_format) == ("128x128", "low", "opaque", "png")
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
     # The tier `low` is half the full plan at best.
-    assert "Steps: 25" in picture(answer.data[0].b64_json).info["parameters"]
+    assert "Steps: 25" in picture(answer.data[0].b64_json, size=(128, 128)).info["parameters"]
     assert answer.pentimento["outcome"] == "miss" and answer.pentimento["steps"] == 25
     assert answer._request_id
     answer = client.images.generate(model="gpt-image-1", prompt="a blue house in the snow")
-    assert answer.quality == "high" and "Steps: 50" in picture(answer.data[0].b64_json).info["parameters"]
+    assert answer.quality == "high" and "Steps: 50" in picture(answer.data[0].b64_json, size=(128, 128)).info["parameters"]
 
     answer = client.images.generate(
         model="dall-e-3", prompt="a boat", n=2, size="64x64", quality="hd", style="vivid", user="me",
@@ -58,7 +58,7 @@ def plain():
 
 def cached():
     # 25 steps: half the model's own, enough for the cache to keep it.
-    body = {"num_inference_steps": 25, "seed": 11, "pentimento": {"namespace": "client"}}
+    body = {"num_inference_steps": 25, "seed": 11, "size": "64x64", "pentimento": {"namespace": "client"}}
     first = client.images.generate(prompt="a lighthouse", extra_body=body)
     assert first.pentimento["outcome"] == "miss"
     for _ in range(100):  # it is written behind the answer
@@ -74,7 +74,7 @@ def cached():
 
 def streaming():
     stream = client.images.generate(
-        model="gpt-image-1", prompt="a boat", stream=True, partial_images=2, size="auto", extra_body=quick
+        model="gpt-image-1", prompt="a boat", stream=True, partial_images=2, extra_body=quick
     )
     events = list(stream)
     assert [e.type for e in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]

@@ -13,7 +13,7 @@ fn classifier_and_clip_score_match_pytorch() {
         concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/tests/goldens/storybook_real/golden.safetensors");
     let golden = safetensors::load(golden, &Device::Cpu).unwrap();
     let rgb = golden["picture"].to_dtype(DType::U8).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    let picture = Picture { width: 64, height: 64, rgb };
+    let picture = Picture { width: 96, height: 128, rgb };
 
     let model = Model::find("storybook").unwrap();
     let classifier = AttributeClassifier::load(model.files(), &Device::Cpu).unwrap();

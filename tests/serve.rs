@@ -24,10 +24,7 @@ fn with_keys(folder: &Folder) -> String {
 
 fn post_as(server: &Server, key: &str, body: &Value) -> Answer {
     let key = format!("Bearer {key}");
-    server.post_with(
-        body.to_string().as_bytes(),
-        &[("content-type", "application/json"), ("authorization", &key)],
-    )
+    server.post_with(&common::small(body), &[("content-type", "application/json"), ("authorization", &key)])
 }
 
 fn picture(answer: &Answer, index: usize) -> Vec<u8> {
@@ -45,7 +42,7 @@ fn an_answer_has_openais_shape_and_says_how_it_came_about() {
     assert_eq!(answer.status, 200, "{}", answer.text);
     let json = answer.json();
     for (field, value) in [
-        ("size", "64x64"),
+        ("size", "128x128"),
         ("quality", "high"),
         ("background", "opaque"),
         ("output_format", "png"),

@@ -108,8 +108,8 @@ fn body(url: &str, steps: u64) -> Value {
 }
 
 fn create(server: &Server, url: &str, steps: u64) -> Answer {
-    let body = body(url, steps).to_string();
-    server.send("POST", "/v1/jobs", &[("content-type", "application/json")], body.as_bytes())
+    let body = common::small(&body(url, steps));
+    server.send("POST", "/v1/jobs", &[("content-type", "application/json")], &body)
 }
 
 fn outcome(server: &Server, outcome: &str) -> f64 {
@@ -179,8 +179,7 @@ fn what_shutdown_ends_is_told_of_before_the_process_ends() {
     let mut ten = body(&receiver.url(), 1000);
     ten["n"] = json!(10);
     let json = [("content-type", "application/json")];
-    let path =
-        server.send("POST", "/v1/jobs", &json, ten.to_string().as_bytes()).header("location").to_owned();
+    let path = server.send("POST", "/v1/jobs", &json, &common::small(&ten)).header("location").to_owned();
     until("it is being painted", || server.metric("pentimento_steps_total") > 0.0);
     let last = std::thread::scope(|scope| {
         let listener = scope.spawn(|| server.get(&format!("{path}/events")).events().pop().unwrap());

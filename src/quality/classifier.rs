@@ -5,9 +5,9 @@ use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Linear, Module, VarBuilder, con
 use pentimento_pipelines::{ModelFiles, Picture};
 use serde::Deserialize;
 
-use super::{Error, Found, Result, Subject, config};
+use super::{Error, Found, Result, Subject, config, scaled};
 
-/// The side of the pictures it was trained on, and of its last feature map.
+/// The side of what it looks at, and the positions of its last feature map.
 const SIDE: u32 = 64;
 const LAST_MAP: usize = 8 * 8;
 
@@ -69,10 +69,10 @@ impl AttributeClassifier {
         })
     }
 
-    /// What the classifier sees in a picture of 64×64 pixels.
+    /// What the classifier sees in a picture of any size.
     ///
     /// # Errors
-    /// [`Error::Unfit`] for another size.
+    /// A tensor operation's.
     pub fn classify(&self, picture: &Picture) -> Result<Found> {
         let logits = self.logits(picture)?;
         let mut at = 0;
@@ -103,11 +103,7 @@ impl AttributeClassifier {
     /// # Errors
     /// As [`AttributeClassifier::classify`].
     pub fn logits(&self, picture: &Picture) -> Result<Tensor> {
-        if (picture.width, picture.height) != (SIDE, SIDE) {
-            let (w, h) = (picture.width, picture.height);
-            return Err(Error::Unfit(format!("the classifier reads {SIDE}x{SIDE} pictures, not {w}x{h}")));
-        }
-        let mut x = picture.to_tensor(&self.device)?.unsqueeze(0)?;
+        let mut x = scaled(picture, SIDE, &self.device)?;
         for (conv, norm) in &self.blocks {
             x = norm.forward(&conv.forward(&x)?)?.silu()?;
         }

@@ -7,7 +7,7 @@ use candle_transformers::models::clip::vision_model::{ClipVisionConfig, ClipVisi
 use pentimento_pipelines::{Picture, Pipeline};
 use serde::Deserialize;
 
-use super::{Error, Result, config};
+use super::{Error, Result, config, scaled};
 
 /// The part of `clip/config.json` that the image tower reads.
 #[derive(Deserialize)]
@@ -38,7 +38,7 @@ pub struct ClipScorer {
     image_tower: ClipVisionTransformer,
     image_projection: Linear,
     text_projection: Linear,
-    side: usize,
+    side: u32,
     device: Device,
 }
 
@@ -74,7 +74,7 @@ impl ClipScorer {
             image_tower: ClipVisionTransformer::new(vb.pp("vision_model"), &tower)?,
             image_projection: linear_no_bias(v.hidden_size, projection_dim, vb.pp("visual_projection"))?,
             text_projection: linear_no_bias(text_width, projection_dim, vb.pp("text_projection"))?,
-            side: v.image_size,
+            side: v.image_size as u32,
             device: device.clone(),
         })
     }
@@ -82,7 +82,7 @@ impl ClipScorer {
     /// The cosine between a prompt and a picture, -1 to 1.
     ///
     /// # Errors
-    /// [`Error::Unfit`] where the picture has not the image tower's size.
+    /// The tokenizer's or a tensor operation's.
     pub fn score(&self, prompt: &str, picture: &Picture) -> Result<f32> {
         let (text, image) = (self.embed_text(prompt)?, self.embed_picture(picture)?);
         Ok((text * image)?.sum_all()?.to_scalar()?)
@@ -96,17 +96,12 @@ impl ClipScorer {
         unit(&self.text_projection.forward(&self.pipeline.embed(prompt)?.unsqueeze(0)?)?)
     }
 
-    /// A picture's embedding, (projection,), of unit length.
+    /// The embedding of a picture of any size, (projection,), of unit length.
     ///
     /// # Errors
-    /// [`Error::Unfit`] where the picture has not the image tower's size.
+    /// A tensor operation's.
     pub fn embed_picture(&self, picture: &Picture) -> Result<Tensor> {
-        let side = self.side as u32;
-        if (picture.width, picture.height) != (side, side) {
-            let (w, h) = (picture.width, picture.height);
-            return Err(Error::Unfit(format!("the image tower reads {side}x{side} pictures, not {w}x{h}")));
-        }
-        let pooled = self.image_tower.forward(&picture.to_tensor(&self.device)?.unsqueeze(0)?)?;
+        let pooled = self.image_tower.forward(&scaled(picture, self.side, &self.device)?)?;
         unit(&self.image_projection.forward(&pooled)?)
     }
 }

@@ -12,7 +12,7 @@ use super::{CalibrationFor, SAME_SHARE};
 use crate::content::Difference;
 
 /// Tables of another version are refused.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Fewest measured pairs per share.
 const LEAST_ROWS: usize = 100;
 /// Each pair's loss is predicted by what was learned from the other parts.

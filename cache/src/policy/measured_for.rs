@@ -50,10 +50,8 @@ pub struct CalibrationFor {
     pub model: String,
     /// Digest of that model's files. Entries do not carry it: whoever loads a table for a model compares it.
     pub weights: String,
-    /// Pixels.
-    pub width: u32,
-    /// Pixels.
-    pub height: u32,
+    /// Sizes of the pictures measured, width and height in pixels.
+    pub sizes: Vec<(u32, u32)>,
     /// Guidance scale of both pictures' plans.
     pub guidance_scale: f32,
     /// Steps of both pictures' full plans.
@@ -72,7 +70,7 @@ impl CalibrationFor {
         self.embedder == made_for.embedder
             && self.latent_space == made_for.latent_space
             && self.noise_schedule == made_for.noise_schedule
-            && (self.width, self.height) == (made_for.width, made_for.height)
+            && self.sizes.contains(&(made_for.width, made_for.height))
             && self.model == entry.model
             && self.model == query.model
             && guidance <= GUIDANCE_TOLERANCE

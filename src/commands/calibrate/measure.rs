@@ -39,7 +39,8 @@ pub struct Settings {
     pub noise_schedule: String,
     pub model: String,
     pub weights: String,
-    pub size: Size,
+    /// Sizes that pairs are painted at, each pair at one of them.
+    pub sizes: Vec<Size>,
     pub guidance_scale: f32,
     pub steps: usize,
     pub scorer: String,
@@ -56,12 +57,17 @@ impl Settings {
             noise_schedule: self.noise_schedule.clone(),
             model: self.model.clone(),
             weights: self.weights.clone(),
-            width: self.size.width,
-            height: self.size.height,
+            sizes: self.sizes.iter().map(|size| (size.width, size.height)).collect(),
             guidance_scale: self.guidance_scale,
             steps: self.steps,
             resume,
         }
+    }
+
+    /// The size that a pair is painted at: the pair's own, wherever it stands in a file.
+    fn size(&self, pair: &Pair) -> Size {
+        let [_, _, number] = numbers(pair);
+        self.sizes[(number % self.sizes.len().max(1) as u64) as usize]
     }
 
     /// The share of the plan that `k` steps are.
@@ -103,10 +109,11 @@ pub struct Measure {
 }
 
 impl Measure {
-    /// With the model's own size; `known`, where all pairs say what their prompts name.
+    /// Of pictures of these `sizes`, at least one; `known`, where all pairs say what their prompts name.
     pub fn new(
         pipeline: &Pipeline,
         known: bool,
+        sizes: Vec<Size>,
         steps: usize,
         guidance_scale: f32,
         shares: &[f32],
@@ -123,7 +130,7 @@ impl Measure {
             noise_schedule: pipeline.schedule().id(),
             model: pipeline.id().to_owned(),
             weights: pipeline.model().digest()?.to_owned(),
-            size: pipeline.defaults().size,
+            sizes,
             guidance_scale,
             steps,
             scorer: scorer.name().to_owned(),
@@ -135,13 +142,14 @@ impl Measure {
     /// Paints the source once, the wanted prompt from scratch, and the wanted prompt from the source's states at
     /// every K, steered and plain: all in step, so that each step of all of them is one batch.
     pub fn pair(&self, pair: &Pair) -> anyhow::Result<Row> {
-        let [source_seed, seed] = seeds(pair);
-        let wanted = self.pipeline.encode(&pair.prompt, None, self.settings.size)?;
+        let [source_seed, seed, _] = numbers(pair);
+        let size = self.settings.size(pair);
+        let wanted = self.pipeline.encode(&pair.prompt, None, size)?;
         let steered = Arc::new(wanted.clone().with_source(self.pipeline.encode_prompt(&pair.source)?)?);
         let plain = Arc::new(wanted);
-        let source = self.pipeline.encode(&pair.source, None, self.settings.size)?;
-        let mut source = self.start(Arc::new(source), source_seed)?;
-        let mut pictures = vec![(None, self.start(Arc::clone(&plain), seed)?)];
+        let source = self.pipeline.encode(&pair.source, None, size)?;
+        let mut source = self.start(Arc::new(source), source_seed, size)?;
+        let mut pictures = vec![(None, self.start(Arc::clone(&plain), seed, size)?)];
         let last = self.settings.ks.last().copied().unwrap_or(0);
         for taken in 1..=self.settings.steps {
             let mut batch: Vec<&mut Trajectory> = pictures.iter_mut().map(|(_, picture)| picture).collect();
@@ -173,9 +181,8 @@ impl Measure {
         Ok(row)
     }
 
-    fn start(&self, conditioning: Arc<Conditioning>, seed: u64) -> anyhow::Result<Trajectory> {
-        let (noise, size) = (NoiseSource::default(), self.settings.size);
-        Ok(self.pipeline.start(conditioning, seed, noise, size, self.full.clone())?)
+    fn start(&self, conditioning: Arc<Conditioning>, seed: u64, size: Size) -> anyhow::Result<Trajectory> {
+        Ok(self.pipeline.start(conditioning, seed, NoiseSource::default(), size, self.full.clone())?)
     }
 
     fn resume(
@@ -239,10 +246,11 @@ pub fn mean_scratch(rows: &[Row]) -> f64 {
     rows.iter().map(|row| row.scratch).sum::<f64>() / rows.len().max(1) as f64
 }
 
-/// The source's seed and the wanted prompt's: the pair's own, wherever it stands in a file.
-fn seeds(pair: &Pair) -> [u64; 2] {
+/// The source's seed, the wanted prompt's, and a number that chooses the size: a pair has the same wherever it stands in
+/// a file.
+fn numbers(pair: &Pair) -> [u64; 3] {
     let digest =
         Sha256::new().chain_update(&pair.source).chain_update([0]).chain_update(&pair.prompt).finalize();
     let seed = |at: usize| digest[at..at + 8].iter().fold(0, |seed, byte| seed << 8 | u64::from(*byte));
-    [seed(0), seed(8)]
+    [seed(0), seed(8), seed(16)]
 }

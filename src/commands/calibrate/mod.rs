@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use pentimento_cache::{Calibration, Resume};
-use pentimento_pipelines::{MAX_STEPS, Pipeline};
+use pentimento_pipelines::{MAX_STEPS, Pipeline, Size};
 
 use super::rows::Rows;
 use super::{ConfigFile, Failure, load_models, use_threads};
@@ -50,6 +50,10 @@ pub struct Arguments {
     /// Steps of the full plan; the model's own number if not given.
     #[arg(long)]
     steps: Option<usize>,
+    /// Sizes that the pairs are painted at, each pair at one of them: the tables serve these sizes. The model's default
+    /// size if not given.
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    sizes: Vec<Size>,
     /// How closely to follow the prompts; the model's own value if not given.
     #[arg(long, value_name = "SCALE")]
     guidance_scale: Option<f32>,
@@ -76,6 +80,7 @@ It can be stopped at any time and goes on where it was: a cut costs one pair.
 Examples:
   pentimento calibrate
   pentimento calibrate --limit 200 --shares 0.2,0.4,0.6 --out quick
+  pentimento calibrate --sizes 1024x1024,1024x768,768x1024
   pentimento calibrate --model ./my-diffusers-folder --pairs pairs.jsonl --out my-calibration
   pentimento calibrate --report > map.md
   pentimento serve --reuse-policy calibrated --calibration calibration/steered.json";
@@ -100,6 +105,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let measure = Measure::new(
         model,
         pairs.iter().all(|pair| pair.named.is_some()),
+        sizes(&arguments, model).map_err(Failure::Misuse)?,
         arguments.steps.unwrap_or(defaults.steps),
         arguments.guidance_scale.unwrap_or(defaults.guidance_scale),
         &arguments.shares,
@@ -130,6 +136,14 @@ fn check(arguments: &Arguments) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn sizes(arguments: &Arguments, model: &Pipeline) -> anyhow::Result<Vec<Size>> {
+    if arguments.sizes.is_empty() {
+        return Ok(vec![model.defaults().size]);
+    }
+    arguments.sizes.iter().try_for_each(|size| model.sizes().check(*size)).context("--sizes")?;
+    Ok(arguments.sizes.clone())
 }
 
 fn pairs(arguments: &Arguments, model: &Pipeline) -> anyhow::Result<Vec<Pair>> {
