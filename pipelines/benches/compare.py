@@ -1,7 +1,8 @@
 """Our engine beside its peers, in one run: interleaved call by call, on the same processors, as ratios.
 
     python -m venv VENV && VENV/bin/pip install -r pipelines/benches/requirements.txt
-    VENV/bin/python pipelines/benches/compare.py                  # storybook, all peers, 1 and 2 threads
+    VENV/bin/python pipelines/benches/compare.py                  # storybook at 128x128, all peers, 1 and 2 threads
+    VENV/bin/python pipelines/benches/compare.py --shape storybook-64   # the same at 64x64
     VENV/bin/python pipelines/benches/compare.py --shape sd15     # Stable Diffusion 1.5's shape at 256x256
     python3 pipelines/benches/compare.py --peers bf16,candle      # without any peer to install
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SHAPES = {"storybook": "64x64", "sd15": "256x256"}
+SHAPES = {"storybook": "128x128", "storybook-64": "64x64", "sd15": "256x256"}
 LONGEST_S = 120  # no round of a part begins after as many seconds
 GAINS = (
     "A network whose convolutions are candle's does without our helper threads, too. On two threads candle's pool and our helpers get in "
@@ -68,7 +69,7 @@ def engine():
 
 def model_folder(shape, work):
     """The model in diffusers' layout: storybook as it is shipped; the shape of Stable Diffusion 1.5 with random weights (speed does not depend on them)."""
-    if shape == "storybook":
+    if shape.startswith("storybook"):
         return ROOT / "weights-manifest/storybook/model"
     folder = work / shape
     if not (folder / "model_index.json").exists():
@@ -220,7 +221,7 @@ def main():
                 continue
             table += f"\n## Where a step's time goes, {precision}, {threads} thread{'s' if threads > 1 else ''}\n\n"
             table += subprocess.run(**pinned([engine(), *flags, "--profile", folder, SHAPES[args.shape]], threads), check=True).stdout
-        if args.shape == "storybook" and "candle" in peers:
+        if args.shape.startswith("storybook") and "candle" in peers:
             table += f"\n## What each operator gains, {threads} thread{'s' if threads > 1 else ''}\n\n"
             table += gains(folder, SHAPES[args.shape], threads, args.steps)
     print(table)
