@@ -2,7 +2,7 @@
 
 A small CNN with one group of logits per label of `world.labels`: time, terrain, weather, and for
 each place what stands there, its colour and its size. It looks at 64x64; pictures of other sizes are scaled to that, aspect
-and all, and half of its batches are such pictures. Blur, noise and shifts in training keep it honest on decoded pictures.
+and all, and three of five batches are such pictures. Blur, noise and shifts in training keep it honest on decoded pictures.
 The same network runs in Rust (src/quality/).
 """
 
@@ -13,7 +13,7 @@ from torch import nn
 
 import common
 import world
-from common import LARGEST, PICTURE_SIZES, SMALLEST, arguments, autocast, choose_size, first_scene, load_pictures, scene_and_rng, to_smallest, to_tensor
+from common import LARGEST, PICTURE_SIZES, SMALLEST, arguments, autocast, first_scene, load_pictures, scene_and_rng, to_smallest, to_tensor
 
 _PER_PLACE = [1 + len(world.KINDS), len(world.COLOURS), len(world.SIZES)]
 GROUPS = [len(world.TIMES), len(world.TERRAINS), len(world.WEATHERS)] + _PER_PLACE * len(world.PLACES)
@@ -79,7 +79,7 @@ if __name__ == "__main__":
     forward = net if args.smoke else torch.compile(net)
 
     def loss_fn(rng):
-        size = SMALLEST if rng.random() < 0.5 else choose_size(rng)
+        size = SMALLEST if rng.random() < 0.4 else PICTURE_SIZES[rng.integers(len(PICTURE_SIZES))]
         i = np.sort(rng.integers(held[size], len(pictures[size]), size=64))
         x, y = augment(to_smallest(to_tensor(pictures[size][i])), rng), labels[size][i]
         with autocast():

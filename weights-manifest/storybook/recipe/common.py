@@ -48,8 +48,8 @@ def pictures_path(args, size) -> Path:
 
 
 def first_scene(size) -> int:
-    """The scene that a size's first picture shows. The smallest and the largest size begin with scene 0; the others have
-    scenes of their own among those that the denoiser also learns at 64x64."""
+    """The scene that a size's first picture shows. The smallest and the largest size begin with scene 0, the others each
+    1,000 scenes later, all among those that the denoiser also learns at 64x64."""
     return 0 if size in (SMALLEST, LARGEST) else 24_000 + 1_000 * PICTURE_SIZES.index(size)
 
 

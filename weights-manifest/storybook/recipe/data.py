@@ -1,6 +1,6 @@
 """Stage 1: draw the training pictures.
 
-Scenes 0 to 59,999 at 64x64 and, for the models of all sizes, 24,000 of the same scenes at 128x128 and 1,000 at each
+Scenes 0 to 59,999 at 64x64 and, for the models of all sizes, 24,000 of the same scenes at 128x128 and 3,000 at each
 other size; the classifier and the CLIP pair also learn from the scenes up to --count.
 """
 
@@ -35,7 +35,7 @@ def write(args, pool, size, count):
 
 if __name__ == "__main__":
     args = arguments(
-        __doc__, count=(120_000, "pictures at 64x64"), largest=(24_000, "pictures at 128x128"), others=(1_000, "pictures of each other size")
+        __doc__, count=(120_000, "pictures at 64x64"), largest=(24_000, "pictures at 128x128"), others=(3_000, "pictures of each other size")
     )
     counts = {size: args.others for size in PICTURE_SIZES} | {SMALLEST: args.count, LARGEST: args.largest}
     pictures_path(args, SMALLEST).parent.mkdir(exist_ok=True)

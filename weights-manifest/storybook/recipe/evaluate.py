@@ -5,6 +5,7 @@ VAE reconstructions (the ceilings), the CLIP score, how much seeds differ and wh
 writes a grid of each size.
 """
 
+import hashlib
 import json
 import statistics
 import time
@@ -21,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import world
 from classifier import Classifier, predict
-from common import SMALLEST, arguments, scene_and_rng, to_smallest, to_tensor
+from common import SMALLEST, arguments, scene_and_rng, to_smallest, to_tensor, write
 from fidelity import score, table
 
 HERE = Path(__file__).resolve().parent
@@ -93,6 +94,8 @@ class Painter:
         self.pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         self.steps, self.guidance_scale, self.batch, self.bf16 = steps, guidance_scale, batch, bf16
+        weights = (p.detach().numpy().tobytes() for part in (self.pipe.unet, self.pipe.vae, self.pipe.text_encoder) for p in part.parameters())
+        self.digest = hashlib.sha256(b"".join([*weights, str((guidance_scale, bf16)).encode()])).hexdigest()[:12]
 
     def paint(self, captions, size, first_seed=0):
         """(B, 3, H, W) in [-1, 1]."""
@@ -138,10 +141,13 @@ if __name__ == "__main__":
         data = list(held_out(args.first, count, size))
         drawn = to_tensor(np.stack([p for _, p, _ in data]))
         captions = [c for _, _, (c, _, _) in data]
-        images = painter.paint(captions, size)
+        name = "{}x{}".format(*size)
+        kept = args.work / f"painted-{name}-{args.first}-{count}-{steps}-{painter.digest}.pt"
+        if not kept.exists():  # an evaluation that was stopped goes on with the next size
+            write(kept, painter.paint(captions, size))
+        images = torch.load(kept, weights_only=True)
         with torch.no_grad():
             rebuilt = torch.cat([painter.pipe.vae(x).sample.clamp(-1, 1) for x in drawn.split(50)])
-        name = "{}x{}".format(*size)
         rows[f"{name} painted"] = fidelity(classifier, images, data)
         if size == sizes[0]:
             content = lambda scene: (scene.time, scene.terrain, scene.weather, frozenset(scene.subjects))
