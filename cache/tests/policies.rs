@@ -250,7 +250,7 @@ fn a_small_share_is_not_worth_a_picture_that_others_could_use() {
 fn a_table_survives_json_and_serves_only_what_it_was_measured_for() {
     let json = TABLE.to_json().unwrap();
     assert_eq!(Calibration::from_json(&json).unwrap(), **TABLE);
-    assert!(Calibration::from_json(&json.replacen("\"version\":2", "\"version\":1", 1)).is_err());
+    assert!(Calibration::from_json(&json.replacen("\"version\":3", "\"version\":1", 1)).is_err());
     assert!(Calibration::from_json("{}").is_err());
     let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
     let calibrated = policy(r#"{"policy":"calibrated","max_quality_loss":1.0}"#);
