@@ -5,7 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::conformance::{self, at_angle, compatibility, entry, scope};
+use super::conformance::{self, at_angle, compatibility, entry, scope, specification};
 use super::*;
 
 fn open(dir: &Path, graph_from: usize) -> Result<EmbeddedIndex, IndexError> {
@@ -40,7 +40,12 @@ fn entries_outlive_the_process_that_flushed_them() {
     drop(index);
     let index = open(dir.path(), 8).unwrap();
     let compatibility = compatibility("embedder");
-    let sought = Sought { scope: &here, compatibility: &compatibility, guidance_scale: 0.0..=9.0 };
+    let sought = Sought {
+        scope: &here,
+        compatibility: &compatibility,
+        guidance_scale: 0.0..=9.0,
+        holding: Holding::Anything,
+    };
     let near = block_on(index.search(&sought, &at_angle(3.0), 30)).unwrap();
     assert_eq!(near.len(), 19);
     assert!(near.iter().all(|near| near.entry.id != EntryId::new(3)));
@@ -54,7 +59,7 @@ fn a_second_opener_is_refused() {
 }
 
 #[test]
-fn another_version_and_no_index_at_all_are_refused() {
+fn a_later_version_and_no_index_at_all_are_refused() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("index.redb");
     let database = redb::Database::create(&path).unwrap();
@@ -65,8 +70,68 @@ fn another_version_and_no_index_at_all_are_refused() {
     drop(database);
     assert!(matches!(open(dir.path(), 8), Err(IndexError::Version { found: 99, .. })));
 
+    std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, b"something else altogether, of some length".repeat(200)).unwrap();
     assert!(matches!(open(dir.path(), 8), Err(IndexError::Open { .. })));
+}
+
+#[test]
+fn an_index_of_an_earlier_version_begins_empty() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("index.redb");
+    let here = scope("tenant", "");
+    let index = open(dir.path(), 8).unwrap();
+    block_on(index.upsert(entry(1, &here, at_angle(1.0)))).unwrap();
+    let name = index.name();
+    drop(index);
+    let database = redb::Database::create(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let meta = redb::TableDefinition::<&str, u32>::new("meta");
+    transaction.open_table(meta).unwrap().insert("format", 1).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    for _ in 0..2 {
+        let index = open(dir.path(), 8).unwrap();
+        assert!(block_on(index.scan(&Filter::default(), None, 10)).unwrap().is_empty());
+        assert_eq!(index.stats().damaged, 0, "nothing is left of the older rows");
+        assert_eq!(index.name(), name, "the files are still its own to sweep");
+    }
+}
+
+/// Whenever it is looked for, the older or the newer picture is found, exactly and by nearness.
+#[test]
+fn a_replacement_hides_neither_picture() {
+    let dir = TempDir::new().unwrap();
+    let index = open(dir.path(), usize::MAX).unwrap();
+    let (here, compatibility) = (scope("tenant", ""), compatibility("embedder"));
+    let replace = |n: u128| {
+        let mut newer = entry(n, &here, at_angle(1.0));
+        newer.specification = specification(0);
+        block_on(index.upsert(newer)).unwrap();
+    };
+    replace(0);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let reader = threads.spawn(|| {
+            let mut looks = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert!(block_on(index.exact(&here, &specification(0))).unwrap().is_some());
+                let holding = Holding::WholePicture;
+                let sought = Sought {
+                    scope: &here,
+                    compatibility: &compatibility,
+                    guidance_scale: 0.0..=9.0,
+                    holding,
+                };
+                assert_eq!(block_on(index.search(&sought, &at_angle(1.0), 1)).unwrap().len(), 1, "{looks}");
+                looks += 1;
+            }
+        });
+        (1..600).for_each(replace);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        reader.join().unwrap();
+    });
+    assert_eq!(block_on(index.scan(&Filter::default(), None, 10)).unwrap().len(), 1);
 }
 
 #[test]
@@ -124,15 +189,12 @@ fn damaged_entries_are_thrown_out_with_their_pictures() {
     // A graph that was saved in time comes back with the rows of the two, dead.
     assert_eq!(stats.rows - stats.tombstones, 18);
     assert_eq!(block_on(index.get(&EntryId::new(3))).unwrap(), None);
-    assert_eq!(block_on(index.exact(&here, "picture 3")).unwrap(), None);
+    assert_eq!(block_on(index.exact(&here, &specification(3))).unwrap(), None);
+    assert!(block_on(index.exact(&here, &specification(5))).unwrap().is_some());
     assert_eq!(index.name(), name);
     block_on(index.flush()).unwrap();
     drop(index);
     assert_eq!(open(dir.path(), 8).unwrap().stats().damaged, 0, "they are gone");
-    use redb::{ReadableDatabase, ReadableTableMetadata};
-    let database = redb::Database::create(dir.path().join("index.redb")).unwrap();
-    let pictures = redb::TableDefinition::<&[u8], &str>::new("pictures");
-    assert_eq!(database.begin_read().unwrap().open_table(pictures).unwrap().len().unwrap(), 18);
 }
 
 #[cfg(unix)]
@@ -169,7 +231,12 @@ fn graphs_come_and_are_renewed_while_entries_come_and_go() {
     let dir = TempDir::new().unwrap();
     let here = scope("tenant", "");
     let compatibility = compatibility("embedder");
-    let sought = Sought { scope: &here, compatibility: &compatibility, guidance_scale: 0.0..=9.0 };
+    let sought = Sought {
+        scope: &here,
+        compatibility: &compatibility,
+        guidance_scale: 0.0..=9.0,
+        holding: Holding::Anything,
+    };
     let index = open(dir.path(), 200).unwrap();
     let rows = scattered(1200, 16);
     let nearest = |row: &[f32]| {
@@ -238,7 +305,12 @@ fn with_a_saved_graph(dir: &Path, rows: &[Vec<f32>]) {
 /// Of the rows in the range, those that are found as their own nearest.
 fn own_nearest(index: &EmbeddedIndex, rows: &[Vec<f32>], range: std::ops::Range<usize>) -> usize {
     let (here, compatibility) = (scope("tenant", ""), compatibility("embedder"));
-    let sought = Sought { scope: &here, compatibility: &compatibility, guidance_scale: 0.0..=9.0 };
+    let sought = Sought {
+        scope: &here,
+        compatibility: &compatibility,
+        guidance_scale: 0.0..=9.0,
+        holding: Holding::Anything,
+    };
     let found = |n: &usize| {
         let near = block_on(index.search(&sought, &rows[*n], 1)).unwrap();
         near.first().is_some_and(|near| near.entry.id == EntryId::new(*n as u128))
@@ -348,7 +420,7 @@ proptest! {
         }
         for (of, scope) in scopes.iter().enumerate() {
             for (to, compatibility) in compatibilities.iter().enumerate() {
-                let sought = Sought { scope, compatibility, guidance_scale: 0.0..=9.0 };
+                let sought = Sought { scope, compatibility, guidance_scale: 0.0..=9.0, holding: Holding::Anything };
                 let near = block_on(index.search(&sought, &at_angle(45.0), 100)).unwrap();
                 prop_assert!(near.iter().all(|near| near.entry.scope == *scope));
                 prop_assert!(near.iter().all(|near| near.entry.compatibility == *compatibility));
