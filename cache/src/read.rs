@@ -51,15 +51,19 @@ impl Cache {
         specification: &SpecificationHash,
         accept: impl Fn(&ExactHit) -> bool,
     ) -> Result<Option<ExactPicture>, CacheError> {
+        let mut missing = None;
         for _ in 0..TRIES {
             let hit = self.exact(scope, specification).await?.filter(&accept);
             let Some((hit, key)) = hit.and_then(|hit| Some((hit.clone(), hit.picture?))) else {
                 return Ok(None);
             };
+            if missing.as_ref() == Some(&hit.entry) {
+                return Ok(None);
+            }
             match self.picture(&key).await {
                 Ok(file) => return Ok(Some(ExactPicture { hit, file })),
                 // Replaced or removed while it was read: what is there now is found by the next try.
-                Err(CacheError::State(StateError::Missing)) => {}
+                Err(CacheError::State(StateError::Missing)) => missing = Some(hit.entry),
                 Err(CacheError::State(StateError::Damaged | StateError::Foreign(_))) => return Ok(None),
                 Err(error) => return Err(error),
             }
