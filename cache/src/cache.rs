@@ -38,14 +38,22 @@ pub struct LookUp {
     pub neighbours: Vec<Neighbour>,
 }
 
+impl LookUp {
+    /// The neighbour that the decision names; `None` for a miss.
+    pub fn source(&self) -> Option<&Neighbour> {
+        let id = self.decision.entry()?;
+        self.neighbours.iter().find(|near| near.entry.id == *id)
+    }
+}
+
 /// The cache of pictures and their denoising states. Clones are the same cache.
 ///
 /// A gateway asks it twice. First [`Cache::exact_picture`] with the specification's hash, before any embedding: a stored
 /// picture that is good enough for the request's terms is the answer. Then [`Cache::look_up`] with the prompt's
-/// embedding, on a thread that may block: a [`Decision::Semantic`] is answered with [`Cache::picture`], a
-/// [`Decision::State`] travels by its key to a worker, which reads it with [`Cache::state`]. What is served is counted
-/// with [`Cache::used`]. A worker hands every finished picture to [`Cache::insert`], whatever its plan was. All of this
-/// may fail: to a request that is a miss.
+/// embedding, on a thread that may block: a [`Decision::Semantic`] is answered with [`Cache::exact_picture`] again, of
+/// the scope and specification of [`LookUp::source`]; a [`Decision::State`] travels by its key to a worker, which reads
+/// it with [`Cache::state`]. What is served is counted with [`Cache::used`]. A worker hands every finished picture to
+/// [`Cache::insert`], whatever its plan was. All of this may fail: to a request that is a miss.
 ///
 /// ```no_run
 /// # use pentimento_cache::*;
@@ -56,10 +64,9 @@ pub struct LookUp {
 /// # }
 /// ```
 ///
-/// When the last clone goes, it writes what is
-/// queued, for [`CacheConfig::grace`] at most, and releases its directory. Within a tokio runtime that happens
-/// in the background, and whoever opens the directory again in this process waits for it; a process that is
-/// about to end calls [`Cache::close`] first.
+/// When the last clone goes, it writes what is queued, for [`CacheConfig::grace`] at most, and releases its directory.
+/// Within a tokio runtime that happens in the background, and the next [`Cache::open`] of the directory in this process
+/// waits for it; a process that is about to end calls [`Cache::close`] first.
 #[derive(Clone)]
 pub struct Cache(pub(crate) Arc<Open>);
 

@@ -118,7 +118,7 @@ impl NewPicture {
     }
 }
 
-/// Refuses an entry that no picture has, whoever made it. The embedding is not looked at.
+/// Refuses an entry that no picture can have, be it a new picture's or an archive's. The embedding is not looked at.
 pub(crate) fn check(entry: &Entry) -> Result<(), &'static str> {
     let unit = |number: f32| (0.0..=1.0).contains(&number);
     let states = &entry.states;

@@ -113,6 +113,16 @@ impl Decision {
         }
     }
 
+    /// The entry that it names; `None` for a miss.
+    pub fn entry(&self) -> Option<&EntryId> {
+        match self {
+            Self::Miss { .. } => None,
+            Self::State { entry, .. } | Self::Exact { entry, .. } | Self::Semantic { entry, .. } => {
+                Some(entry)
+            }
+        }
+    }
+
     fn miss(why: impl Into<String>) -> Self {
         Self::Miss { why: why.into() }
     }
