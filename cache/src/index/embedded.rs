@@ -35,7 +35,7 @@ impl Default for IndexOptions {
     }
 }
 
-/// The default [`PromptIndex`]: a database file, and in memory one shelf of embeddings for every scope and
+/// The default [`PromptIndex`](super::PromptIndex): a database file, and in memory one shelf of embeddings for every scope and
 /// compatibility.
 pub struct EmbeddedIndex {
     pub(super) file: DatabaseFile,

@@ -216,6 +216,45 @@ fn nobody_else_may_read_the_file() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
+    /// Whatever comes and goes: a scope holds one entry of each specification, the last that came, and finds it exactly
+    /// where its whole picture is kept; also after the index was opened again.
+    #[test]
+    fn an_exact_look_up_finds_the_last_of_each_specification(
+        changes in prop::collection::vec((0u128..12, 0usize..2, 0u128..4, prop::bool::ANY, prop::bool::weighted(0.8)), 1..60),
+    ) {
+        let scopes = [scope("a", ""), scope("", "a")];
+        let dir = TempDir::new().unwrap();
+        let mut index = open(dir.path(), usize::MAX).unwrap();
+        let mut model = std::collections::HashMap::new();
+        for (n, of, picture, whole, add) in changes {
+            if add {
+                let mut new = entry(n, &scopes[of], at_angle(n as f32));
+                new.specification = specification(picture);
+                if !whole {
+                    (new.picture, new.states) = (None, vec![new.states[0].clone()]);
+                }
+                model.retain(|_, held: &mut Entry| held.id != new.id);
+                let displaced = model.insert((of, picture), new.clone());
+                prop_assert_eq!(block_on(index.upsert(new)).unwrap(), displaced);
+            } else {
+                let held = model.values().find(|held| held.id == EntryId::new(n)).cloned();
+                model.retain(|_, held| held.id != EntryId::new(n));
+                prop_assert_eq!(block_on(index.remove(&EntryId::new(n))).unwrap(), held);
+            }
+        }
+        for _ in 0..2 {
+            for of in 0..2 {
+                for picture in 0..4 {
+                    let found = block_on(index.exact(&scopes[of], &specification(picture))).unwrap();
+                    prop_assert_eq!(found, model.get(&(of, picture)).and_then(ExactHit::of));
+                }
+            }
+            prop_assert_eq!(block_on(index.scan(&Filter::default(), None, 100)).unwrap().len(), model.len());
+            drop(index);
+            index = open(dir.path(), usize::MAX).unwrap();
+        }
+    }
+
     /// Whatever is added to and removed from whichever scope, by scan or by graph: a search finds entries of
     /// its own scope and compatibility, all of them where it asks for so many.
     #[test]
