@@ -35,8 +35,8 @@ impl Default for IndexOptions {
     }
 }
 
-/// The default [`PromptIndex`](super::PromptIndex): a database file, and in memory one shelf of embeddings for every scope and
-/// compatibility.
+/// The default [`PromptIndex`](super::PromptIndex): a database file, and in memory one shelf of embeddings for every
+/// scope and compatibility.
 pub struct EmbeddedIndex {
     pub(super) file: DatabaseFile,
     shelves: RwLock<HashMap<Scope, HashMap<Compatibility, SharedShelf>>>,

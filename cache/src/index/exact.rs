@@ -90,7 +90,9 @@ impl ExactTable {
 
     /// Holds what another one holds, from one moment to the next.
     pub(super) fn replace(&self, by: Self) {
-        *self.0.write() = by.0.into_inner();
+        let outlived = std::mem::replace(&mut *self.0.write(), by.0.into_inner());
+        // A large one takes a while to free: not under the lock.
+        drop(outlived);
     }
 }
 
