@@ -154,8 +154,8 @@ impl Cache {
     }
 
     /// Adds the entries of an archive that [`Self::export`] wrote, each in place of a worse picture of the same
-    /// specification; one that is no better than what is there is passed over. Reads `max_bytes` at most. `input` may block: call it from a thread that may, with
-    /// `Handle::block_on`.
+    /// specification; one that is no better than what is there is passed over. Reads `max_bytes` at most. `input` may
+    /// block: call it from a thread that may, with `Handle::block_on`.
     ///
     /// # Errors
     /// The archive is cut short, too large, or holds anything that no export writes; the cache fails. The

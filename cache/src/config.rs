@@ -73,8 +73,8 @@ pub struct CacheConfig {
 }
 
 impl CacheConfig {
-    /// A cache in a directory: 256 MiB of states and 64 MiB of pictures in memory, 10 GiB and 100,000 entries at most, kept for
-    /// ever, LCBFU.
+    /// A cache in a directory: 256 MiB of states and 64 MiB of pictures in memory, 10 GiB and 100,000 entries at most,
+    /// kept for ever, LCBFU.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),

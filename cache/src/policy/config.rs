@@ -168,8 +168,28 @@ impl PolicyConfig {
             Self::Nirvana(config) => config.check(),
             Self::Semantic(config) => config.check(),
             Self::Calibrated(config) => config.check(),
-            Self::Combined(config) => config.semantic.check().and_then(|()| config.calibrated.check()),
+            Self::Combined(config) => {
+                config.semantic.check().and_then(|()| config.calibrated.check()).map_err(of_a_part)
+            }
         }
+    }
+}
+
+/// A wrong setting of a part of `combined`, by its name there.
+fn of_a_part(error: PolicyError) -> PolicyError {
+    const NAMES: [(&str, &str); 5] = [
+        ("threshold", "semantic.threshold"),
+        ("max_quality_loss", "calibrated.max_quality_loss"),
+        ("variety", "calibrated.variety"),
+        ("least_share", "calibrated.least_share"),
+        ("neighbours", "calibrated.neighbours"),
+    ];
+    match error {
+        PolicyError::OutOfBounds { field, must } => {
+            let named = NAMES.iter().find(|(own, _)| *own == field).map_or(field, |(_, name)| *name);
+            PolicyError::OutOfBounds { field: named, must }
+        }
+        other => other,
     }
 }
 
@@ -239,8 +259,8 @@ mod tests {
         refused(r#"{"policy":"semantic","threshold":1.5}"#, "`threshold`");
         refused(r#"{"policy":"semantic","synonyms":[["house"]]}"#, "`synonyms`");
         refused(r#"{"policy":"semantic","synonyms":[["left","right"]]}"#, "\"left\"");
-        refused(r#"{"policy":"combined","semantic":{"threshold":1.5}}"#, "`threshold`");
-        refused(r#"{"policy":"combined","calibrated":{"variety":2}}"#, "`variety`");
+        refused(r#"{"policy":"combined","semantic":{"threshold":1.5}}"#, "`semantic.threshold`");
+        refused(r#"{"policy":"combined","calibrated":{"variety":2}}"#, "`calibrated.variety`");
         refused(r#"{"policy":"combined","threshold":0.9}"#, "threshold");
         refused(r#"{"policy":"nirvana","offset":-3}"#, "`offset`");
         refused(r#"{"policy":"nirvana","thresholds":[]}"#, "`thresholds`");
