@@ -243,9 +243,9 @@ proptest! {
             }
         }
         for _ in 0..2 {
-            for of in 0..2 {
+            for (of, scope) in scopes.iter().enumerate() {
                 for picture in 0..4 {
-                    let found = block_on(index.exact(&scopes[of], &specification(picture))).unwrap();
+                    let found = block_on(index.exact(scope, &specification(picture))).unwrap();
                     prop_assert_eq!(found, model.get(&(of, picture)).and_then(ExactHit::of));
                 }
             }
