@@ -206,8 +206,8 @@ settings! {
     /// The shares of a plan after which states are kept.
     #[arg(value_name = "SHARE,…", value_delimiter = ',')]
     cache_shares: Vec<f32> = vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
-    /// What the cache is used for: `calibrated`, `nirvana`, `semantic`, `exact`, `off`, or such a policy with its
-    /// settings, as in {"policy": "calibrated", "max_quality_loss": 0.02}. `auto` is `calibrated` where a model
+    /// What the cache is used for: `combined`, `calibrated`, `nirvana`, `semantic`, `exact`, `off`, or such a policy
+    /// with its settings, as in {"policy": "calibrated", "max_quality_loss": 0.02}. `auto` is `combined` where a model
     /// has a calibration table, otherwise `exact`.
     #[arg(value_name = "POLICY|JSON")]
     reuse_policy: String = "auto".to_owned();

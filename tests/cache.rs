@@ -128,10 +128,10 @@ fn a_plan_too_short_to_paint_over_another_picture_begins_with_noise() {
 }
 
 #[test]
-fn by_default_a_model_with_tables_is_calibrated() {
+fn by_default_a_model_with_tables_has_the_combined_policy() {
     let server = Server::ready(&[]);
     let policy = server.admin_get("cache/policy").json();
-    assert_eq!(policy["reuse"]["policy"], "calibrated", "{policy}");
+    assert_eq!(policy["reuse"]["policy"], "combined", "{policy}");
     let full = |prompt: &str, seed: u64| json!({"prompt": prompt, "seed": seed});
     painted(&server, &full("a small red house on the left in the snow at night", 7));
     // The same scene in other words, from its owner's states; what has nothing to do with it, from noise.

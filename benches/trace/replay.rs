@@ -8,8 +8,10 @@ use pentimento::commands::calibrate::tables_of;
 use pentimento::gateway::embedder::{CachedEmbedder, Embedder, for_model};
 use pentimento_cache::{
     Cache, CacheConfig, Calibration, Compatibility, Content, Decision, FINISHED, Filter, Kept, LookUp,
-    NewPicture, PolicyConfig, Query, ReusePolicy, Scope, State,
+    Neighbour, NewPicture, PaintedPlan, Part, PolicyConfig, Query, ReusePolicy, Scope, SpecificationHash,
+    State,
 };
+use sha2::{Digest, Sha256};
 
 use crate::studio::{How, KS, Request, STEPS, Start, Studio, canonical};
 
@@ -29,7 +31,7 @@ pub struct Setting {
 
 impl Setting {
     /// `off`, `exact`, `semantic=THRESHOLD[,ungated]`, `nirvana=OFFSET[,steered]`, `modm=OFFSET` or
-    /// `calibrated=LOSS[,plain][,variety=SHARE][,least=SHARE][,eta=1]`.
+    /// `calibrated=LOSS[,plain][,variety=SHARE][,least=SHARE][,eta=1]`, or `combined=…` with the same settings.
     pub fn parse(name: &str) -> Self {
         let mut words = name.split(',').map(|word| word.split_once('=').unwrap_or((word, "")));
         let (kind, value) = words.next().unwrap();
@@ -60,13 +62,15 @@ impl Setting {
                 };
                 (format!(r#"{{"policy":"nirvana","offset":{}}}"#, number()), how, with_final(&NIRVANA))
             }
-            "calibrated" => {
+            "calibrated" | "combined" => {
                 let how = if has("plain") { How::Plain } else { How::Steered };
                 let (variety, least) = (setting("variety", "0.4"), setting("least", "0.4"));
-                let policy = format!(
-                    r#"{{"policy":"calibrated","max_quality_loss":{},"variety":{variety},"least_share":{least}}}"#,
-                    number()
-                );
+                let settings =
+                    format!(r#""max_quality_loss":{},"variety":{variety},"least_share":{least}"#, number());
+                let policy = match kind {
+                    "combined" => format!(r#"{{"policy":"combined","calibrated":{{{settings}}}}}"#),
+                    _ => format!(r#"{{"policy":"calibrated",{settings}}}"#),
+                };
                 (policy, how, KS.to_vec())
             }
             other => panic!("{other}: no policy"),
@@ -115,7 +119,8 @@ impl<'a> Desk<'a> {
         let cache = Cache::open(CacheConfig::new(folder)).unwrap();
         let tables: Vec<Arc<Calibration>> =
             tables_of(&studio.pipeline).unwrap().into_iter().map(Arc::new).collect();
-        let policy = setting.policy.clone().build(&tables).unwrap();
+        let key = [0; 16];
+        let policy = setting.policy.clone().build(&tables, &key).unwrap();
         let size = studio.pipeline.defaults().size;
         let compatibility = Compatibility {
             latent_space: studio.pipeline.model().latent_space().unwrap(),
@@ -126,24 +131,34 @@ impl<'a> Desk<'a> {
             negative_prompt: String::new(),
         };
         let scope = Scope { tenant: "trace".into(), namespace: "default".into() };
-        Self { studio, cache, policy, setting, embedder, compatibility, scope, key: [0; 16] }
+        Self { studio, cache, policy, setting, embedder, compatibility, scope, key }
     }
 
     /// What a request starts from; `seed` alone has an exact hit.
     pub async fn ask(&self, prompt: &str, seed: Option<u64>, chance: u64) -> (LookUp, f64) {
         let timesteps: Vec<f64> = self.studio.full.steps().iter().map(|step| step.timestep).collect();
         let (embedding, content) = (self.embedder.embed(prompt).unwrap(), Content::of(prompt, &self.key));
-        let exact = seed.map(|seed| format!("{prompt} {seed}"));
         let query = Query {
             model: self.studio.pipeline.id(),
             embedding: &embedding,
             content: &content,
-            exact: exact.as_deref(),
+            seeded: seed.is_some(),
+            whole: true,
+            least_quality: 0.0,
             timesteps: &timesteps,
             chance,
         };
         let scale = self.studio.pipeline.defaults().guidance_scale;
         let begun = Instant::now();
+        if let Some(seed) = seed.filter(|_| self.policy.exact_hits())
+            && let Some(hit) =
+                self.cache.exact(&self.scope, &specification(&name(prompt, seed))).await.unwrap()
+        {
+            let entry = self.cache.entry(&hit.entry).await.unwrap().unwrap();
+            let decision = Decision::Exact { entry: hit.entry, why: String::new() };
+            let neighbours = vec![Neighbour { entry, similarity: 1.0 }];
+            return (LookUp { decision, neighbours }, begun.elapsed().as_secs_f64());
+        }
         let found =
             self.cache.look_up(&self.scope, &self.compatibility, &query, &*self.policy, scale..=scale).await;
         (found.unwrap(), begun.elapsed().as_secs_f64())
@@ -170,8 +185,13 @@ impl<'a> Desk<'a> {
             prompt: (self.setting.how == How::Steered).then(|| prompt.to_owned()),
             prompt_hash: prompt.to_owned(),
             content: Content::of(prompt, &self.key),
-            exact: format!("{prompt} {seed}"),
+            specification: specification(&name(prompt, seed)),
             seed,
+            plan: PaintedPlan::guided(STEPS as u32),
+            expected_quality: None,
+            resumed: None,
+            refresh: false,
+            file: None,
             states,
         };
         assert!(self.cache.insert(picture));
@@ -187,7 +207,7 @@ impl<'a> Desk<'a> {
         };
         let begun = Instant::now();
         self.cache.state(entry, timestep).await.unwrap();
-        self.cache.used(entry, timestep);
+        self.cache.used(entry, Part::State(timestep));
         begun.elapsed().as_secs_f64()
     }
 
@@ -201,8 +221,8 @@ impl<'a> Desk<'a> {
         (entries.len(), bytes)
     }
 
-    /// The entry that a look-up decided for, by its `exact` name, and the K of the state; nothing for a miss.
-    pub fn chosen(&self, found: &LookUp) -> Option<(String, usize)> {
+    /// The specification of the entry that a look-up decided for, and the K of the state; nothing for a miss.
+    pub fn chosen(&self, found: &LookUp) -> Option<(SpecificationHash, usize)> {
         let (id, timestep) = match &found.decision {
             Decision::Miss { .. } => return None,
             Decision::State { entry, timestep, .. } => (entry, *timestep),
@@ -210,7 +230,7 @@ impl<'a> Desk<'a> {
         };
         let entry = &found.neighbours.iter().find(|near| near.entry.id == *id).unwrap().entry;
         let k = KS.into_iter().find(|k| self.studio.timestep(*k) == timestep).unwrap();
-        Some((entry.exact.clone(), k))
+        Some((entry.specification, k))
     }
 }
 
@@ -219,9 +239,18 @@ pub fn embedder(studio: &Studio) -> CachedEmbedder {
     CachedEmbedder::new(for_model(&studio.pipeline).unwrap(), 4096.try_into().unwrap())
 }
 
-/// The request whose picture has this name.
-pub fn by_name(requests: &[Request], name: &str) -> usize {
-    requests.iter().position(|r| format!("{} {}", r.prompt, r.seed) == name).unwrap()
+/// Names a request's picture.
+fn name(prompt: &str, seed: u64) -> String {
+    format!("{prompt} {seed}")
+}
+
+fn specification(name: &str) -> SpecificationHash {
+    SpecificationHash::new(Sha256::digest(name).into())
+}
+
+/// The request whose picture has this specification.
+pub fn by_specification(requests: &[Request], wanted: SpecificationHash) -> usize {
+    requests.iter().position(|r| specification(&name(&r.prompt, r.seed)) == wanted).unwrap()
 }
 
 /// Replays the trace through an empty cache. Pictures from scratch must have been painted.
@@ -247,7 +276,7 @@ pub async fn replay(
             Some((name, k)) => {
                 load = desk.load(&found.decision).await;
                 let how = if k == STEPS { How::Plain } else { setting.how };
-                Start { request: own, source: by_name(requests, &name), k, how }
+                Start { request: own, source: by_specification(requests, name), k, how }
             }
         };
         outcomes.push(Outcome { start, lookup, load });

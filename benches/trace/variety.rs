@@ -6,7 +6,7 @@ use pentimento::gateway::embedder::CachedEmbedder;
 use pentimento::quality::ratio;
 use pentimento_pipelines::{Picture, Trajectory};
 
-use crate::replay::{Desk, Setting, by_name};
+use crate::replay::{Desk, Setting, by_specification};
 use crate::studio::{Request, STEPS, Studio, canonical};
 
 const PICTURES: u64 = 10;
@@ -96,7 +96,7 @@ async fn ten(
             None => studio.begin_scratch(&request.prompt, seed),
             Some((name, k)) => {
                 skipped += k;
-                let source = by_name(requests, &name);
+                let source = by_specification(requests, name);
                 let state = studio.state(source, k);
                 studio.go_on(
                     &request.prompt,

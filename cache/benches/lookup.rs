@@ -8,8 +8,10 @@
 
 use std::time::{Duration, Instant};
 
-use pentimento_cache::index::{EmbeddedIndex, IndexOptions, Sought};
-use pentimento_cache::{Compatibility, Content, Entry, EntryId, Kept, PromptIndex, Scope};
+use pentimento_cache::index::{EmbeddedIndex, Holding, IndexOptions, Sought};
+use pentimento_cache::{
+    Compatibility, Content, Entry, EntryId, Kept, PaintedPlan, PromptIndex, Scope, SpecificationHash,
+};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -93,7 +95,9 @@ fn measure(
         runtime.block_on(index.flush()).unwrap();
     }
     let index = EmbeddedIndex::open(&path, &IndexOptions { graph_from, ..IndexOptions::default() }).unwrap();
-    let sought = Sought { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0 };
+    let holding = Holding::Source;
+    let sought =
+        Sought { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0, holding };
     let mut building = Building::default();
     let begun = Instant::now();
     while graph_from <= entries.len() && !index.has_graph(&scope, &compatibility) {
@@ -190,10 +194,20 @@ fn entry(n: u128, scope: &Scope, compatibility: &Compatibility, embedding: Vec<f
         prompt: None,
         prompt_hash: n.to_string(),
         content: Content::default(),
-        exact: n.to_string(),
+        specification: specification(n),
         seed: 0,
+        plan: PaintedPlan::guided(50),
+        expected_quality: None,
+        resumed: None,
+        picture: None,
         states: vec![Kept { timestep: 801.0, share: 0.2, bytes: 8192, uses: 0 }],
         created: 0,
         last_used: 0,
     }
+}
+
+fn specification(n: u128) -> SpecificationHash {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&n.to_le_bytes());
+    SpecificationHash::new(bytes)
 }

@@ -1,23 +1,25 @@
-//! A cache, or a part of one, as one tar archive: of every entry `ID/entry.json`, then its states as
-//! `ID/TIMESTEP.safetensors`. It moves a cache between deployments and versions.
+//! A cache, or a part of one, as one tar archive: of every entry `ID/entry.json`, then its picture as `ID/picture.png`
+//! where that is kept, then its states as `ID/TIMESTEP.safetensors`. It moves a cache between deployments.
 //!
-//! Names in an archive name nothing on a disk: an imported entry gets a name of its own, and its states are
-//! written anew, after every check that a stored state has to pass.
+//! Names in an archive name nothing on a disk: an imported entry gets a name of its own, and its files are
+//! written anew, after every check that a stored one has to pass.
 
 use std::io::{Read, Write};
 
-use serde::Serialize;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tar::{Archive, EntryType, Header};
 
 use crate::cache::Cache;
 use crate::config::CacheError;
-use crate::entry::{Entry, EntryId, Kept};
+use crate::entry::{Entry, EntryId};
 use crate::index::{Filter, IndexError, check_embedding};
-use crate::picture::{MAX_STATES, Picture, new_id};
-use crate::store::format;
-use crate::store::{State, StateError};
+use crate::picture::{Picture, check, check_file, new_id};
+use crate::store::{MAX_PICTURE_BYTES, State, StateError, format, sha256};
 use crate::writer::Work;
 
+/// Version of what an archive says of an entry. Raise it when [`Entry`] changes; archives of other versions are refused.
+const FORMAT: u32 = 2;
 /// Longest entry that is read, in bytes.
 const MAX_ENTRY: u64 = 4 << 20;
 /// Entries read from the index at once.
@@ -37,7 +39,7 @@ pub enum ArchiveError {
         /// What is wrong.
         why: String,
     },
-    /// A state in the archive that cannot be used.
+    /// A state or picture in the archive that cannot be used.
     #[error("archive: {name:?}: {source}")]
     State {
         /// Its name in the archive.
@@ -64,18 +66,36 @@ impl From<IndexError> for ArchiveError {
 pub struct Moved {
     /// Entries.
     pub entries: usize,
+    /// Of these, the ones that an import passed over, because the cache has as good or better pictures.
+    pub duplicates: usize,
+    /// Pictures' files.
+    pub pictures: usize,
     /// States.
     pub states: usize,
-    /// States left out of an export because they could not be read.
+    /// States and pictures left out of an export because they could not be read.
     pub unreadable: usize,
 }
 
+/// An entry in an archive.
+#[derive(Deserialize, Serialize)]
+struct Archived {
+    format: u32,
+    entry: Entry,
+}
+
+/// What is read first of an entry: those of the first version had none.
+#[derive(Deserialize)]
+struct Version {
+    #[serde(default)]
+    format: u32,
+}
+
 impl Cache {
-    /// Writes the entries that `filter` means, with their states, as a tar archive. `out` may block: call it
+    /// Writes the entries that `filter` means, with their files, as a tar archive. `out` may block: call it
     /// from a thread that may, with `Handle::block_on`.
     ///
     /// # Errors
-    /// The index or `out` fails. A state that cannot be read is left out and counted.
+    /// The index or `out` fails. A file that cannot be read is left out and counted.
     pub async fn export(&self, filter: &Filter, out: impl Write) -> Result<Moved, ArchiveError> {
         let mut archive = tar::Builder::new(out);
         let mut moved = Moved::default();
@@ -98,31 +118,44 @@ impl Cache {
         archive: &mut tar::Builder<impl Write>,
         moved: &mut Moved,
     ) -> Result<(), ArchiveError> {
-        let mut files = Vec::with_capacity(entry.states.len());
+        let store = &self.shared().store;
+        let mut states = Vec::with_capacity(entry.states.len());
         for kept in &entry.states {
-            let state = self.shared().store.read_past_memory(&entry, kept.timestep).await;
+            let state = store.read_past_memory(&entry, kept.timestep).await;
             match state.and_then(|state| format::encode(&entry, &state)) {
-                Ok(bytes) => files.push((kept.timestep, bytes)),
+                Ok(bytes) => states.push((kept.timestep, bytes)),
                 Err(_) => moved.unreadable += 1,
             }
         }
-        entry.states.retain(|kept| files.iter().any(|(timestep, _)| *timestep == kept.timestep));
-        if files.is_empty() {
+        let file = match entry.picture_key() {
+            Some(key) => {
+                store.read_picture_past_memory(&key).await.inspect_err(|_| moved.unreadable += 1).ok()
+            }
+            None => None,
+        };
+        entry.states.retain(|kept| states.iter().any(|(timestep, _)| *timestep == kept.timestep));
+        entry.picture = entry.picture.filter(|_| file.is_some());
+        if entry.parts().next().is_none() {
             return Ok(());
         }
-        let json = serde_json::to_vec(&entry).map_err(std::io::Error::from)?;
-        append(archive, &format!("{}/entry.json", entry.id.as_str()), entry.created, &json)?;
-        for (timestep, bytes) in &files {
-            append(archive, &state_name(&entry.id, *timestep), entry.created, bytes)?;
+        let (id, created) = (entry.id.clone(), entry.created);
+        let json = serde_json::to_vec(&Archived { format: FORMAT, entry }).map_err(std::io::Error::from)?;
+        append(archive, &entry_name(&id), created, &json)?;
+        if let Some(file) = &file {
+            append(archive, &picture_name(&id), created, file)?;
+        }
+        for (timestep, bytes) in &states {
+            append(archive, &state_name(&id, *timestep), created, bytes)?;
         }
         moved.entries += 1;
-        moved.states += files.len();
+        moved.pictures += usize::from(file.is_some());
+        moved.states += states.len();
         Ok(())
     }
 
-    /// Adds the entries of an archive that [`Self::export`] wrote, in place of older entries of the same
-    /// pictures. Reads `max_bytes` at most. `input` may block: call it from a thread that may, with
-    /// `Handle::block_on`.
+    /// Adds the entries of an archive that [`Self::export`] wrote, each in place of a worse picture of the same
+    /// specification; one that is no better than what is there is passed over. Reads `max_bytes` at most. `input` may
+    /// block: call it from a thread that may, with `Handle::block_on`.
     ///
     /// # Errors
     /// The archive is cut short, too large, or holds anything that no export writes; the cache fails. The
@@ -145,13 +178,13 @@ impl Cache {
             }
             match &mut begun {
                 None => begun = Some(read_entry(&mut file, &name)?),
-                Some(picture) => picture.states.push(read_state(&mut file, &name, picture)?),
+                Some(picture) => read_part(&mut file, &name, picture)?,
             }
-            if let Some(picture) = begun.take_if(|picture| picture.states.len() == picture.entry.states.len())
-            {
+            if let Some(picture) = begun.take_if(|picture| is_complete(picture)) {
+                moved.pictures += usize::from(picture.file.is_some());
                 moved.states += picture.states.len();
                 moved.entries += 1;
-                self.import_picture(picture).await?;
+                moved.duplicates += usize::from(!self.import_picture(picture).await?);
             }
         }
         match begun {
@@ -160,7 +193,8 @@ impl Cache {
         }
     }
 
-    async fn import_picture(&self, mut picture: Picture) -> Result<(), CacheError> {
+    /// Whether it is kept.
+    async fn import_picture(&self, mut picture: Picture) -> Result<bool, CacheError> {
         picture.entry.id = new_id()?;
         self.ask(|reply| Work::Insert(Box::new(picture), None, Some(reply))).await
     }
@@ -179,30 +213,64 @@ fn append(
     archive.append_data(&mut header, name, bytes)
 }
 
+fn entry_name(id: &EntryId) -> String {
+    format!("{}/entry.json", id.as_str())
+}
+
+fn picture_name(id: &EntryId) -> String {
+    format!("{}/picture.png", id.as_str())
+}
+
 fn state_name(id: &EntryId, timestep: f64) -> String {
     format!("{}/{timestep}.safetensors", id.as_str())
 }
 
 fn read_entry(file: &mut tar::Entry<'_, impl Read>, name: &str) -> Result<Picture, ArchiveError> {
     let bytes = read_bounded(file, name, MAX_ENTRY)?;
-    let entry: Entry = serde_json::from_slice(&bytes).map_err(|why| unexpected(name, why))?;
-    if name != format!("{}/entry.json", entry.id.as_str()) {
+    let Version { format } = serde_json::from_slice(&bytes).map_err(|why| unexpected(name, why))?;
+    if format != FORMAT {
+        let first = format.max(1);
+        return Err(unexpected(name, format!("has format version {first}, this program reads {FORMAT}")));
+    }
+    let Archived { entry, .. } = serde_json::from_slice(&bytes).map_err(|why| unexpected(name, why))?;
+    if name != entry_name(&entry.id) {
         return Err(unexpected(name, "not the entry's name"));
     }
     check_embedding(&entry.embedding)?;
-    let timesteps: Vec<f64> = entry.states.iter().map(|kept| kept.timestep).collect();
-    let ordered = timesteps.windows(2).all(|pair| pair[0] > pair[1]);
-    if timesteps.is_empty() || timesteps.len() > MAX_STATES || !ordered {
-        return Err(unexpected(name, "states missing, too many or out of order"));
-    }
-    if !entry.guidance_scale.is_finite() || !are_shares(&entry.states) {
-        return Err(unexpected(name, "a guidance scale or a share that is none"));
-    }
-    Ok(Picture { states: Vec::with_capacity(timesteps.len()), entry })
+    check(&entry).map_err(|why| unexpected(name, why))?;
+    Ok(Picture { file: None, states: Vec::with_capacity(entry.states.len()), entry, refresh: false })
 }
 
-fn are_shares(states: &[Kept]) -> bool {
-    states.iter().all(|kept| (0.0..=1.0).contains(&kept.share))
+/// Whether everything is read that the entry names.
+fn is_complete(picture: &Picture) -> bool {
+    picture.file.is_some() == picture.entry.picture.is_some()
+        && picture.states.len() == picture.entry.states.len()
+}
+
+/// Reads the picture's file or its next state.
+fn read_part(
+    file: &mut tar::Entry<'_, impl Read>,
+    name: &str,
+    picture: &mut Picture,
+) -> Result<(), ArchiveError> {
+    match picture.entry.picture_key().filter(|_| picture.file.is_none()) {
+        None => {
+            let state = read_state(file, name, picture)?;
+            picture.states.push(state);
+        }
+        Some(key) => {
+            if name != picture_name(&picture.entry.id) {
+                return Err(unexpected(name, "not the picture that should follow"));
+            }
+            let bytes = read_bounded(file, name, MAX_PICTURE_BYTES)?;
+            check_file(&bytes).map_err(|why| unexpected(name, why))?;
+            if bytes.len() as u64 != key.bytes || sha256(&bytes) != *key.sha256() {
+                return Err(ArchiveError::State { name: name.to_owned(), source: StateError::Damaged });
+            }
+            picture.file = Some(Bytes::from(bytes));
+        }
+    }
+    Ok(())
 }
 
 fn read_state(
@@ -210,7 +278,8 @@ fn read_state(
     name: &str,
     picture: &Picture,
 ) -> Result<State, ArchiveError> {
-    let kept = &picture.entry.states[picture.states.len()];
+    let kept = picture.entry.states.get(picture.states.len());
+    let kept = kept.ok_or_else(|| unexpected(name, "more than the entry names"))?;
     if name != state_name(&picture.entry.id, kept.timestep) {
         return Err(unexpected(name, "not the state that should follow"));
     }

@@ -1,5 +1,6 @@
 //! The cache as the service uses it.
 
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,15 +13,15 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::closing::{Closing, leave, wait_for_leaving};
 use crate::config::{CacheConfig, CacheError, create_private, local_objects, remote_objects};
-use crate::entry::{Compatibility, Entry, EntryId, Kept, Scope};
+use crate::entry::{Compatibility, Entry, EntryId, Part, Scope};
 use crate::eviction::EvictionPolicy;
-use crate::index::{EmbeddedIndex, Filter, IndexError, PromptIndex, Sought};
-use crate::ledger::{Budget, Victim};
+use crate::index::{EmbeddedIndex, Filter, Holding, IndexError, PromptIndex, Sought};
+use crate::ledger::Budget;
 use crate::picture::NewPicture;
-use crate::policy::{Decision, Neighbour, Query, ReusePolicy};
-use crate::shared::Shared;
+use crate::policy::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy};
+use crate::shared::{Shared, Uses};
 use crate::stats::{Counters, Stats};
-use crate::store::{State, StateError, StateStore};
+use crate::store::StateStore;
 use crate::writer::{Reply, Work, Writer};
 
 /// Orders, other than pictures to insert, that may wait for the writer.
@@ -33,24 +34,49 @@ const PREFETCHES: usize = 32;
 pub struct LookUp {
     /// What the request starts from.
     pub decision: Decision,
-    /// What was near, nearest first; after an exact hit that entry alone.
+    /// What was near, nearest first.
     pub neighbours: Vec<Neighbour>,
 }
 
-/// The cache of denoising states. Clones are the same cache. When the last one goes, it writes what is
-/// queued, for [`CacheConfig::grace`] at most, and releases its directory. Within a tokio runtime that happens
-/// in the background, and whoever opens the directory again in this process waits for it; a process that is
-/// about to end calls [`Cache::close`] first.
-#[derive(Clone)]
-pub struct Cache(Arc<Open>);
+impl LookUp {
+    /// The neighbour that the decision names; `None` for a miss.
+    pub fn source(&self) -> Option<&Neighbour> {
+        let id = self.decision.entry()?;
+        self.neighbours.iter().find(|near| near.entry.id == *id)
+    }
+}
 
-struct Open {
+/// The cache of pictures and their denoising states. Clones are the same cache.
+///
+/// A gateway asks it twice. First [`Cache::exact_picture`] with the specification's hash, before any embedding: a stored
+/// picture that is good enough for the request's terms is the answer. Then [`Cache::look_up`] with the prompt's
+/// embedding, on a thread that may block: a [`Decision::Semantic`] is answered with [`Cache::exact_picture`] again, of
+/// the scope and specification of [`LookUp::source`]; a [`Decision::State`] travels by its key to a worker, which reads
+/// it with [`Cache::state`]. What is served is counted with [`Cache::used`]. A worker hands every finished picture to
+/// [`Cache::insert`], whatever its plan was. All of this may fail: to a request that is a miss.
+///
+/// ```no_run
+/// # use pentimento_cache::*;
+/// # async fn answer(cache: &Cache, scope: &Scope, hash: &SpecificationHash, floor: f32) -> Option<bytes::Bytes> {
+/// let found = cache.exact_picture(scope, hash, |hit| hit.reaches(floor)).await.ok()??;
+/// cache.used(&found.hit.entry, Part::Picture);
+/// Some(found.file)
+/// # }
+/// ```
+///
+/// When the last clone goes, it writes what is queued, for [`CacheConfig::grace`] at most, and releases its directory.
+/// Within a tokio runtime that happens in the background, and the next [`Cache::open`] of the directory in this process
+/// waits for it; a process that is about to end calls [`Cache::close`] first.
+#[derive(Clone)]
+pub struct Cache(pub(crate) Arc<Open>);
+
+pub(crate) struct Open {
     shared: Arc<Shared>,
     /// `None` only while being dropped.
     queue: Option<mpsc::Sender<Work>>,
     places: Arc<Semaphore>,
     queue_length: usize,
-    prefetches: Arc<Semaphore>,
+    pub(crate) prefetches: Arc<Semaphore>,
     grace: Duration,
     dir: PathBuf,
     writer: Option<JoinHandle<()>>,
@@ -119,13 +145,20 @@ impl Cache {
     ) -> Result<Self, CacheError> {
         let shared = Arc::new(Shared {
             index,
-            store: StateStore::new(objects, prefix, config.memory_bytes, config.time_limit),
+            store: StateStore::new(
+                objects,
+                prefix,
+                config.memory_bytes,
+                config.picture_memory_bytes,
+                config.time_limit,
+            ),
             eviction: RwLock::new(config.eviction),
             budget: Budget { bytes: config.max_bytes, entries: config.max_entries },
             lifetime: config.lifetime,
             store_prompt_text: config.store_prompt_text,
             counters: Counters::default(),
             closing: Closing::new(),
+            uses: Uses::default(),
         });
         let (queue, work) = mpsc::channel(config.queue + ORDERS);
         let (opened, may_open) = std::sync::mpsc::channel();
@@ -151,9 +184,9 @@ impl Cache {
         })))
     }
 
-    /// Looks for something that the request can start from: its exact picture first, where
-    /// [`Query::exact`] asks for one, then what `policy` makes of the nearest entries painted with a guidance
-    /// scale in the range.
+    /// Looks for something that the request can start from: what `policy` makes of the nearest entries painted with a
+    /// guidance scale in the range. It may block, on a scan of a large index or on the disk: call it from a thread that
+    /// may. The exact picture is not looked for: that is [`Self::exact`], which needs no embedding and comes first.
     ///
     /// # Errors
     /// The index failed, which is counted, or the embedding is impossible.
@@ -165,94 +198,44 @@ impl Cache {
         policy: &dyn ReusePolicy,
         guidance_scale: RangeInclusive<f32>,
     ) -> Result<LookUp, CacheError> {
-        if policy.exact_hits()
-            && let Some(entry) = self.exact_hit(scope, compatibility, query).await?
-        {
-            let why = "the same prompt, seed and parameters were painted before".to_owned();
-            let decision = Decision::Exact { entry: entry.id.clone(), why };
-            return Ok(LookUp { decision, neighbours: vec![Neighbour { entry, similarity: 1.0 }] });
-        }
-        let sought = Sought { scope, compatibility, guidance_scale };
-        let n = policy.neighbours();
-        let mut neighbours = match n {
-            0 => Vec::new(),
-            n => self.counted(self.shared().index.search(&sought, query.embedding, n).await)?,
-        };
-        neighbours.retain(|near| !self.shared().is_expired(&near.entry));
+        let NeighbourCounts { sources, whole_pictures } = policy.neighbours();
+        let mut sought = Sought { scope, compatibility, guidance_scale, holding: Holding::Source };
+        let mut neighbours = self.search(&sought, query, sources).await?;
+        sought.holding = Holding::WholePicture;
+        let whole = self.search(&sought, query, whole_pictures).await?;
+        let known: HashSet<EntryId> = neighbours.iter().map(|near| near.entry.id.clone()).collect();
+        neighbours.extend(whole.into_iter().filter(|near| !known.contains(&near.entry.id)));
+        neighbours.sort_by(|a, b| b.similarity.total_cmp(&a.similarity));
+        neighbours.retain(|near| !self.shared().is_expired(near.entry.created));
         Ok(LookUp { decision: policy.decide(query, &neighbours), neighbours })
     }
 
-    async fn exact_hit(
+    async fn search(
         &self,
-        scope: &Scope,
-        compatibility: &Compatibility,
+        sought: &Sought<'_>,
         query: &Query<'_>,
-    ) -> Result<Option<Entry>, CacheError> {
-        let Some(exact) = query.exact else { return Ok(None) };
-        let found = self.counted(self.shared().index.exact(scope, exact).await)?;
-        Ok(found.filter(|entry| {
-            let finished = entry.states.iter().any(Kept::is_finished);
-            finished && entry.compatibility == *compatibility && !self.shared().is_expired(entry)
-        }))
+        n: usize,
+    ) -> Result<Vec<Neighbour>, CacheError> {
+        match n {
+            0 => Ok(Vec::new()),
+            n => self.counted(self.shared().index.search(sought, query.embedding, n).await),
+        }
     }
 
-    /// The state of an entry at a timestep. Must be called within a tokio runtime with timers.
+    /// Counts that a state was resumed or a picture served: eviction goes by it. Waits for nothing; the index has it
+    /// with the next flush.
+    pub fn used(&self, id: &EntryId, part: Part) {
+        self.shared().uses.add(id, part);
+    }
+
+    /// Has a picture kept: its file and states are written in the background, before its entry. Waits for nothing:
+    /// `false` where it is not kept, because too many wait already (counted) or because it cannot be (counted as a
+    /// failure).
     ///
-    /// # Errors
-    /// There is none, it is damaged or foreign (it is then forgotten), or the store fails or is too slow.
-    /// All but the first are counted.
-    pub async fn state(&self, id: &EntryId, timestep: f64) -> Result<Arc<State>, CacheError> {
-        if let Some(state) = self.cached_state(id, timestep) {
-            return Ok(state);
-        }
-        let index = &self.shared().index;
-        let entry = self.counted(index.get(id).await)?.filter(|entry| entry.kept(timestep).is_some());
-        let entry = entry.ok_or(StateError::Missing)?;
-        let state = match self.shared().store.read(&entry, timestep).await {
-            Ok(state) => state,
-            Err(error) => {
-                self.shared().counters.failures.add(1);
-                if !matches!(error, StateError::Timeout | StateError::Store(_)) {
-                    tracing::warn!(%error, entry = id.as_str(), timestep, "a stored state cannot be used");
-                    self.order(Work::Drop(Victim { entry: id.clone(), timestep }));
-                }
-                return Err(error.into());
-            }
-        };
-        // It may have been purged while it was read: then memory must not keep it.
-        if self.counted(index.get(id).await)?.is_none_or(|now| now.kept(timestep).is_none()) {
-            self.shared().store.forget(&entry);
-            return Err(StateError::Missing.into());
-        }
-        Ok(state)
-    }
-
-    /// The state if it is in memory; waits for nothing.
-    pub fn cached_state(&self, id: &EntryId, timestep: f64) -> Option<Arc<State>> {
-        self.shared().store.cached(id, timestep)
-    }
-
-    /// Begins to load a state into memory, ahead of its use. Does nothing outside a tokio runtime, or where
-    /// many are being loaded already.
-    pub fn prefetch(&self, id: &EntryId, timestep: f64) {
-        let runtime = tokio::runtime::Handle::try_current();
-        let permit = Arc::clone(&self.0.prefetches).try_acquire_owned();
-        if let (Ok(runtime), Ok(permit), None) = (runtime, permit, self.cached_state(id, timestep)) {
-            let (cache, id) = (self.clone(), id.clone());
-            runtime.spawn(async move {
-                let _ = cache.state(&id, timestep).await;
-                drop(permit);
-            });
-        }
-    }
-
-    /// Counts that a state was resumed: eviction goes by it. Waits for nothing.
-    pub fn used(&self, id: &EntryId, timestep: f64) {
-        self.order(Work::Touch(id.clone(), timestep));
-    }
-
-    /// Has a picture kept, in place of an older entry of the same picture. Waits for nothing: `false` where
-    /// it is not kept, because too many wait already (counted) or because it cannot be (counted as a failure).
+    /// A scope keeps one picture of each specification. The new one takes the place of a stored one where it is
+    /// expected to be better or [`NewPicture::refresh`] is set; otherwise it is dropped, and counted in
+    /// [`Stats::duplicates`]. At every moment [`Self::exact`] finds one of the two; the older one's files are removed
+    /// after it was replaced.
     pub fn insert(&self, picture: NewPicture) -> bool {
         let picture = match picture.into_picture() {
             Ok(picture) => picture,
@@ -271,7 +254,7 @@ impl Cache {
         queued
     }
 
-    /// Removes the entries that `filter` means, with their states, and returns how many these were. Pictures
+    /// Removes the entries that `filter` means, with their files, and returns how many these were. Pictures
     /// that were queued before are removed, too.
     ///
     /// # Errors
@@ -280,7 +263,7 @@ impl Cache {
         self.ask(|reply| Work::Purge(filter, reply)).await
     }
 
-    /// Removes an entry with its states. Whether there was one.
+    /// Removes an entry with its files. Whether there was one.
     ///
     /// # Errors
     /// Index or store fails.
@@ -324,10 +307,14 @@ impl Cache {
         let counters = &self.shared().counters;
         Stats {
             entries: counters.entries.get(),
+            pictures: counters.pictures.get(),
             bytes: counters.bytes.get(),
             memory_bytes: self.shared().store.memory_bytes() as u64,
+            picture_memory_bytes: self.shared().store.picture_memory_bytes() as u64,
             queued: (self.0.queue_length - self.0.places.available_permits()) as u64,
             insert_drops: counters.insert_drops.get(),
+            duplicates: counters.duplicates.get(),
+            replacements: counters.replacements.get(),
             evictions: counters.evictions.get(),
             failures: counters.failures.get(),
             index: self.shared().index.stats(),
@@ -365,7 +352,7 @@ impl Cache {
     }
 
     /// Whether the writer has taken an order that nobody waits for.
-    fn order(&self, work: Work) -> bool {
+    pub(crate) fn order(&self, work: Work) -> bool {
         self.0.queue.as_ref().is_some_and(|queue| queue.try_send(work).is_ok())
     }
 
@@ -377,7 +364,7 @@ impl Cache {
         answer.await.map_err(|_| CacheError::Closed)?
     }
 
-    fn counted<T>(&self, done: Result<T, IndexError>) -> Result<T, CacheError> {
+    pub(crate) fn counted<T>(&self, done: Result<T, IndexError>) -> Result<T, CacheError> {
         if done.is_err() {
             self.shared().counters.failures.add(1);
         }

@@ -17,8 +17,8 @@ pub enum CacheError {
     /// The index failed.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// A state cannot be used, or the store failed.
-    #[error("state: {0}")]
+    /// A state or a picture's file cannot be used, or the store failed.
+    #[error("stored file: {0}")]
     State(#[from] StateError),
     /// The cache cannot be opened where the configuration says.
     #[error("{place}: {why}")]
@@ -42,15 +42,17 @@ pub enum CacheError {
 /// How a cache is opened.
 #[derive(Clone)]
 pub struct CacheConfig {
-    /// Directory of the index, and of the states unless `states` says otherwise. Created if missing.
+    /// Directory of the index, and of states and pictures unless `states` says otherwise. Created if missing.
     pub dir: PathBuf,
-    /// URL of an object store for the states: `s3://bucket/prefix`, `gs://…`, `az://…` where the crate is
+    /// URL of an object store for states and pictures: `s3://bucket/prefix`, `gs://…`, `az://…` where the crate is
     /// built with them. Credentials come from the environment, as the store's own tools read them. A prefix
     /// belongs to one cache, which marks it.
     pub states: Option<String>,
     /// Bytes of states kept in memory.
     pub memory_bytes: usize,
-    /// Bytes of states kept in the store.
+    /// Bytes of pictures' files kept in memory.
+    pub picture_memory_bytes: usize,
+    /// Bytes of states and pictures kept in the store.
     pub max_bytes: u64,
     /// Entries kept.
     pub max_entries: usize,
@@ -71,12 +73,14 @@ pub struct CacheConfig {
 }
 
 impl CacheConfig {
-    /// A cache in a directory: 256 MB in memory, 10 GB and 100,000 entries at most, kept for ever, LCBFU.
+    /// A cache in a directory: 256 MiB of states and 64 MiB of pictures in memory, 10 GiB and 100,000 entries at most,
+    /// kept for ever, LCBFU.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
             states: None,
             memory_bytes: 256 << 20,
+            picture_memory_bytes: 64 << 20,
             max_bytes: 10 << 30,
             max_entries: 100_000,
             lifetime: None,
@@ -131,8 +135,12 @@ fn remove_unfinished(dir: &Path) -> std::io::Result<()> {
         let file = file?;
         if file.file_type()?.is_dir() {
             remove_unfinished(&file.path())?;
-        } else if file.file_name().to_string_lossy().contains(".safetensors#") {
-            std::fs::remove_file(file.path())?;
+        } else {
+            let name = file.file_name();
+            let name = name.to_string_lossy();
+            if [".safetensors#", ".png#"].iter().any(|unfinished| name.contains(unfinished)) {
+                std::fs::remove_file(file.path())?;
+            }
         }
     }
     Ok(())

@@ -1,11 +1,14 @@
 //! A prompt's content: its words that carry meaning, in order, as keyed hashes.
 
+mod synonyms;
 mod words;
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
+
+pub use synonyms::{SynonymError, Synonyms};
 
 /// Stands in [`Content::words`] where a comma, an "and" or another mark parts two phrases. No word hashes to it.
 const PARTING: u64 = 0;
@@ -16,22 +19,31 @@ const PARTING: u64 = 0;
 pub struct Content {
     /// One hash per content word; 0 where two phrases are parted, and in front of a list without an order.
     pub words: Vec<u64>,
+    /// Whether the prompt quotes or asks for letters. Then its words are letters of the picture, and no synonym stands
+    /// for one of them.
+    pub literal: bool,
 }
 
 impl Content {
     /// The content of a prompt. The key is the cache's secret: without it nobody can tell from a stored
     /// hash which word it was. Equal words hash equally under one key, on every machine and version.
     pub fn of(prompt: &str, key: &[u8; 16]) -> Self {
-        let hasher = SipHasher24::new_with_key(key);
-        let hash = |word: String| match word == words::PARTING {
-            true => PARTING,
-            false => hasher.hash(word.as_bytes()).max(1),
+        let Some(meaningful) = words::meaningful(prompt) else {
+            let words = prompt.split_whitespace().map(|word| hash(word, key)).collect();
+            return Self { words, literal: true };
         };
-        Self { words: words::meaningful(prompt).into_iter().map(hash).collect() }
+        Self { words: meaningful.iter().map(|word| hash(word, key)).collect(), literal: false }
     }
 
     fn without_partings(&self) -> impl Iterator<Item = u64> + '_ {
         self.words.iter().copied().filter(|&word| word != PARTING)
+    }
+}
+
+fn hash(word: &str, key: &[u8; 16]) -> u64 {
+    match word == words::PARTING {
+        true => PARTING,
+        false => SipHasher24::new_with_key(key).hash(word.as_bytes()).max(1),
     }
 }
 
@@ -41,7 +53,8 @@ impl Content {
 /// Order is what binds a colour to its subject and a subject to its side, so any other order is refused; the
 /// one exception, plain lists ("a red house and a blue tree"), is put in one order by [`Content::of`].
 /// It errs towards refusal: a picture painted again is cheap, a wrong one is not. Two prompts without any
-/// content word are not the same: nothing is known of them.
+/// content word are not the same: nothing is known of them. [`Synonyms::same_content`] does the same with an operator's
+/// synonyms.
 pub fn same_content(a: &Content, b: &Content) -> bool {
     !a.words.is_empty() && a == b
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::entry::{Entry, EntryId, Kept};
+use crate::entry::{Entry, EntryId, Part};
 use crate::eviction::{EvictionPolicy, Usage};
 
 /// How much the cache may hold.
@@ -12,22 +12,59 @@ pub(crate) struct Budget {
     pub entries: usize,
 }
 
-/// A state that is to go.
+/// A state or a picture's file that is to go.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Victim {
     pub entry: EntryId,
-    pub timestep: f64,
+    pub part: Part,
+}
+
+/// A part of an entry, as eviction sees it.
+struct KeptPart {
+    part: Part,
+    share: f32,
+    bytes: u64,
+    uses: u64,
 }
 
 struct Account {
     created: u64,
     last_used: u64,
-    states: Vec<Kept>,
+    parts: Vec<KeptPart>,
 }
 
 impl Account {
-    fn usage(&self, kept: &Kept) -> Usage {
+    fn of(entry: &Entry) -> Self {
+        // A stored picture saves the whole plan.
+        let picture = entry.picture.map(|kept| KeptPart {
+            part: Part::Picture,
+            share: 1.0,
+            bytes: kept.bytes,
+            uses: kept.uses,
+        });
+        let states = entry.states.iter().map(|kept| KeptPart {
+            part: Part::State(kept.timestep),
+            share: kept.share,
+            bytes: kept.bytes,
+            uses: kept.uses,
+        });
+        Self {
+            created: entry.created,
+            last_used: entry.last_used,
+            parts: picture.into_iter().chain(states).collect(),
+        }
+    }
+
+    fn usage(&self, kept: &KeptPart) -> Usage {
         Usage { uses: kept.uses, share: kept.share, created: self.created, last_used: self.last_used }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.parts.iter().map(|kept| kept.bytes).sum()
+    }
+
+    fn has_picture(&self) -> bool {
+        self.parts.iter().any(|kept| kept.part == Part::Picture)
     }
 }
 
@@ -35,35 +72,34 @@ impl Account {
 pub(crate) struct Ledger {
     accounts: HashMap<EntryId, Account>,
     bytes: u64,
+    pictures: usize,
 }
 
 impl Ledger {
     pub(crate) fn put(&mut self, entry: &Entry) {
         self.remove(&entry.id);
-        self.bytes += entry.states.iter().map(|kept| kept.bytes).sum::<u64>();
-        let (created, last_used) = (entry.created, entry.last_used);
-        let account = Account { created, last_used, states: entry.states.clone() };
+        let account = Account::of(entry);
+        self.bytes += account.bytes();
+        self.pictures += usize::from(account.has_picture());
         self.accounts.insert(entry.id.clone(), account);
     }
 
     pub(crate) fn remove(&mut self, id: &EntryId) {
         if let Some(account) = self.accounts.remove(id) {
-            self.bytes -= account.states.iter().map(|kept| kept.bytes).sum::<u64>();
+            self.bytes -= account.bytes();
+            self.pictures -= usize::from(account.has_picture());
         }
     }
 
-    pub(crate) fn touch(&mut self, id: &EntryId, timestep: f64, now: u64) {
+    pub(crate) fn touch(&mut self, id: &EntryId, part: Part, uses: u64, now: u64) {
         let Some(account) = self.accounts.get_mut(id) else { return };
         account.last_used = account.last_used.max(now);
-        account
-            .states
-            .iter_mut()
-            .filter(|kept| kept.timestep == timestep)
-            .for_each(|kept| kept.uses = kept.uses.saturating_add(1));
+        let kept = account.parts.iter_mut().find(|kept| kept.part == part);
+        kept.into_iter().for_each(|kept| kept.uses = kept.uses.saturating_add(uses));
     }
 
-    pub(crate) fn holds(&self, id: &EntryId, timestep: f64) -> bool {
-        self.accounts.get(id).is_some_and(|account| account.states.iter().any(|s| s.timestep == timestep))
+    pub(crate) fn holds(&self, id: &EntryId, part: Part) -> bool {
+        self.accounts.get(id).is_some_and(|account| account.parts.iter().any(|kept| kept.part == part))
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -72,6 +108,11 @@ impl Ledger {
 
     pub(crate) fn entries(&self) -> usize {
         self.accounts.len()
+    }
+
+    /// Entries whose picture is kept as a file.
+    pub(crate) fn pictures(&self) -> usize {
+        self.pictures
     }
 
     /// Entries painted before `moment`.
@@ -105,13 +146,13 @@ impl Ledger {
         victims
     }
 
-    /// The states of the entries beyond `most`: those whose best state is worth least.
+    /// The parts of the entries beyond `most`: those whose best part is worth least.
     fn entries_over(&self, policy: &dyn EvictionPolicy, most: usize) -> (Vec<Victim>, HashSet<&EntryId>) {
         if self.entries() <= most {
             return Default::default();
         }
         let best = |account: &Account| {
-            let worths = account.states.iter().map(|kept| policy.worth(&account.usage(kept)));
+            let worths = account.parts.iter().map(|kept| policy.worth(&account.usage(kept)));
             worths.fold(f64::NEG_INFINITY, f64::max)
         };
         let mut entries: Vec<_> =
@@ -119,33 +160,38 @@ impl Ledger {
         entries.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| (a.1, a.2).cmp(&(b.1, b.2))));
         let surplus = self.entries() - (most - most / 64);
         let gone: Vec<&EntryId> = entries.iter().take(surplus).map(|(_, _, id)| *id).collect();
-        let states = |id: &EntryId| {
+        let parts = |id: &EntryId| {
             let name = id.clone();
-            let victim = move |kept: &Kept| Victim { entry: name.clone(), timestep: kept.timestep };
-            self.accounts[id].states.iter().map(victim).collect::<Vec<_>>()
+            let victim = move |kept: &KeptPart| Victim { entry: name.clone(), part: kept.part };
+            self.accounts[id].parts.iter().map(victim).collect::<Vec<_>>()
         };
-        (gone.iter().flat_map(|id| states(id)).collect(), gone.into_iter().collect())
+        (gone.iter().flat_map(|id| parts(id)).collect(), gone.into_iter().collect())
     }
 
-    /// All states but those of `gone`, least worth first; of equal ones the oldest, then the noisiest.
+    /// All parts but those of `gone`, least worth first; of equal ones the oldest entry's, then the noisiest state, the
+    /// picture last.
     fn by_worth(&self, policy: &dyn EvictionPolicy, gone: &HashSet<&EntryId>) -> Vec<Victim> {
-        let mut states: Vec<(f64, u64, &EntryId, f64)> = Vec::new();
+        let mut parts: Vec<(f64, u64, &EntryId, Part)> = Vec::new();
         for (id, account) in self.accounts.iter().filter(|(id, _)| !gone.contains(id)) {
-            for kept in &account.states {
-                states.push((policy.worth(&account.usage(kept)), account.created, id, kept.timestep));
+            for kept in &account.parts {
+                parts.push((policy.worth(&account.usage(kept)), account.created, id, kept.part));
             }
         }
-        states.sort_by(|a, b| {
+        let noise = |part: Part| match part {
+            Part::State(timestep) => timestep,
+            Part::Picture => f64::NEG_INFINITY,
+        };
+        parts.sort_by(|a, b| {
             let oldest = || (a.1, a.2).cmp(&(b.1, b.2));
-            a.0.total_cmp(&b.0).then_with(oldest).then_with(|| b.3.total_cmp(&a.3))
+            a.0.total_cmp(&b.0).then_with(oldest).then_with(|| noise(b.3).total_cmp(&noise(a.3)))
         });
-        let named = |(_, _, id, timestep): (f64, u64, &EntryId, f64)| Victim { entry: id.clone(), timestep };
-        states.into_iter().map(named).collect()
+        let named = |(_, _, id, part): (f64, u64, &EntryId, Part)| Victim { entry: id.clone(), part };
+        parts.into_iter().map(named).collect()
     }
 
     fn size(&self, victim: &Victim) -> Option<u64> {
         let account = self.accounts.get(&victim.entry)?;
-        account.states.iter().find(|kept| kept.timestep == victim.timestep).map(|kept| kept.bytes)
+        account.parts.iter().find(|kept| kept.part == victim.part).map(|kept| kept.bytes)
     }
 }
 
@@ -154,6 +200,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::entry::{Kept, KeptPicture};
     use crate::eviction::eviction_policy;
     use crate::index::conformance;
 
@@ -167,15 +214,16 @@ mod tests {
             uses,
         };
         entry.states = states.iter().enumerate().map(kept).collect();
+        entry.picture = None;
         entry
     }
 
-    fn first_out(policy: &str, entries: &[Entry]) -> (EntryId, f64) {
+    fn first_out(policy: &str, entries: &[Entry]) -> (EntryId, Part) {
         let mut ledger = Ledger::default();
         entries.iter().for_each(|entry| ledger.put(entry));
         let budget = Budget { bytes: ledger.bytes() - 1, entries: 100 };
         let victims = ledger.victims(eviction_policy(policy).unwrap().as_ref(), budget);
-        (victims[0].entry.clone(), victims[0].timestep)
+        (victims[0].entry.clone(), victims[0].part)
     }
 
     #[test]
@@ -185,10 +233,10 @@ mod tests {
             entry(2, 30, 60, &[(0.1, 10, 12), (0.5, 10, 5)]),
             entry(3, 20, 80, &[(0.6, 10, 3)]),
         ];
-        assert_eq!(first_out("lcbfu", &entries), (EntryId::new(1), 1000.0));
-        assert_eq!(first_out("lru", &entries), (EntryId::new(2), 1000.0));
-        assert_eq!(first_out("lfu", &entries), (EntryId::new(3), 1000.0));
-        assert_eq!(first_out("fifo", &entries), (EntryId::new(1), 1000.0));
+        assert_eq!(first_out("lcbfu", &entries), (EntryId::new(1), Part::State(1000.0)));
+        assert_eq!(first_out("lru", &entries), (EntryId::new(2), Part::State(1000.0)));
+        assert_eq!(first_out("lfu", &entries), (EntryId::new(3), Part::State(1000.0)));
+        assert_eq!(first_out("fifo", &entries), (EntryId::new(1), Part::State(1000.0)));
         assert!(eviction_policy("random").is_none());
     }
 
@@ -196,6 +244,16 @@ mod tests {
     fn of_equal_worth_the_oldest_goes() {
         let entries = [entry(1, 20, 20, &[(0.1, 10, 0)]), entry(2, 10, 10, &[(0.9, 10, 0)])];
         assert_eq!(first_out("lcbfu", &entries).0, EntryId::new(2));
+    }
+
+    #[test]
+    fn a_picture_goes_by_its_uses_and_of_equal_worth_last() {
+        let mut with_picture = entry(1, 10, 10, &[(0.5, 10, 2)]);
+        with_picture.picture = Some(KeptPicture::new(10, [0; 32]));
+        assert_eq!(first_out("lcbfu", &[with_picture.clone()]).1, Part::Picture, "it was never served");
+        with_picture.touch(Part::Picture, 3, 20);
+        assert_eq!(first_out("lcbfu", &[with_picture.clone()]).1, Part::State(1000.0));
+        assert_eq!(first_out("fifo", &[with_picture]).1, Part::State(1000.0));
     }
 
     proptest! {
@@ -220,17 +278,17 @@ mod tests {
             let fits = ledger.bytes() <= bytes && ledger.entries() <= entries;
             prop_assert_eq!(victims.is_empty(), fits);
 
-            let worth = |id: &EntryId, kept: &Kept| policy.worth(&ledger.accounts[id].usage(kept));
-            let went = |id: &EntryId, kept: &Kept| {
-                victims.iter().any(|victim| victim.entry == *id && victim.timestep == kept.timestep)
+            let worth = |id: &EntryId, kept: &KeptPart| policy.worth(&ledger.accounts[id].usage(kept));
+            let went = |id: &EntryId, kept: &KeptPart| {
+                victims.iter().any(|victim| victim.entry == *id && victim.part == kept.part)
             };
             let (mut left_bytes, mut left_entries) = (0, 0);
             let (mut least_kept, mut most_gone) = (f64::INFINITY, f64::NEG_INFINITY);
             for (id, account) in &ledger.accounts {
-                let stays: Vec<&Kept> = account.states.iter().filter(|kept| !went(id, kept)).collect();
+                let stays: Vec<&KeptPart> = account.parts.iter().filter(|kept| !went(id, kept)).collect();
                 left_bytes += stays.iter().map(|kept| kept.bytes).sum::<u64>();
                 left_entries += usize::from(!stays.is_empty());
-                for kept in &account.states {
+                for kept in &account.parts {
                     let worth = worth(id, kept);
                     if went(id, kept) {
                         most_gone = most_gone.max(worth);
@@ -257,7 +315,7 @@ mod tests {
                         ledger.remove(&EntryId::new(n));
                         model.remove(&n);
                     }
-                    1 => ledger.touch(&EntryId::new(n), 1000.0, bytes),
+                    1 => ledger.touch(&EntryId::new(n), Part::State(1000.0), 1, bytes),
                     _ => {
                         ledger.put(&entry(n, 0, 0, &[(0.1, bytes, 0), (0.2, bytes, 0)]));
                         model.insert(n, 2 * bytes);

@@ -1,12 +1,13 @@
 //! What the cache's users and its writer share, and the clock they go by.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::closing::Closing;
-use crate::entry::Entry;
+use crate::entry::{EntryId, Part};
 use crate::eviction::EvictionPolicy;
 use crate::index::PromptIndex;
 use crate::ledger::Budget;
@@ -23,11 +24,38 @@ pub(crate) struct Shared {
     pub store_prompt_text: bool,
     pub counters: Counters,
     pub closing: Closing,
+    pub uses: Uses,
 }
 
 impl Shared {
-    pub(crate) fn is_expired(&self, entry: &Entry) -> bool {
-        self.lifetime.is_some_and(|lifetime| entry.created.saturating_add(lifetime.as_secs()) < now())
+    /// Whether what was painted at `created` is too old.
+    pub(crate) fn is_expired(&self, created: u64) -> bool {
+        self.lifetime.is_some_and(|lifetime| created.saturating_add(lifetime.as_secs()) < now())
+    }
+}
+
+/// Different parts whose uses are counted between two flushes, at most: about 10 MB. Uses of others are not counted
+/// then, which makes eviction a little less exact.
+const MOST_USES: usize = 65_536;
+
+/// Uses that the writer has not counted yet. A part that is served a thousand times a second costs one change of the
+/// index per flush.
+#[derive(Default)]
+pub(crate) struct Uses(Mutex<HashMap<(EntryId, u64), (Part, u64)>>);
+
+impl Uses {
+    pub(crate) fn add(&self, id: &EntryId, part: Part) {
+        let mut uses = self.0.lock();
+        let key = (id.clone(), part.key());
+        if uses.len() < MOST_USES || uses.contains_key(&key) {
+            uses.entry(key).or_insert((part, 0)).1 += 1;
+        }
+    }
+
+    /// What was counted since this was last called: entry, part, uses.
+    pub(crate) fn take(&self) -> Vec<(EntryId, Part, u64)> {
+        let uses = std::mem::take(&mut *self.0.lock());
+        uses.into_iter().map(|((id, _), (part, count))| (id, part, count)).collect()
     }
 }
 

@@ -11,17 +11,25 @@ use crate::index::IndexStats;
 pub struct Stats {
     /// Entries held.
     pub entries: u64,
-    /// Bytes of states in the store.
+    /// Of these, the ones whose picture is kept as a file.
+    pub pictures: u64,
+    /// Bytes of states and pictures in the store.
     pub bytes: u64,
     /// Bytes of states in memory.
     pub memory_bytes: u64,
+    /// Bytes of pictures' files in memory.
+    pub picture_memory_bytes: u64,
     /// Pictures waiting to be written.
     pub queued: u64,
     /// Pictures not kept because too many waited.
     pub insert_drops: u64,
-    /// States evicted, and entries that were too old.
+    /// Pictures not kept because one of the same specification, as good or better, was kept already.
+    pub duplicates: u64,
+    /// Pictures that took the place of one of the same specification.
+    pub replacements: u64,
+    /// States and pictures evicted, and entries that were too old.
     pub evictions: u64,
-    /// Failures of index and store, damaged states among them.
+    /// Failures of index and store, damaged states and pictures among them.
     pub failures: u64,
     /// The index's own counts.
     pub index: IndexStats,
@@ -45,8 +53,11 @@ impl Count {
 #[derive(Default)]
 pub(crate) struct Counters {
     pub entries: Count,
+    pub pictures: Count,
     pub bytes: Count,
     pub insert_drops: Count,
+    pub duplicates: Count,
+    pub replacements: Count,
     pub evictions: Count,
     pub failures: Count,
 }

@@ -24,7 +24,10 @@ async fn exported(pictures: usize) -> Vec<u8> {
     cache.flush().await.unwrap();
     let mut archive = Vec::new();
     let moved = cache.export(&Filter::default(), &mut archive).await.unwrap();
-    assert_eq!((moved.entries, moved.states, moved.unreadable), (pictures, 2 * pictures, 0));
+    assert_eq!(
+        (moved.entries, moved.pictures, moved.states, moved.unreadable),
+        (pictures, pictures, 2 * pictures, 0)
+    );
     archive
 }
 
@@ -33,14 +36,15 @@ async fn a_cache_moves_and_moves_again() {
     let archive = exported(20).await;
     let dir = tempfile::tempdir().unwrap();
     let cache = open(&dir);
-    for _ in 0..2 {
+    for known in [0, 20] {
         let moved = cache.import(archive.as_slice(), BOUND).await.unwrap();
-        assert_eq!((moved.entries, moved.states), (20, 40));
+        assert_eq!((moved.entries, moved.duplicates, moved.pictures, moved.states), (20, known, 20, 40));
         cache.flush().await.unwrap();
-        assert_eq!((cache.stats().entries, files(dir.path())), (20, 40));
+        assert_eq!((cache.stats().entries, files(dir.path())), (20, 60));
     }
-    let found = look_up(&cache, &scope("tenant"), 5.0, Some("prompt 5 7")).await;
-    let Decision::Exact { entry, .. } = found.decision else { panic!("{found:?}") };
+    let hit = exact(&cache, &scope("tenant"), "prompt 5").await.unwrap();
+    assert_eq!(cache.picture(&hit.picture.unwrap()).await.unwrap(), file("prompt 5"));
+    let entry = hit.entry;
     assert_eq!(*cache.state(&entry, FINISHED).await.unwrap(), state(FINISHED));
     assert_eq!(*cache.state(&entry, 801.0).await.unwrap(), state(801.0));
     let one = Filter { prompt_hash: Some("hash of prompt 3".into()), ..Filter::default() };
@@ -81,8 +85,9 @@ async fn refused(archive: &[u8]) -> String {
         for kept in &entry.states {
             cache.state(&entry.id, kept.timestep).await.unwrap();
         }
+        cache.picture(&entry.picture_key().unwrap()).await.unwrap();
     }
-    assert_eq!(files(dir.path()), 2 * entries.len());
+    assert_eq!(files(dir.path()), 3 * entries.len());
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1, "nothing beside the cache");
     error
 }
@@ -91,7 +96,7 @@ async fn refused(archive: &[u8]) -> String {
 async fn names_that_lead_elsewhere_are_refused() {
     let sound = exported(2).await;
     for name in ["../../escape.safetensors", "/etc/passwd", "entry.json", "..", "a/../b/entry.json", ""] {
-        for at in 0..6 {
+        for at in 0..8 {
             let archive = altered(&sound, |n, header, _| {
                 if n == at {
                     rename(header, name);
@@ -109,7 +114,7 @@ async fn links_and_other_kinds_are_refused() {
     for kind in
         [Symlink, Link, Directory, Fifo, Char, GNULongName, GNULongLink, GNUSparse, XHeader, XGlobalHeader]
     {
-        for at in 0..3 {
+        for at in 0..4 {
             let archive = altered(&sound, |n, header, _| {
                 if n == at {
                     header.set_entry_type(kind);
@@ -123,7 +128,7 @@ async fn links_and_other_kinds_are_refused() {
 #[tokio::test]
 async fn damage_and_truncation_are_refused() {
     let sound = exported(2).await;
-    for at in [1, 2, 4, 5] {
+    for at in [1, 2, 3, 5, 6, 7] {
         let flipped = altered(&sound, |n, _, bytes| {
             if n == at {
                 *bytes.last_mut().unwrap() ^= 1;
@@ -135,12 +140,26 @@ async fn damage_and_truncation_are_refused() {
         refused(&sound[..length]).await;
     }
     let swapped = altered(&sound, |n, header, _| {
-        if n == 1 {
+        if n == 2 {
             header.set_entry_type(EntryType::Regular);
             rename(header, "00000000000000000000000000000000/801.safetensors");
         }
     });
     assert!(refused(&swapped).await.contains("not the state that should follow"));
+    let swapped = altered(&sound, |n, header, _| {
+        if n == 1 {
+            rename(header, "00000000000000000000000000000000/picture.png");
+        }
+    });
+    assert!(refused(&swapped).await.contains("not the picture that should follow"));
+    let older = altered(&sound, |n, header, bytes| {
+        if n == 0 {
+            let archived: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            *bytes = serde_json::to_vec(&archived["entry"]).unwrap();
+            header.set_size(bytes.len() as u64);
+        }
+    });
+    assert!(refused(&older).await.contains("format version 1, this program reads 2"));
     let nonsense = altered(&sound, |n, header, bytes| {
         if n == 0 {
             *bytes = b"{\"id\":".to_vec();

@@ -21,7 +21,7 @@ async fn a_picture_is_found_again_by_likeness_and_exactly() {
     assert!(cache.insert(picture("a blue tree", 80.0)));
     cache.flush().await.unwrap();
 
-    let found = look_up(&cache, &scope("tenant"), 5.0, None).await;
+    let found = look_up(&cache, &scope("tenant"), 5.0).await;
     let Decision::State { entry, timestep, similarity, .. } = found.decision else { panic!("{found:?}") };
     assert!(similarity > 0.99 && timestep == 801.0);
     assert_eq!(found.neighbours.len(), 2);
@@ -29,22 +29,27 @@ async fn a_picture_is_found_again_by_likeness_and_exactly() {
     assert_eq!(*cache.state(&entry, 801.0).await.unwrap(), state(801.0));
     assert!(cache.cached_state(&entry, 801.0).is_some());
 
-    let exact = look_up(&cache, &scope("tenant"), 0.0, Some("a red house 7")).await;
-    let Decision::Exact { entry, .. } = exact.decision else { panic!("{exact:?}") };
-    assert_eq!(*cache.state(&entry, FINISHED).await.unwrap(), state(FINISHED));
-    for missing in [Some("a red house 8"), None] {
-        let found = look_up(&cache, &scope("tenant"), 0.0, missing).await;
-        assert!(matches!(found.decision, Decision::State { .. }));
-    }
-    let other = look_up(&cache, &scope("stranger"), 0.0, Some("a red house 7")).await;
+    let hit = exact(&cache, &scope("tenant"), "a red house").await.unwrap();
+    assert_eq!((&hit.entry, hit.plan.rows(), hit.expected_quality), (&entry, 100, Some(0.9)));
+    assert_eq!(cache.picture(&hit.picture.unwrap()).await.unwrap(), file("a red house"));
+    assert_eq!(cache.cached_picture(&entry).unwrap(), file("a red house"));
+    assert_eq!(exact(&cache, &scope("tenant"), "a red horse").await, None);
+    assert_eq!(exact(&cache, &scope("stranger"), "a red house").await, None);
+    let other = look_up(&cache, &scope("stranger"), 0.0).await;
     assert!(matches!(other.decision, Decision::Miss { .. }) && other.neighbours.is_empty());
 
-    cache.used(&entry, 801.0);
+    cache.used(&entry, Part::Picture);
+    cache.used(&entry, Part::State(801.0));
+    cache.used(&entry, Part::Picture);
     cache.flush().await.unwrap();
-    assert_eq!(cache.entry(&entry).await.unwrap().unwrap().kept(801.0).unwrap().uses, 1);
+    let now = cache.entry(&entry).await.unwrap().unwrap();
+    assert_eq!((now.kept(801.0).unwrap().uses, now.picture.unwrap().uses), (1, 2));
     let stats = cache.stats();
-    assert_eq!((stats.entries, stats.failures, stats.insert_drops, stats.queued), (2, 0, 0, 0));
-    assert!(stats.bytes > 0 && stats.memory_bytes > 0);
+    assert_eq!(
+        (stats.entries, stats.pictures, stats.failures, stats.insert_drops, stats.queued),
+        (2, 2, 0, 0, 0)
+    );
+    assert!(stats.bytes > 0 && stats.memory_bytes > 0 && stats.picture_memory_bytes > 0);
 }
 
 #[tokio::test]
@@ -58,7 +63,7 @@ async fn what_is_cached_outlives_the_cache() {
     cache.insert(picture("a red house", 0.0));
     drop(cache);
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
-    let found = look_up(&cache, &scope("tenant"), 0.0, None).await;
+    let found = look_up(&cache, &scope("tenant"), 0.0).await;
     let Decision::State { entry, timestep, .. } = found.decision else { panic!("{found:?}") };
     cache.prefetch(&entry, timestep);
     assert_eq!(*cache.state(&entry, timestep).await.unwrap(), state(timestep));
@@ -92,8 +97,8 @@ async fn the_same_picture_is_kept_once() {
         cache.insert(picture("a red house", 0.0));
     }
     cache.flush().await.unwrap();
-    assert_eq!(cache.stats().entries, 1);
-    assert_eq!(files(dir.path()), 2, "the older ones' states are gone");
+    assert_eq!((cache.stats().entries, cache.stats().duplicates), (1, 2));
+    assert_eq!(files(dir.path()), 3, "nothing was written of the others");
 }
 
 #[tokio::test]
@@ -109,10 +114,11 @@ async fn what_is_purged_or_removed_leaves_nothing_behind() {
     let all = cache.entries(&Filter::default(), None, 10).await.unwrap();
     for entry in &all {
         cache.state(&entry.id, 801.0).await.unwrap();
+        cache.picture(&entry.picture_key().unwrap()).await.unwrap();
     }
     let filter = Filter { tenant: Some("one".into()), ..Filter::default() };
     assert_eq!(cache.purge(filter).await.unwrap(), 2);
-    assert_eq!(files(dir.path()), 4);
+    assert_eq!(files(dir.path()), 6);
     let left = cache.entries(&Filter::default(), None, 10).await.unwrap();
     assert!(left.iter().all(|entry| entry.scope.tenant == "two"));
     let filter = Filter { prompt_hash: Some("hash of prompt 3".into()), ..Filter::default() };
@@ -124,7 +130,11 @@ async fn what_is_purged_or_removed_leaves_nothing_behind() {
     for entry in &all {
         assert!(cache.cached_state(&entry.id, 801.0).is_none());
         assert!(cache.state(&entry.id, 801.0).await.is_err());
+        assert!(cache.cached_picture(&entry.id).is_none());
+        assert!(cache.picture(&entry.picture_key().unwrap()).await.is_err());
+        assert_eq!(cache.exact(&entry.scope, &entry.specification).await.unwrap(), None);
     }
+    assert_eq!((cache.stats().failures, cache.stats().pictures), (0, 0));
 }
 
 #[tokio::test]
@@ -141,7 +151,7 @@ async fn budgets_hold_and_single_states_go_first() {
     assert!(stats.bytes <= 20_000 && stats.evictions > 0 && stats.entries > 0, "{stats:?}");
     let entries = cache.entries(&Filter::default(), None, 100).await.unwrap();
     assert_eq!(entries.len() as u64, stats.entries);
-    assert_eq!(files(dir.path()), entries.iter().map(|entry| entry.states.len()).sum::<usize>());
+    assert_eq!(files(dir.path()), entries.iter().map(|entry| entry.parts().count()).sum::<usize>());
     drop(cache);
 
     let mut config = CacheConfig::new(dir.path());
@@ -161,8 +171,9 @@ async fn entries_that_are_too_old_are_not_found() {
     cache.insert(picture("a red house", 0.0));
     cache.flush().await.unwrap();
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    let found = look_up(&cache, &scope("tenant"), 0.0, Some("a red house 7")).await;
+    let found = look_up(&cache, &scope("tenant"), 0.0).await;
     assert!(matches!(found.decision, Decision::Miss { .. }));
+    assert_eq!(exact(&cache, &scope("tenant"), "a red house").await, None);
 }
 
 #[tokio::test]
@@ -182,9 +193,13 @@ async fn a_damaged_state_is_a_counted_failure_and_then_forgotten() {
     cache.flush().await.unwrap();
     assert_eq!(cache.stats().failures, 1);
     assert!(cache.entry(&entry.id).await.unwrap().unwrap().kept(801.0).is_none());
+    assert!(cache.picture(&entry.picture_key().unwrap()).await.is_err());
+    cache.flush().await.unwrap();
+    assert!(cache.entry(&entry.id).await.unwrap().unwrap().picture.is_none());
     assert!(cache.state(&entry.id, FINISHED).await.is_err());
     cache.flush().await.unwrap();
-    assert_eq!(cache.entry(&entry.id).await.unwrap(), None, "with its last state the entry goes");
+    assert_eq!(cache.entry(&entry.id).await.unwrap(), None, "with its last file the entry goes");
+    assert_eq!((cache.stats().failures, files(dir.path())), (3, 0));
 }
 
 #[tokio::test]
@@ -197,11 +212,13 @@ async fn files_that_no_entry_names_are_swept_when_the_cache_opens() {
     let orphan = dir.path().join("states").join(orphan);
     std::fs::create_dir_all(&orphan).unwrap();
     std::fs::write(orphan.join("801.safetensors"), b"half a sta").unwrap();
+    std::fs::write(orphan.join("picture.png"), b"half a pict").unwrap();
     std::fs::write(orphan.join("601.safetensors#1"), b"a write that was begun").unwrap();
-    assert_eq!(files(dir.path()), 4);
+    std::fs::write(orphan.join("picture.png#1"), b"another").unwrap();
+    assert_eq!(files(dir.path()), 7);
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
     cache.flush().await.unwrap();
-    assert_eq!(files(dir.path()), 2);
+    assert_eq!(files(dir.path()), 3);
 }
 
 /// A cache whose store does what `how` says.
@@ -220,7 +237,7 @@ async fn a_full_disk_is_a_counted_failure() {
     cache.flush().await.unwrap();
     let stats = cache.stats();
     assert_eq!((stats.entries, stats.failures), (0, 1));
-    let found = look_up(&cache, &scope("tenant"), 0.0, None).await;
+    let found = look_up(&cache, &scope("tenant"), 0.0).await;
     assert!(matches!(found.decision, Decision::Miss { .. }));
 }
 
@@ -248,13 +265,17 @@ async fn impossible_pictures_are_refused() {
     };
     refused(|new| new.embedding[0] = f32::NAN);
     refused(|new| new.embedding.fill(0.0));
-    refused(|new| new.states.clear());
+    refused(|new| (new.states, new.file) = (vec![], None));
+    refused(|new| new.file = Some(bytes::Bytes::from_static(b"GIF89a")));
+    refused(|new| new.file = Some(bytes::Bytes::from(vec![0; MAX_PICTURE_BYTES as usize + 1])));
+    refused(|new| new.expected_quality = Some(1.5));
+    refused(|new| new.plan.guided_steps = 51);
     refused(|new| new.states.push(new.states[0].clone()));
     let mut nan = picture("a red house", 0.0);
     nan.states[1].0.latent[3] = f32::NAN;
     cache.insert(nan);
     cache.flush().await.unwrap();
-    assert_eq!((cache.stats().entries, cache.stats().failures, files(dir.path())), (0, 5, 0));
+    assert_eq!((cache.stats().entries, cache.stats().failures, files(dir.path())), (0, 9, 0));
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ fn child() {
         new.states = vec![(marked(n, 801.0), 0.2), (marked(n, FINISHED), 1.0)];
         if n % 7 == 0 && n > 0 {
             // In place of an older one, whose states are then removed.
-            new.exact = format!("prompt {} 7", n - 1);
+            new.specification = specification(&format!("prompt {} 7", n - 1));
+            new.refresh = true;
         }
         while !cache.insert(new.clone()) {
             std::thread::sleep(Duration::from_millis(1));
@@ -88,8 +89,10 @@ fn a_killed_process_leaves_a_sound_cache() {
                 let found = runtime.block_on(cache.state(&entry.id, kept.timestep)).unwrap();
                 assert_eq!(*found, marked(n, kept.timestep), "an entry's states are its own and whole");
             }
+            let picture = runtime.block_on(cache.picture(&entry.picture_key().unwrap())).unwrap();
+            assert_eq!(picture, file(&format!("prompt {n}")), "and so is its picture");
         }
-        assert_eq!(files(dir.path()), 2 * entries.len(), "and there are no others");
+        assert_eq!(files(dir.path()), 3 * entries.len(), "and there are no others");
         for (n, said) in &inserted {
             let replaced = (n + 1) % 7 == 0;
             let early = killed.duration_since(*said) > Duration::from_millis(1500);

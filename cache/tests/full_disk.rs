@@ -87,7 +87,7 @@ fn child() {
     for entry in &entries {
         runtime.block_on(cache.state(&entry.id, 801.0)).unwrap();
     }
-    let seen = runtime.block_on(look_up(&cache, &scope("tenant"), 5.0, None));
+    let seen = runtime.block_on(look_up(&cache, &scope("tenant"), 5.0));
     assert!(!seen.neighbours.is_empty());
     assert_eq!(stats.index.rows - stats.index.tombstones, stats.entries);
     println!("works again");

@@ -134,7 +134,7 @@ async fn damaged_entries_go_and_their_states_with_them() {
     }
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
     cache.flush().await.unwrap();
-    assert_eq!((cache.stats().entries, cache.stats().index.damaged, files(dir.path())), (3, 1, 6));
+    assert_eq!((cache.stats().entries, cache.stats().index.damaged, files(dir.path())), (3, 1, 9));
     assert_eq!(cache.purge(Filter::default()).await.unwrap(), 3);
     assert_eq!((cache.stats().entries, files(dir.path())), (0, 0));
 }

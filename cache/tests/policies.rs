@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use pentimento_cache::{
-    Calibration, Content, Decision, Difference, Entry, Measured, Neighbour, PolicyConfig, Resume, ReusePolicy,
+    Calibration, Content, Decision, Difference, Entry, Measured, Neighbour, PaintedPlan, PolicyConfig,
+    Resume, ResumedFrom, ReusePolicy,
 };
 use policy_support::{KEY, Random, entry, measured_for, neighbour, query, timestep, timesteps};
 use proptest::prelude::*;
@@ -65,7 +66,7 @@ fn table(seed: u64, pairs: usize) -> Calibration {
 static TABLE: LazyLock<Arc<Calibration>> = LazyLock::new(|| Arc::new(table(1, 2000)));
 
 fn policy(json: &str) -> Box<dyn ReusePolicy> {
-    serde_json::from_str::<PolicyConfig>(json).unwrap().build(std::slice::from_ref(&TABLE)).unwrap()
+    serde_json::from_str::<PolicyConfig>(json).unwrap().build(std::slice::from_ref(&TABLE), KEY).unwrap()
 }
 
 /// A request and its neighbours, nearest first, each with some of the states.
@@ -112,6 +113,7 @@ proptest! {
             r#"{"policy":"nirvana","offset":-0.5}"#,
             r#"{"policy":"calibrated","max_quality_loss":0.5,"least_share":0}"#,
             r#"{"policy":"semantic","threshold":0.5}"#,
+            r#"{"policy":"combined","calibrated":{"max_quality_loss":0.5,"least_share":0}}"#,
         ] {
             let decision = policy(json).decide(&query(&wanted, &content, &plan, chance), &near);
             prop_assert!(!decision.why().is_empty());
@@ -222,15 +224,15 @@ fn calibrated_is_bold_where_the_change_is_harmless() {
 fn variety_caps_requests_without_a_seed_and_repeats() {
     let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
     let calibrated = policy(r#"{"policy":"calibrated","max_quality_loss":1.0,"least_share":0}"#);
-    let at = |exact, similarity| {
+    let at = |seeded, similarity| {
         let near = moved(&wanted, &mut Random(4));
         let stored = entry(1, "a blue house", near, &[0.1, 0.3, 0.5, 0.9, 1.0]);
-        let request = pentimento_cache::Query { exact, ..query(&wanted, &content, &plan, 0) };
+        let request = pentimento_cache::Query { seeded, ..query(&wanted, &content, &plan, 0) };
         share(&calibrated.decide(&request, &[neighbour(stored, similarity)]))
     };
-    assert_eq!(at(Some("another"), 0.97), 0.9);
-    assert_eq!(at(None, 0.97), 0.3);
-    assert_eq!(at(Some("another"), 1.0), 0.0, "it would be the stored picture once more");
+    assert_eq!(at(true, 0.97), 0.9);
+    assert_eq!(at(false, 0.97), 0.3);
+    assert_eq!(at(true, 1.0), 0.0, "it would be the stored picture once more");
 }
 
 #[test]
@@ -250,7 +252,7 @@ fn a_small_share_is_not_worth_a_picture_that_others_could_use() {
 fn a_table_survives_json_and_serves_only_what_it_was_measured_for() {
     let json = TABLE.to_json().unwrap();
     assert_eq!(Calibration::from_json(&json).unwrap(), **TABLE);
-    assert!(Calibration::from_json(&json.replacen("\"version\":2", "\"version\":1", 1)).is_err());
+    assert!(Calibration::from_json(&json.replacen("\"version\":3", "\"version\":1", 1)).is_err());
     assert!(Calibration::from_json("{}").is_err());
     let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
     let calibrated = policy(r#"{"policy":"calibrated","max_quality_loss":1.0}"#);
@@ -261,15 +263,16 @@ fn a_table_survives_json_and_serves_only_what_it_was_measured_for() {
         matches!(&decision, Decision::Miss { why } if why.contains("no calibration table"))
     };
     assert!(!says_nothing_of(|_| (), &plan) && !says_nothing_of(|e| e.guidance_scale = 4.2, &plan));
-    let others: [fn(&mut Entry); 8] = [
+    let others: [fn(&mut Entry); 9] = [
         |e| e.compatibility.embedder = "another".into(),
         |e| e.compatibility.latent_space = "another".into(),
         |e| e.compatibility.noise_schedule = "another".into(),
-        |e| e.compatibility.width = 128,
+        |e| e.compatibility.width = 256,
         |e| e.model = "another".into(),
         |e| e.guidance_scale = 8.0,
         |e| e.guidance_scale = 0.0,
-        |e| e.prompt = None, // its resume is plain, and the table steered
+        |e| e.plan.guided_steps -= 1, // painted by a cheaper plan than any source measured
+        |e| e.prompt = None,          // its resume is plain, and the table steered
     ];
     assert!(others.into_iter().all(|change| says_nothing_of(change, &plan)));
     let fewer: Vec<f64> = plan.iter().copied().step_by(2).collect();
@@ -297,11 +300,84 @@ fn a_picture_of_another_model_is_never_returned_whole() {
     let content = Content::of(PROMPTS[0], KEY);
     let near = [neighbour(entry(1, PROMPTS[0], embedding.clone(), &[0.3, 1.0]), 1.0)];
     let policy = serde_json::from_str::<PolicyConfig>(r#"{"policy": "semantic"}"#).unwrap();
-    let policy = policy.build(&[]).unwrap();
+    let policy = policy.build(&[], KEY).unwrap();
     let ask = |model| {
         let request = pentimento_cache::Query { model, ..query(&embedding, &content, &plan, 0) };
         policy.decide(&request, &near)
     };
     assert!(matches!(ask("model"), Decision::Semantic { .. }));
     assert!(matches!(ask("another"), Decision::Miss { .. }));
+}
+
+/// A request for a prompt, and a stored picture of another, or of the same, near it.
+fn asked(
+    policy: &dyn ReusePolicy,
+    wanted: &str,
+    stored: &Entry,
+    similarity: f32,
+    change: fn(&mut pentimento_cache::Query<'_>),
+) -> Decision {
+    let (plan, content, embedding) = (timesteps(), Content::of(wanted, KEY), unit(&mut Random(3)));
+    let mut request = query(&embedding, &content, &plan, 0);
+    change(&mut request);
+    policy.decide(&request, &[neighbour(stored.clone(), similarity)])
+}
+
+#[test]
+fn combined_returns_what_means_the_same_and_resumes_the_rest() {
+    let json = r#"{"policy":"combined","semantic":{"synonyms":[["house","cottage"]]},
+        "calibrated":{"max_quality_loss":1.0,"least_share":0}}"#;
+    let combined = policy(json);
+    let stored = entry(1, "a red house", unit(&mut Random(3)), &[0.1, 0.3, 0.5, 0.9, 1.0]);
+    let ask = |wanted, similarity| asked(&*combined, wanted, &stored, similarity, |_| ());
+    for same in ["please show me a red house", "There is a red house", "the red cottage"] {
+        assert!(matches!(ask(same, 0.98), Decision::Semantic { .. }), "{same}");
+    }
+    for other in ["a blue house", "a red house at night", "a red tent"] {
+        assert_eq!(share(&ask(other, 0.98)), 0.9, "{other}");
+    }
+    assert_eq!(share(&ask("the red cottage", 0.8)), 0.9, "not near enough");
+    assert!(
+        matches!(ask("a red house", 1.0), Decision::Miss { .. }),
+        "the stored prompt again wants another picture"
+    );
+    let second = |query: &mut pentimento_cache::Query<'_>| query.whole = false;
+    assert_eq!(share(&asked(&*combined, "the red cottage", &stored, 0.98, second)), 0.9);
+}
+
+#[test]
+fn a_whole_picture_must_be_as_good_as_is_asked() {
+    let semantic = policy(r#"{"policy":"semantic"}"#);
+    let mut stored = entry(1, "a red house", unit(&mut Random(3)), &[1.0]);
+    let good = |query: &mut pentimento_cache::Query<'_>| query.least_quality = 0.9;
+    let found = |stored: &Entry, change| {
+        matches!(asked(&*semantic, "the red house", stored, 0.98, change), Decision::Semantic { .. })
+    };
+    assert!(found(&stored, |_| ()) && !found(&stored, good), "its quality is not known");
+    stored.expected_quality = Some(0.85);
+    assert!(found(&stored, |_| ()) && !found(&stored, good));
+    stored.expected_quality = Some(0.95);
+    assert!(found(&stored, good));
+}
+
+#[test]
+fn states_of_cheap_plans_and_of_resumed_pictures_serve_where_that_was_measured() {
+    let mut cheap = entry(1, "a red house", unit(&mut Random(3)), &[0.1, 0.3, 0.5, 0.9]);
+    cheap.plan = PaintedPlan { option: Some("cheap".into()), steps: 12, guided_steps: 7 };
+    let by = |table: &Arc<Calibration>| {
+        let json = r#"{"policy":"calibrated","max_quality_loss":1.0,"least_share":0}"#;
+        let config: PolicyConfig = serde_json::from_str(json).unwrap();
+        config.build(std::slice::from_ref(table), KEY).unwrap()
+    };
+    let at = |table: &Arc<Calibration>, stored: &Entry| {
+        share(&asked(&*by(table), "a blue house", stored, 0.97, |_| ()))
+    };
+    let measured_on_cheap_ones = |rows| Arc::new(Calibration::clone(&TABLE).for_sources_of(rows));
+    assert_eq!(at(&TABLE, &cheap), 0.0);
+    assert_eq!(at(&measured_on_cheap_ones(20), &cheap), 0.0);
+    let table = measured_on_cheap_ones(19);
+    assert_eq!(at(&table, &cheap), 0.9);
+    assert_eq!(Calibration::from_json(&table.to_json().unwrap()).unwrap(), *table);
+    cheap.resumed = Some(ResumedFrom { entry: cheap.id.clone(), loss: 0.01 });
+    assert_eq!(at(&table, &cheap), 0.0);
 }

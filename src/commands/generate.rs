@@ -62,7 +62,7 @@ pub struct Arguments {
     /// at a time can use it.
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// What the cache is used for: calibrated, nirvana, semantic, exact, off, or a policy with its settings as JSON.
+    /// What the cache is used for: combined, calibrated, nirvana, semantic, exact, off, or a policy with its settings as JSON.
     #[arg(long, value_name = "POLICY|JSON")]
     reuse_policy: Option<String>,
     /// Threads that paint; 0 takes one per core.

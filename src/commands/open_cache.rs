@@ -134,7 +134,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// A policy's name, or a policy with its settings.
 fn parse_policy(text: &str, calibrated: bool) -> anyhow::Result<PolicyConfig> {
     let text = match text.trim() {
-        "auto" if calibrated => "calibrated",
+        "auto" if calibrated => "combined",
         "auto" => "exact",
         text => text,
     };
@@ -169,7 +169,7 @@ mod tests {
             let policy = parse_policy(text, calibrated)?;
             anyhow::Ok(serde_json::to_value(policy)?["policy"].as_str().unwrap_or_default().to_owned())
         };
-        assert_eq!(name("auto", true).unwrap(), "calibrated");
+        assert_eq!(name("auto", true).unwrap(), "combined");
         assert_eq!(name("auto", false).unwrap(), "exact");
         assert_eq!(name("nirvana", false).unwrap(), "nirvana");
         assert_eq!(name(r#"{"policy":"semantic","threshold":0.9}"#, false).unwrap(), "semantic");

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use pentimento_cache::{
-    Cache, CacheError, CalibratedConfig, Calibration, Compatibility, Content, Decision, LookUp, NewPicture,
-    PolicyConfig, PolicyError, Query, ReusePolicy, SAME_PROMPT, Scope,
+    Cache, CacheError, CalibratedConfig, Calibration, Compatibility, Content, Decision, LookUp, Neighbour,
+    NewPicture, PaintedPlan, PolicyConfig, PolicyError, Query, ReusePolicy, SAME_PROMPT, Scope,
+    SpecificationHash,
 };
 use pentimento_pipelines::Pipeline;
 use sha2::{Digest, Sha256};
@@ -63,8 +64,12 @@ struct Live {
 }
 
 impl Live {
-    fn new(config: PolicyConfig, calibrations: &[Arc<Calibration>]) -> Result<Self, PolicyError> {
-        let policy = config.clone().build(calibrations)?.into();
+    fn new(
+        config: PolicyConfig,
+        calibrations: &[Arc<Calibration>],
+        secret: &[u8; 16],
+    ) -> Result<Self, PolicyError> {
+        let policy = config.clone().build(calibrations, secret)?.into();
         Ok(Self { config, policy })
     }
 }
@@ -142,7 +147,7 @@ impl Reuse {
     ) -> Result<Self, ReuseError> {
         let known = models.iter().map(|model| Ok((model.id().to_owned(), Known::new(model)?)));
         let models = known.collect::<Result<_, EmbedError>>()?;
-        let live = RwLock::new(Live::new(policy, &calibrations)?);
+        let live = RwLock::new(Live::new(policy, &calibrations, &secret)?);
         let embedding = Arc::new(Semaphore::new(EMBEDDING_AT_ONCE));
         Ok(Self { cache, secret, models, calibrations, live, options, embedding })
     }
@@ -162,7 +167,7 @@ impl Reuse {
     /// # Errors
     /// [`PolicyError`], naming the setting; the old policy then stays.
     pub fn set_policy(&self, config: PolicyConfig) -> Result<(), PolicyError> {
-        let live = Live::new(config, &self.calibrations)?;
+        let live = Live::new(config, &self.calibrations, &self.secret)?;
         *self.live.write() = live;
         Ok(())
     }
@@ -212,13 +217,14 @@ impl Reuse {
         for job in jobs {
             let exact = self.exact(known, job)?;
             if request.cache() != CacheMode::Refresh {
-                let found = self.look_up(request, &place, job, &exact).await?;
+                let found = self.look_up(request, &place, job, exact).await?;
                 telemetry::looked_up(&found.decision);
                 tracing::info!(picture = job.index, decision = found.decision.why(), "looked up");
                 job.start = start(found, request, job.index);
             }
             if job.plan.steps().len() >= known.full {
-                job.keep = Some(Box::new(self.keep(&place, job, exact)));
+                let refresh = request.cache() == CacheMode::Refresh;
+                job.keep = Some(Box::new(self.keep(&place, job, exact, refresh)));
             }
         }
         Ok(())
@@ -241,7 +247,7 @@ impl Reuse {
     ) -> Result<LookUp, LookUpError> {
         let place = self.place(request, tenant).await?;
         let exact = self.exact(self.known(request.model())?, job)?;
-        self.look_up(request, &place, job, &exact).await
+        self.look_up(request, &place, job, exact).await
     }
 
     /// Not on an async thread: a scan of a large index takes up to some milliseconds, and a disk may hang.
@@ -250,10 +256,10 @@ impl Reuse {
         request: &GenerationRequest,
         place: &Arc<Place>,
         job: &Job,
-        exact: &str,
+        exact: SpecificationHash,
     ) -> Result<LookUp, LookUpError> {
         let timesteps: Vec<f64> = job.plan.steps().iter().map(|step| step.timestep).collect();
-        let exact = request.has_seed().then(|| exact.to_owned());
+        let (seeded, whole) = (request.has_seed(), job.index == 0);
         // The same request decides alike as long as the cache is the same; without a seed chance does.
         let (model, chance, scale) = (job.model.clone(), job.seed, guidance_scale(job));
         let (cache, place) = (self.cache.clone(), Arc::clone(place));
@@ -264,12 +270,23 @@ impl Reuse {
                 model: &model,
                 embedding: &place.embedding,
                 content: &place.content,
-                exact: exact.as_deref(),
+                seeded,
+                whole,
+                // Where a quality is asked for, `policy_for` has left whole pictures out.
+                least_quality: 0.0,
                 timesteps: &timesteps,
                 chance,
             };
             let near = scale / GUIDANCE_TOLERANCE..=scale * GUIDANCE_TOLERANCE;
-            runtime.block_on(cache.look_up(&place.scope, &place.compatibility, &query, &*policy, near))
+            runtime.block_on(async {
+                if seeded
+                    && policy.exact_hits()
+                    && let Some(found) = exact_hit(&cache, &place.scope, exact).await?
+                {
+                    return Ok(found);
+                }
+                cache.look_up(&place.scope, &place.compatibility, &query, &*policy, near).await
+            })
         });
         Ok(found.await.map_err(|_| LookUpError::Lost)??)
     }
@@ -278,17 +295,19 @@ impl Reuse {
     fn policy_for(&self, request: &GenerationRequest) -> Result<Arc<dyn ReusePolicy>, LookUpError> {
         let live = self.live.read();
         let Some(loss) = request.tolerated_loss() else { return Ok(Arc::clone(&live.policy)) };
+        let calibrated = |config: CalibratedConfig| {
+            let max_quality_loss = config.max_quality_loss.min(loss as f32);
+            PolicyConfig::Calibrated(CalibratedConfig { max_quality_loss, ..config })
+        };
         let narrowed = match live.config.clone() {
-            PolicyConfig::Calibrated(config) => {
-                let max_quality_loss = config.max_quality_loss.min(loss as f32);
-                PolicyConfig::Calibrated(CalibratedConfig { max_quality_loss, ..config })
-            }
+            PolicyConfig::Calibrated(config) => calibrated(config),
+            PolicyConfig::Combined(config) => calibrated(config.calibrated),
             // What these lose is not known.
             PolicyConfig::Nirvana(_) | PolicyConfig::Semantic(_) => PolicyConfig::Exact {},
             other => other,
         };
         drop(live);
-        Ok(narrowed.build(&self.calibrations)?.into())
+        Ok(narrowed.build(&self.calibrations, &self.secret)?.into())
     }
 
     async fn place(&self, request: &GenerationRequest, tenant: &str) -> Result<Arc<Place>, LookUpError> {
@@ -329,7 +348,9 @@ impl Reuse {
         Ok(embedded.map_err(|_| LookUpError::Lost)??)
     }
 
-    fn keep(&self, place: &Place, job: &Job, exact: String) -> Keep {
+    fn keep(&self, place: &Place, job: &Job, specification: SpecificationHash, refresh: bool) -> Keep {
+        let steps = job.plan.steps();
+        let guided = steps.iter().filter(|step| step.guidance.scale != 1.0).count();
         let picture = NewPicture {
             scope: place.scope.clone(),
             compatibility: place.compatibility.clone(),
@@ -339,11 +360,16 @@ impl Reuse {
             prompt: self.options.store_prompt_text.then(|| job.prompt.clone()),
             prompt_hash: self.prompt_hash(&job.prompt),
             content: place.content.clone(),
-            exact,
+            specification,
             seed: job.seed,
+            plan: PaintedPlan { option: None, steps: steps.len() as u32, guided_steps: guided as u32 },
+            expected_quality: None,
+            resumed: None,
+            refresh,
+            file: None,
             states: Vec::new(),
         };
-        let steps = job.plan.steps().len();
+        let steps = steps.len();
         let after = |share: &f32| (share * steps as f32).round() as usize;
         let mut after_steps: Vec<usize> =
             self.options.shares.iter().map(after).filter(|after| (1..steps).contains(after)).collect();
@@ -352,7 +378,7 @@ impl Reuse {
     }
 
     /// Names a picture by all that it depends on.
-    fn exact(&self, known: &Known, job: &Job) -> Result<String, LookUpError> {
+    fn exact(&self, known: &Known, job: &Job) -> Result<SpecificationHash, LookUpError> {
         let Job { model, prompt, negative_prompt, size, seed, noise, plan, .. } = job;
         let all = serde_json::to_string(&(
             model,
@@ -364,15 +390,19 @@ impl Reuse {
             noise,
             plan,
         ))?;
-        Ok(self.hash("picture", &all))
+        Ok(SpecificationHash::new(self.keyed("picture", &all)))
     }
 
     /// Nobody without the secret can tell from the hash whether a guessed text is right.
     pub(super) fn hash(&self, of: &str, text: &str) -> String {
+        self.keyed(of, text).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn keyed(&self, of: &str, text: &str) -> [u8; 32] {
         // What stands before the text has a fixed length or an end: no two inputs run together.
         let keyed =
             Sha256::new().chain_update(self.secret).chain_update(of).chain_update([0]).chain_update(text);
-        keyed.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        keyed.finalize().into()
     }
 
     fn known(&self, model: &str) -> Result<&Known, LookUpError> {
@@ -390,6 +420,19 @@ impl Known {
             full: model.defaults().steps.div_ceil(HASTY),
         })
     }
+}
+
+/// The stored picture of a specification, as a look-up that found it.
+async fn exact_hit(
+    cache: &Cache,
+    scope: &Scope,
+    specification: SpecificationHash,
+) -> Result<Option<LookUp>, CacheError> {
+    let Some(hit) = cache.exact(scope, &specification).await? else { return Ok(None) };
+    let Some(entry) = cache.entry(&hit.entry).await? else { return Ok(None) };
+    let why = "the same prompt, seed and parameters were painted before".to_owned();
+    let decision = Decision::Exact { entry: hit.entry, why };
+    Ok(Some(LookUp { decision, neighbours: vec![Neighbour { entry, similarity: 1.0 }] }))
 }
 
 fn guidance_scale(job: &Job) -> f32 {

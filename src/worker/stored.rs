@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pentimento_cache::{Cache, CacheError, EntryId, FINISHED, Recent, State};
+use pentimento_cache::{Cache, CacheError, EntryId, FINISHED, Part, Recent, State};
 use pentimento_pipelines::{DenoisingState, Picture, Pipeline};
 use tokio::runtime::Handle;
 use tracing::Instrument;
@@ -117,7 +117,7 @@ impl Stored {
             *self.too_slow.lock() = Some(Instant::now());
         }
         Some(state.map(|state| {
-            self.cache.used(&reused.source, reused.timestep);
+            self.cache.used(&reused.source, Part::State(reused.timestep));
             DenoisingState { timestep: state.timestep, shape: state.shape, latent: state.latent.clone() }
         }))
     }

@@ -61,14 +61,28 @@ const WRITING: &[&str] = &[
     "font",
 ];
 
-/// The words of a prompt that carry its meaning, in order, parted by [`PARTING`].
-pub fn meaningful(prompt: &str) -> Vec<String> {
-    let Some(words) = split(prompt) else {
-        return prompt.split_whitespace().map(String::from).collect();
-    };
+/// The words of a prompt that carry its meaning, in order, parted by [`PARTING`]; `None` where the prompt quotes or asks
+/// for letters.
+pub fn meaningful(prompt: &str) -> Option<Vec<String>> {
+    let words = split(prompt)?;
     let words = without_opening(&words);
     let words = plain_list(words).unwrap_or_else(|| words.to_vec());
-    reduce(&words)
+    Some(reduce(&words))
+}
+
+/// The one word that `text` is, as [`meaningful`] spells it; `None` where it is none, or a word that others bind by: an
+/// article, a word of place, a number, a negation, a word that asks for letters.
+pub fn plain_word(text: &str) -> Option<String> {
+    const BINDING: &[&str] = &[
+        "with", "without", "not", "only", "there", "is", "are", "that", "which", "left", "right", "front",
+        "top",
+    ];
+    let [word] = meaningful(text)?.try_into().ok()?;
+    let word: String = word;
+    let binds =
+        [ARTICLES, PLACING, QUANTITIES, NUMBERS, BINDING].iter().any(|list| list.contains(&word.as_str()));
+    let lettered = word.chars().all(char::is_alphabetic);
+    (lettered && !binds && word != PARTING).then_some(word)
 }
 
 /// Lower-case words and partings; `None` where the prompt quotes or asks for letters.
@@ -211,7 +225,12 @@ fn reduce(words: &[String]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::meaningful;
+    use super::plain_word;
+
+    fn meaningful(prompt: &str) -> Vec<String> {
+        let letters = || prompt.split_whitespace().map(String::from).collect();
+        super::meaningful(prompt).unwrap_or_else(letters)
+    }
 
     #[track_caller]
     fn same(prompts: &[&str]) {
@@ -287,5 +306,31 @@ mod tests {
         different(&["a sign that says the end", "a sign that says end", "a sign that says The End"]);
         different(&["a shirt with \"OPEN\"", "a shirt with \"open\"", "a shirt with open"]);
         different(&["a shirt with 'please'", "a shirt with 'Please'"]);
+    }
+
+    #[test]
+    fn a_plain_word_is_one_word_that_binds_nothing() {
+        assert_eq!(plain_word("Cottage").as_deref(), Some("cottage"));
+        assert_eq!(plain_word("gray").as_deref(), Some("grey"));
+        for none in [
+            "",
+            "hot air balloon",
+            "snow-white",
+            "the",
+            "on",
+            "two",
+            "2",
+            "not",
+            "isn't",
+            "without",
+            "left",
+            "letter",
+            "\"house\"",
+            ",",
+            "and",
+            "🎄",
+        ] {
+            assert_eq!(plain_word(none), None, "{none}");
+        }
     }
 }

@@ -4,9 +4,12 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Filter, IndexError, PromptIndex, Sought};
+use super::{ExactHit, Filter, Holding, IndexError, PromptIndex, Sought};
 use crate::content::Content;
-use crate::entry::{Compatibility, Entry, EntryId, FINISHED, Kept, Scope};
+use crate::entry::{
+    Compatibility, Entry, EntryId, FINISHED, Kept, KeptPicture, PaintedPlan, Part, ResumedFrom, Scope,
+    SpecificationHash,
+};
 
 const ANY_GUIDANCE: RangeInclusive<f32> = 0.0..=f32::MAX;
 
@@ -25,11 +28,12 @@ pub async fn everything<I: PromptIndex, Place>(make: impl AsyncFn() -> (I, Place
     a_scan_sees_every_entry_once(&make().await.0).await;
     impossible_embeddings_are_refused(&make().await.0).await;
     an_entry_may_change(&make().await.0).await;
+    only_what_holds_is_found(&make().await.0).await;
     let (one, another) = (make().await, make().await);
     assert_ne!(one.0.name(), another.0.name(), "a name is one index's only");
 }
 
-/// A plain entry: named `n`, of the picture `n`, with an intermediate state and the finished latent.
+/// A plain entry: named `n`, of the specification `n`, with an intermediate state, the finished latent and a picture.
 pub fn entry(n: u128, scope: &Scope, embedding: Vec<f32>) -> Entry {
     let kept = |timestep: f64, share: f32| Kept { timestep, share, bytes: 100, uses: 0 };
     Entry {
@@ -42,12 +46,23 @@ pub fn entry(n: u128, scope: &Scope, embedding: Vec<f32>) -> Entry {
         prompt: Some(format!("prompt {n}")),
         prompt_hash: format!("hash {n}"),
         content: Content::default(),
-        exact: format!("picture {n}"),
+        specification: specification(n),
         seed: n as u64,
+        plan: PaintedPlan::guided(50),
+        expected_quality: Some(0.9),
+        resumed: None,
+        picture: Some(KeptPicture::new(1000, [n as u8; 32])),
         states: vec![kept(801.0, 0.2), kept(FINISHED, 1.0)],
         created: 1000 + n as u64,
         last_used: 1000 + n as u64,
     }
+}
+
+/// A specification's hash.
+pub fn specification(n: u128) -> SpecificationHash {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&n.to_le_bytes());
+    SpecificationHash::new(bytes)
 }
 
 /// A namespace of a tenant.
@@ -79,7 +94,12 @@ async fn add(index: &impl PromptIndex, entry: Entry) {
 
 async fn found(index: &impl PromptIndex, scope: &Scope, embedding: &[f32], n: usize) -> Vec<EntryId> {
     let compatibility = compatibility("embedder");
-    let sought = Sought { scope, compatibility: &compatibility, guidance_scale: ANY_GUIDANCE };
+    let sought = Sought {
+        scope,
+        compatibility: &compatibility,
+        guidance_scale: ANY_GUIDANCE,
+        holding: Holding::Anything,
+    };
     let near = index.search(&sought, embedding, n).await.unwrap();
     near.into_iter().map(|near| near.entry.id).collect()
 }
@@ -91,13 +111,13 @@ async fn an_entry_is_found_until_it_is_removed(index: &impl PromptIndex) {
     assert!(found(index, &scope, &at_angle(10.0), 5).await.is_empty());
     add(index, one.clone()).await;
     assert_eq!(index.get(&one.id).await.unwrap().as_ref(), Some(&one));
-    assert_eq!(index.exact(&scope, &one.exact).await.unwrap().as_ref(), Some(&one));
+    assert_eq!(index.exact(&scope, &one.specification).await.unwrap(), ExactHit::of(&one));
     assert_eq!(found(index, &scope, &at_angle(10.0), 5).await, std::slice::from_ref(&one.id));
     index.flush().await.unwrap();
     assert_eq!(index.remove(&one.id).await.unwrap().as_ref(), Some(&one));
     assert_eq!(index.remove(&one.id).await.unwrap(), None);
     assert_eq!(index.get(&one.id).await.unwrap(), None);
-    assert_eq!(index.exact(&scope, &one.exact).await.unwrap(), None);
+    assert_eq!(index.exact(&scope, &one.specification).await.unwrap(), None);
     assert!(found(index, &scope, &at_angle(10.0), 5).await.is_empty());
 }
 
@@ -113,7 +133,12 @@ async fn the_nearest_come_first(index: &impl PromptIndex) {
     index.remove(&EntryId::new(10)).await.unwrap();
     assert_eq!(found(index, &scope, &at_angle(20.5), 3).await, names(&[11, 9, 12]));
     let compatibility = compatibility("embedder");
-    let sought = Sought { scope: &scope, compatibility: &compatibility, guidance_scale: ANY_GUIDANCE };
+    let sought = Sought {
+        scope: &scope,
+        compatibility: &compatibility,
+        guidance_scale: ANY_GUIDANCE,
+        holding: Holding::Anything,
+    };
     let near = index.search(&sought, &at_angle(22.0), 2).await.unwrap();
     assert!((near[0].similarity - 1.0).abs() < 1e-3, "the cosine of equal vectors");
     assert!((near[1].similarity - 2.0f32.to_radians().cos()).abs() < 1e-3 || near[1].similarity < 1.0);
@@ -129,7 +154,12 @@ async fn only_compatible_entries_are_found(index: &impl PromptIndex) {
     add(index, strong).await;
     add(index, entry(3, &scope, at_angle(50.0))).await;
     let compatibility = compatibility("embedder");
-    let sought = Sought { scope: &scope, compatibility: &compatibility, guidance_scale: 3.0..=5.0 };
+    let sought = Sought {
+        scope: &scope,
+        compatibility: &compatibility,
+        guidance_scale: 3.0..=5.0,
+        holding: Holding::Anything,
+    };
     let near = index.search(&sought, &at_angle(0.0), 5).await.unwrap();
     let names: Vec<_> = near.into_iter().map(|near| near.entry.id).collect();
     assert_eq!(names, [EntryId::new(3)]);
@@ -140,13 +170,13 @@ async fn no_scope_sees_another(index: &impl PromptIndex) {
     let scopes = [scope("a", "bc"), scope("ab", "c"), scope("abc", ""), scope("", "abc"), scope("a", "")];
     for (n, of) in scopes.iter().enumerate() {
         let mut one = entry(n as u128, of, at_angle(0.0));
-        one.exact = "one picture".into();
+        one.specification = specification(77);
         add(index, one).await;
     }
     for (n, of) in scopes.iter().enumerate() {
         let own = EntryId::new(n as u128);
         assert_eq!(found(index, of, &at_angle(0.0), 10).await, std::slice::from_ref(&own));
-        assert_eq!(index.exact(of, "one picture").await.unwrap().unwrap().id, own);
+        assert_eq!(index.exact(of, &specification(77)).await.unwrap().unwrap().entry, own);
     }
     assert!(found(index, &scope("b", ""), &at_angle(0.0), 10).await.is_empty());
     let filter = Filter { tenant: Some("a".into()), ..Filter::default() };
@@ -158,22 +188,24 @@ async fn a_picture_is_held_once(index: &impl PromptIndex) {
     let older = entry(1, &scope, at_angle(0.0));
     add(index, older.clone()).await;
     let mut newer = entry(2, &scope, at_angle(0.0));
-    newer.exact = older.exact.clone();
+    newer.specification = older.specification;
     assert_eq!(index.upsert(newer.clone()).await.unwrap().as_ref(), Some(&older));
     assert_eq!(index.get(&older.id).await.unwrap(), None);
-    assert_eq!(index.exact(&scope, &older.exact).await.unwrap().as_ref(), Some(&newer));
+    assert_eq!(index.exact(&scope, &older.specification).await.unwrap(), ExactHit::of(&newer));
     assert_eq!(found(index, &scope, &at_angle(0.0), 5).await, std::slice::from_ref(&newer.id));
 }
 
 async fn uses_are_counted(index: &impl PromptIndex) {
     let one = entry(1, &scope("tenant", ""), at_angle(0.0));
     add(index, one.clone()).await;
-    assert!(index.touch(&one.id, 801.0, 5000).await.unwrap());
-    assert!(index.touch(&one.id, 801.0, 4000).await.unwrap());
-    assert!(!index.touch(&one.id, 123.0, 6000).await.unwrap(), "no such state");
-    assert!(!index.touch(&EntryId::new(9), 801.0, 6000).await.unwrap(), "no such entry");
+    assert!(index.touch(&one.id, Part::State(801.0), 1, 5000).await.unwrap());
+    assert!(index.touch(&one.id, Part::State(801.0), 2, 4000).await.unwrap());
+    assert!(index.touch(&one.id, Part::Picture, 7, 4500).await.unwrap());
+    assert!(!index.touch(&one.id, Part::State(123.0), 1, 6000).await.unwrap(), "no such state");
+    assert!(!index.touch(&EntryId::new(9), Part::Picture, 1, 6000).await.unwrap(), "no such entry");
     let after = index.get(&one.id).await.unwrap().unwrap();
-    assert_eq!((after.kept(801.0).unwrap().uses, after.kept(FINISHED).unwrap().uses), (2, 0));
+    assert_eq!((after.kept(801.0).unwrap().uses, after.kept(FINISHED).unwrap().uses), (3, 0));
+    assert_eq!(after.picture.unwrap().uses, 7);
     assert_eq!(after.last_used, 5000, "time does not run backwards");
 }
 
@@ -200,7 +232,7 @@ async fn a_scan_sees_every_entry_once(index: &impl PromptIndex) {
     assert_eq!(count(Filter { created_before: Some(1010), ..Filter::default() }).await, 10);
     assert_eq!(count(Filter { prompt_hash: Some("hash 7".into()), ..Filter::default() }).await, 1);
     assert_eq!(count(Filter { prompt_contains: Some("pt 2".into()), ..Filter::default() }).await, 6);
-    assert_eq!(count(Filter { exact: Some("picture 3".into()), ..Filter::default() }).await, 1);
+    assert_eq!(count(Filter { specification: Some(specification(3)), ..Filter::default() }).await, 1);
 }
 
 async fn impossible_embeddings_are_refused(index: &impl PromptIndex) {
@@ -216,7 +248,12 @@ async fn impossible_embeddings_are_refused(index: &impl PromptIndex) {
         vec![1.0, 0.0, 0.0, 0.0, 0.0],
     ];
     let compatibility = compatibility("embedder");
-    let sought = Sought { scope: &scope, compatibility: &compatibility, guidance_scale: ANY_GUIDANCE };
+    let sought = Sought {
+        scope: &scope,
+        compatibility: &compatibility,
+        guidance_scale: ANY_GUIDANCE,
+        holding: Holding::Anything,
+    };
     for embedding in impossible {
         let refused = index.upsert(entry(2, &scope, embedding.clone())).await;
         assert!(matches!(refused, Err(IndexError::Embedding(_))), "{embedding:?}: {refused:?}");
@@ -232,12 +269,55 @@ async fn an_entry_may_change(index: &impl PromptIndex) {
     let before = entry(1, &here, at_angle(0.0));
     add(index, before.clone()).await;
     let mut after = before.clone();
-    (after.scope, after.embedding, after.exact) = (there.clone(), at_angle(90.0), "another".into());
+    (after.scope, after.embedding, after.specification) = (there.clone(), at_angle(90.0), specification(99));
     after.states.pop();
     add(index, after.clone()).await;
     assert_eq!(index.get(&before.id).await.unwrap().as_ref(), Some(&after));
-    assert_eq!(index.exact(&here, &before.exact).await.unwrap(), None);
-    assert_eq!(index.exact(&there, "another").await.unwrap().as_ref(), Some(&after));
+    assert_eq!(index.exact(&here, &before.specification).await.unwrap(), None);
+    assert_eq!(index.exact(&there, &specification(99)).await.unwrap(), ExactHit::of(&after));
     assert!(found(index, &here, &at_angle(0.0), 5).await.is_empty());
     assert_eq!(found(index, &there, &at_angle(90.0), 5).await, std::slice::from_ref(&after.id));
+}
+
+async fn only_what_holds_is_found(index: &impl PromptIndex) {
+    let scope = scope("tenant", "");
+    for n in 0..60 {
+        let mut one = entry(n, &scope, at_angle(n as f32));
+        match n % 3 {
+            0 => {}
+            1 => {
+                one.states.clear();
+                one.resumed = Some(ResumedFrom { entry: EntryId::new(0), loss: 0.02 });
+            }
+            _ => {
+                one.picture = None;
+                one.states.pop();
+            }
+        }
+        add(index, one).await;
+    }
+    let compatibility = compatibility("embedder");
+    let nearest = async |holding, n| {
+        let sought =
+            Sought { scope: &scope, compatibility: &compatibility, guidance_scale: ANY_GUIDANCE, holding };
+        let near = index.search(&sought, &at_angle(0.0), n).await.unwrap();
+        near.into_iter().map(|near| near.entry.id).collect::<Vec<_>>()
+    };
+    let names = |ns: &[u128]| ns.iter().map(|&n| EntryId::new(n)).collect::<Vec<_>>();
+    assert_eq!(nearest(Holding::Anything, 4).await, names(&[0, 1, 2, 3]));
+    assert_eq!(nearest(Holding::Source, 4).await, names(&[0, 2, 3, 5]));
+    assert_eq!(nearest(Holding::WholePicture, 4).await, names(&[0, 1, 3, 4]));
+    assert_eq!(nearest(Holding::WholePicture, 100).await.len(), 40);
+    assert_eq!(index.exact(&scope, &specification(2)).await.unwrap(), None, "its whole picture is not kept");
+
+    let mut changed = index.get(&EntryId::new(0)).await.unwrap().unwrap();
+    changed.states.retain(Kept::is_finished);
+    add(index, changed.clone()).await;
+    assert_eq!(nearest(Holding::Source, 2).await, names(&[2, 3]));
+    (changed.picture, changed.states) =
+        (None, vec![Kept { timestep: 801.0, share: 0.2, bytes: 100, uses: 0 }]);
+    add(index, changed).await;
+    assert_eq!(nearest(Holding::Source, 2).await, names(&[0, 2]));
+    assert_eq!(nearest(Holding::WholePicture, 2).await, names(&[1, 3]));
+    assert_eq!(index.exact(&scope, &specification(0)).await.unwrap(), None);
 }

@@ -10,22 +10,21 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use redb::{
-    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, TableDefinition, WriteTransaction,
+    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
 };
 
 use super::{IndexError, check_embedding};
-use crate::entry::{Entry, EntryId, Scope};
+use crate::entry::{Entry, EntryId};
 
-/// Version of the tables and of what stands in them. Raise it when [`Entry`] changes.
-const FORMAT: u32 = 1;
+/// Version of the tables and of what stands in them. Raise it when [`Entry`] changes. An index of an earlier version is
+/// emptied when it is opened: a cache can be filled again, and a server must start. One of a later version is refused.
+const FORMAT: u32 = 2;
 const META: TableDefinition<&str, u32> = TableDefinition::new("meta");
 /// What the index is called, so that a store of states can say whose it is.
 const NAMES: TableDefinition<&str, &str> = TableDefinition::new("names");
 /// Entries by name.
 pub(super) const ENTRIES: TableDefinition<&str, &[u8]> = TableDefinition::new("entries");
-/// Names by scope and picture.
-pub(super) const PICTURES: TableDefinition<&[u8], &str> = TableDefinition::new("pictures");
 
 /// Shortest time between two attempts to open the database again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -156,13 +155,22 @@ fn open_database(path: &Path, cache: usize) -> Result<(Database, String), IndexE
     let found = {
         let mut meta = transaction.open_table(META).map_err(|error| failed(error.to_string()))?;
         let found = meta.get("format").map_err(storage)?.map(|version| version.value());
-        if found.is_none() {
+        if found.is_none_or(|found| found < FORMAT) {
             meta.insert("format", FORMAT).map_err(storage)?;
         }
         found.unwrap_or(FORMAT)
     };
-    if found != FORMAT {
+    if found > FORMAT {
         return Err(IndexError::Version { path: shown, found, wanted: FORMAT });
+    }
+    if found < FORMAT {
+        tracing::warn!(
+            path = shown,
+            found,
+            wanted = FORMAT,
+            "the cache's index has an earlier format: it begins empty"
+        );
+        transaction.delete_table(ENTRIES).map_err(|error| failed(error.to_string()))?;
     }
     let name = {
         let mut names = transaction.open_table(NAMES).map_err(|error| failed(error.to_string()))?;
@@ -179,7 +187,6 @@ fn open_database(path: &Path, cache: usize) -> Result<(Database, String), IndexE
         }
     };
     transaction.open_table(ENTRIES).map_err(|error| failed(error.to_string()))?;
-    transaction.open_table(PICTURES).map_err(|error| failed(error.to_string()))?;
     transaction.commit().map_err(storage)?;
     Ok((database, name))
 }
@@ -195,35 +202,22 @@ fn make_private(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Takes an entry out of both tables, and its picture only where it is the one that has it.
-pub(super) fn take(transaction: &WriteTransaction, entry: &Entry) -> Result<(), IndexError> {
-    let mut entries = transaction.open_table(ENTRIES).map_err(storage)?;
-    entries.remove(entry.id.as_str()).map_err(storage)?;
-    let mut pictures = transaction.open_table(PICTURES).map_err(storage)?;
-    let key = picture_key(&entry.scope, &entry.exact)?;
-    let own =
-        pictures.get(key.as_slice()).map_err(storage)?.is_some_and(|id| id.value() == entry.id.as_str());
-    if own {
-        pictures.remove(key.as_slice()).map_err(storage)?;
-    }
-    Ok(())
-}
-
-/// Takes rows out that cannot be read, and the pictures that no entry has any more.
-pub(super) fn take_damaged(transaction: &WriteTransaction, names: &[String]) -> Result<(), IndexError> {
+/// Takes rows out.
+pub(super) fn take<'a>(
+    transaction: &WriteTransaction,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Result<(), IndexError> {
     let mut entries = transaction.open_table(ENTRIES).map_err(storage)?;
     for name in names {
-        entries.remove(name.as_str()).map_err(storage)?;
-    }
-    let mut pictures = transaction.open_table(PICTURES).map_err(storage)?;
-    if pictures.len().map_err(storage)? != entries.len().map_err(storage)? {
-        pictures.retain(|_, id| matches!(entries.get(id), Ok(Some(_)))).map_err(storage)?;
+        entries.remove(name).map_err(storage)?;
     }
     Ok(())
 }
 
-pub(super) fn picture_key(scope: &Scope, exact: &str) -> Result<Vec<u8>, IndexError> {
-    postcard::to_stdvec(&(scope, exact)).map_err(storage)
+pub(super) fn put(transaction: &WriteTransaction, id: &EntryId, bytes: &[u8]) -> Result<(), IndexError> {
+    let mut entries = transaction.open_table(ENTRIES).map_err(storage)?;
+    entries.insert(id.as_str(), bytes).map_err(storage)?;
+    Ok(())
 }
 
 pub(super) fn decode(id: &str, bytes: &[u8]) -> Result<Entry, IndexError> {

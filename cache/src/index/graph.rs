@@ -12,7 +12,7 @@ const LINKS: usize = 16;
 /// Candidates that are weighed when a row is linked in.
 const BUILD_BREADTH: usize = 200;
 /// Least candidates that a search keeps.
-const SEARCH_BREADTH: usize = 24;
+pub(crate) const SEARCH_BREADTH: usize = 24;
 const LAYERS: usize = 16;
 
 /// One minus the cosine, of vectors of length 1. Not below zero, which the graph asserts.
@@ -65,9 +65,8 @@ impl Graph {
         Some(Self(graph))
     }
 
-    /// The candidates of a search, in no particular order: more than `n`, since some may be dead.
-    pub(crate) fn near(&self, query: &[f32], n: usize) -> impl Iterator<Item = Hit> {
-        let breadth = SEARCH_BREADTH.max(2 * n);
+    /// The `breadth` candidates of a search, in no particular order.
+    pub(crate) fn near(&self, query: &[f32], breadth: usize) -> impl Iterator<Item = Hit> {
         let found = self.0.search(query, breadth, breadth);
         found.into_iter().map(|near| Hit { slot: near.d_id, similarity: 1.0 - near.distance })
     }

@@ -4,8 +4,10 @@
 pub mod conformance;
 mod database;
 mod embedded;
+mod exact;
 mod gardener;
 mod graph;
+mod operations;
 mod renewal;
 mod saved;
 mod shelf;
@@ -19,8 +21,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use embedded::{EmbeddedIndex, IndexOptions};
+pub use exact::ExactHit;
+pub(crate) use exact::reaches;
 
-use crate::entry::{Compatibility, Entry, EntryId, Scope};
+use crate::entry::{Compatibility, Entry, EntryId, Part, Scope, SpecificationHash};
 use crate::policy::Neighbour;
 
 /// Most neighbours that one search returns.
@@ -37,9 +41,9 @@ pub enum IndexError {
         /// The index file.
         path: String,
     },
-    /// The index file has another format.
+    /// The index file has a later format than this program knows.
     #[error(
-        "{path}: the index has format version {found}, this program reads {wanted}; export it with the program that wrote it, or delete the cache directory"
+        "{path}: the index has format version {found}, this program reads {wanted}; use the program that wrote it, or delete the cache directory"
     )]
     Version {
         /// The index file.
@@ -85,8 +89,8 @@ pub struct Filter {
     pub prompt_hash: Option<String>,
     /// With this text in the prompt, where prompts are stored.
     pub prompt_contains: Option<String>,
-    /// The picture with this [`Entry::exact`].
-    pub exact: Option<String>,
+    /// The picture of this specification.
+    pub specification: Option<SpecificationHash>,
     /// Painted before this moment, in seconds since 1970.
     pub created_before: Option<u64>,
 }
@@ -100,7 +104,7 @@ impl Filter {
             && is(&self.namespace, &entry.scope.namespace)
             && is(&self.model, &entry.model)
             && is(&self.prompt_hash, &entry.prompt_hash)
-            && is(&self.exact, &entry.exact)
+            && self.specification.is_none_or(|wanted| wanted == entry.specification)
             && self.created_before.is_none_or(|moment| entry.created < moment)
             && self
                 .prompt_contains
@@ -128,6 +132,29 @@ pub struct IndexStats {
     pub reopened: u64,
 }
 
+/// What an entry must hold to be found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Holding {
+    /// Any entry will do.
+    #[default]
+    Anything,
+    /// States that other pictures may be resumed from: see [`Entry::is_source`].
+    Source,
+    /// The whole picture: see [`Entry::is_whole`].
+    WholePicture,
+}
+
+impl Holding {
+    /// Whether an entry holds it.
+    pub fn is_held_by(self, entry: &Entry) -> bool {
+        match self {
+            Self::Anything => true,
+            Self::Source => entry.is_source(),
+            Self::WholePicture => entry.is_whole(),
+        }
+    }
+}
+
 /// Whom a search may find.
 #[derive(Debug, Clone)]
 pub struct Sought<'a> {
@@ -137,6 +164,8 @@ pub struct Sought<'a> {
     pub compatibility: &'a Compatibility,
     /// painted with a guidance scale in this range.
     pub guidance_scale: RangeInclusive<f32>,
+    /// Of these, the ones that hold this.
+    pub holding: Holding,
 }
 
 /// Entries, found by name, by picture and by nearness. Every implementation must pass
@@ -159,11 +188,17 @@ pub trait PromptIndex: Send + Sync {
     /// The entry of a name.
     async fn get(&self, id: &EntryId) -> Result<Option<Entry>, IndexError>;
 
-    /// The scope's entry of one picture, by [`Entry::exact`].
-    async fn exact(&self, scope: &Scope, exact: &str) -> Result<Option<Entry>, IndexError>;
+    /// The scope's picture of a specification, if all of it is kept. Called on an async thread: it must not block. The
+    /// embedded index looks into memory and waits for nothing.
+    async fn exact(
+        &self,
+        scope: &Scope,
+        specification: &SpecificationHash,
+    ) -> Result<Option<ExactHit>, IndexError>;
 
-    /// Adds an entry, or replaces the one of the same name. A scope holds one entry of each picture: returns
-    /// the one of another name that had the same [`Entry::exact`], which is removed.
+    /// Adds an entry, or replaces the one of the same name. A scope holds one entry of each specification: returns
+    /// the one of another name that had the same, which is removed. At every moment [`Self::exact`] and
+    /// [`Self::search`] find one of the two.
     ///
     /// # Errors
     /// As for [`Self::search`]; then nothing is changed.
@@ -172,8 +207,8 @@ pub trait PromptIndex: Send + Sync {
     /// Removes an entry and returns it.
     async fn remove(&self, id: &EntryId) -> Result<Option<Entry>, IndexError>;
 
-    /// Counts a use of an entry's state at a timestep at `now`, in seconds since 1970. Whether there was one.
-    async fn touch(&self, id: &EntryId, timestep: f64, now: u64) -> Result<bool, IndexError>;
+    /// Counts uses of an entry's part at `now`, in seconds since 1970. Whether there was one.
+    async fn touch(&self, id: &EntryId, part: Part, uses: u64, now: u64) -> Result<bool, IndexError>;
 
     /// Up to `limit` entries that `filter` means, in the order of their names, from the one after `after`.
     async fn scan(

@@ -103,7 +103,7 @@ impl Renewal {
 
     fn take(&mut self, old: &Shelf, slot: usize) {
         let Some(id) = old.id(slot) else { return };
-        let place = self.fresh.put(id, old.row(slot), old.guidance_scale(slot));
+        let place = self.fresh.put(id, old.row(slot), old.traits(slot));
         self.origins.resize(self.fresh.rows_held(), None);
         self.origins[place] = Some(slot);
     }
@@ -126,8 +126,10 @@ impl Renewal {
     fn replace(mut self, shelf: &RwLock<Shelf>) {
         let mut old = shelf.write();
         for (slot, origin) in self.origins.iter().enumerate() {
-            if origin.is_some_and(|origin| !old.is_alive(origin)) {
-                self.fresh.kill(slot);
+            match *origin {
+                Some(origin) if old.is_alive(origin) => self.fresh.set_traits(slot, old.traits(origin)),
+                Some(_) => self.fresh.kill(slot),
+                None => {}
             }
         }
         self.copy_range(&old, self.copied..old.rows_held());

@@ -2,18 +2,17 @@
 //! they are many. Rows are only ever appended; a removed one stays behind, dead, until the shelf is rebuilt.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::RwLock;
 
-use super::IndexStats;
-use super::graph::Graph;
+use super::graph::{Graph, SEARCH_BREADTH};
 use super::renewal::{absorb, rebuild};
 use super::saved::GraphFile;
 use super::vectors::{Best, Hit, dot};
-use crate::entry::EntryId;
+use super::{Holding, IndexStats, Sought};
+use crate::entry::{Entry, EntryId};
 
 /// Rows behind the graph's end that are scanned beside it before they are linked in.
 const TAIL: usize = 256;
@@ -21,6 +20,39 @@ const TAIL: usize = 256;
 const DEAD_SHARE: usize = 4;
 /// Dead rows that are never worth a rebuild.
 const DEAD_LEAST: usize = 64;
+/// How often a search of the graph is widened, fourfold each time, when too few of its candidates qualify. Then
+/// everything is scanned, which costs as much as a search of some hundred times as many candidates.
+const WIDENINGS: usize = 2;
+
+/// What a search asks of a row besides its embedding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Traits {
+    guidance_scale: f32,
+    /// Whether other pictures may be resumed from the entry's states.
+    source: bool,
+    /// Whether the entry's whole picture is kept.
+    whole: bool,
+}
+
+impl Traits {
+    pub(super) fn of(entry: &Entry) -> Self {
+        Self { guidance_scale: entry.guidance_scale, source: entry.is_source(), whole: entry.is_whole() }
+    }
+
+    const NONE: Self = Self { guidance_scale: 0.0, source: false, whole: false };
+
+    fn satisfy(&self, sought: &Sought<'_>) -> bool {
+        sought.guidance_scale.contains(&self.guidance_scale) && self.hold(sought.holding)
+    }
+
+    fn hold(&self, holding: Holding) -> bool {
+        match holding {
+            Holding::Anything => true,
+            Holding::Source => self.source,
+            Holding::WholePicture => self.whole,
+        }
+    }
+}
 
 /// What must be done to a shelf besides serving it.
 pub(crate) enum Chore {
@@ -33,10 +65,13 @@ pub(crate) enum Chore {
 pub(crate) struct Shelf {
     dimensions: usize,
     rows: Vec<f32>,
-    guidance_scales: Vec<f32>,
+    traits: Vec<Traits>,
     /// `None`: dead.
     ids: Vec<Option<EntryId>>,
     slots: HashMap<EntryId, usize>,
+    /// Living rows of sources, and of whole pictures.
+    sources: usize,
+    whole: usize,
     /// Holds the first `linked` rows.
     pub(super) graph: Option<Arc<Graph>>,
     pub(super) linked: usize,
@@ -57,9 +92,11 @@ impl Shelf {
         Self {
             dimensions,
             rows: Vec::new(),
-            guidance_scales: Vec::new(),
+            traits: Vec::new(),
             ids: Vec::new(),
             slots: HashMap::new(),
+            sources: 0,
+            whole: 0,
             graph: None,
             linked: 0,
             graph_from_file: false,
@@ -101,8 +138,8 @@ impl Shelf {
         self.ids[slot].as_ref()
     }
 
-    pub(super) fn guidance_scale(&self, slot: usize) -> f32 {
-        self.guidance_scales[slot]
+    pub(super) fn traits(&self, slot: usize) -> Traits {
+        self.traits[slot]
     }
 
     pub(super) fn is_alive(&self, slot: usize) -> bool {
@@ -125,43 +162,53 @@ impl Shelf {
 
     pub(super) fn reserve(&mut self, rows: usize) {
         self.rows.reserve(rows * self.dimensions);
-        self.guidance_scales.reserve(rows);
+        self.traits.reserve(rows);
         self.ids.reserve(rows);
         self.slots.reserve(rows);
     }
 
     /// Adds a row of the shelf's own length, in place of the entry's older one. Returns where it is.
-    pub(crate) fn put(&mut self, id: &EntryId, embedding: &[f32], guidance_scale: f32) -> usize {
-        let place = self.ids.len();
+    pub(super) fn put(&mut self, id: &EntryId, embedding: &[f32], traits: Traits) -> usize {
         if let Some(&slot) = self.slots.get(id) {
-            if self.row(slot) == embedding && self.guidance_scales[slot] == guidance_scale {
+            if self.row(slot) == embedding {
+                self.set_traits(slot, traits);
                 return slot;
             }
-            self.ids[slot] = None;
+            self.kill(slot);
         }
+        let place = self.ids.len();
         self.slots.insert(id.clone(), place);
         self.ids.push(Some(id.clone()));
-        self.guidance_scales.push(guidance_scale);
+        self.traits.push(Traits::NONE);
         self.rows.extend_from_slice(embedding);
+        self.set_traits(place, traits);
         place
+    }
+
+    /// Of a living row. The graph does not know of them, so they may change under it.
+    pub(super) fn set_traits(&mut self, slot: usize, traits: Traits) {
+        let before = std::mem::replace(&mut self.traits[slot], traits);
+        self.sources = self.sources + usize::from(traits.source) - usize::from(before.source);
+        self.whole = self.whole + usize::from(traits.whole) - usize::from(before.whole);
     }
 
     /// Adds a row that nothing is found by, to keep the next ones in their places.
     pub(super) fn put_dead(&mut self) {
         self.ids.push(None);
-        self.guidance_scales.push(0.0);
+        self.traits.push(Traits::NONE);
         self.rows.resize(self.rows.len() + self.dimensions, 0.0);
     }
 
     pub(super) fn kill(&mut self, slot: usize) {
         if let Some(id) = self.ids[slot].take() {
             self.slots.remove(&id);
+            self.set_traits(slot, Traits::NONE);
         }
     }
 
     pub(crate) fn remove(&mut self, id: &EntryId) {
-        if let Some(slot) = self.slots.remove(id) {
-            self.ids[slot] = None;
+        if let Some(slot) = self.slot(id) {
+            self.kill(slot);
         }
     }
 
@@ -179,44 +226,48 @@ impl Shelf {
         stats.graphs_loaded += u64::from(self.graph_from_file);
     }
 
-    /// The `n` nearest living rows with a guidance scale in the range, best first.
-    pub(crate) fn nearest(
-        &self,
-        query: &[f32],
-        guidance_scale: &RangeInclusive<f32>,
-        n: usize,
-    ) -> Vec<(EntryId, f32)> {
-        let mut best = Best::new(n);
-        let mut scanned_from = 0;
-        if let Some(graph) = &self.graph {
-            let fits = |hit: &Hit| hit.slot < self.linked && self.fits(hit.slot, guidance_scale);
-            graph.near(query, n).filter(fits).for_each(|hit| best.offer(hit));
-            // Where the graph's candidates were dead or of another guidance scale, nearer rows may be hidden behind
-            // them: only a scan is sure.
-            match best.len() < n.min(self.linked) {
-                true => best = Best::new(n),
-                false => scanned_from = self.linked,
-            }
+    /// The `n` nearest living rows of what is sought, best first.
+    pub(crate) fn nearest(&self, query: &[f32], sought: &Sought<'_>, n: usize) -> Vec<(EntryId, f32)> {
+        let from_graph = self.graph.as_ref().and_then(|graph| self.nearest_of(graph, query, sought, n));
+        let (mut best, scanned_from) = match from_graph {
+            Some(best) => (best, self.linked),
+            None => (Best::new(n), 0),
+        };
+        for slot in (scanned_from..self.ids.len()).filter(|&slot| self.qualifies(slot, sought)) {
+            best.offer(Hit { slot, similarity: dot(self.row(slot), query) });
         }
-        self.offer_rows(&mut best, scanned_from..self.ids.len(), query, guidance_scale);
         let named = |hit: Hit| Some((self.ids[hit.slot].clone()?, hit.similarity.clamp(-1.0, 1.0)));
         best.into_hits().into_iter().filter_map(named).collect()
     }
 
-    fn fits(&self, slot: usize, guidance_scale: &RangeInclusive<f32>) -> bool {
-        self.ids[slot].is_some() && guidance_scale.contains(&self.guidance_scales[slot])
+    /// What the graph finds of its own rows. `None` where its candidates were dead or not what is sought: nearer rows
+    /// may be hidden behind them, and only a scan is sure.
+    fn nearest_of(&self, graph: &Graph, query: &[f32], sought: &Sought<'_>, n: usize) -> Option<Best> {
+        let enough = n.min(self.living(sought.holding)).min(self.linked);
+        let mut breadth = SEARCH_BREADTH.max(2 * n);
+        for _ in 0..=WIDENINGS {
+            let mut best = Best::new(n);
+            let qualifies = |hit: &Hit| hit.slot < self.linked && self.qualifies(hit.slot, sought);
+            graph.near(query, breadth).filter(qualifies).for_each(|hit| best.offer(hit));
+            if best.len() >= enough {
+                return Some(best);
+            }
+            breadth *= 4;
+        }
+        None
     }
 
-    fn offer_rows(
-        &self,
-        best: &mut Best,
-        slots: std::ops::Range<usize>,
-        query: &[f32],
-        guidance_scale: &RangeInclusive<f32>,
-    ) {
-        for slot in slots.filter(|&slot| self.fits(slot, guidance_scale)) {
-            best.offer(Hit { slot, similarity: dot(self.row(slot), query) });
+    /// Living rows that hold something.
+    fn living(&self, holding: Holding) -> usize {
+        match holding {
+            Holding::Anything => self.slots.len(),
+            Holding::Source => self.sources,
+            Holding::WholePicture => self.whole,
         }
+    }
+
+    fn qualifies(&self, slot: usize, sought: &Sought<'_>) -> bool {
+        self.ids[slot].is_some() && self.traits[slot].satisfy(sought)
     }
 
     /// What the shelf needs next.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::calibration::Calibration;
 use super::config::CalibratedConfig;
-use super::{Decision, Neighbour, Query, ReusePolicy, SAME_PROMPT, SAME_SHARE, pick, usable};
+use super::{
+    Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, SAME_SHARE, pick, usable,
+};
 use crate::content::Difference;
 use crate::entry::{Entry, Kept};
 
@@ -30,7 +32,7 @@ impl Calibrated {
 
     /// What was measured of going on from states like this entry's.
     fn calibration(&self, query: &Query<'_>, entry: &Entry) -> Option<&Calibration> {
-        self.calibrations.iter().map(Arc::as_ref).find(|table| table.measured_for.fits(query, entry))
+        self.calibrations.iter().map(Arc::as_ref).find(|table| table.fits(query, entry))
     }
 
     /// All usable states of a neighbour that were measured.
@@ -53,10 +55,10 @@ impl Calibrated {
     /// another picture: from any of its states the same prompt, with no noise added on the way, paints the stored one
     /// once more, and what it loses with noise was not measured. Whoever leaves the seed to us wants his pictures to differ, too.
     fn most(&self, query: &Query<'_>, neighbour: &Neighbour) -> f32 {
-        match query.exact {
+        match query.seeded {
             _ if neighbour.similarity >= SAME_PROMPT => 0.0,
-            None => self.config.variety,
-            Some(_) => 1.0,
+            false => self.config.variety,
+            true => 1.0,
         }
     }
 }
@@ -66,8 +68,8 @@ impl ReusePolicy for Calibrated {
         "calibrated"
     }
 
-    fn neighbours(&self) -> usize {
-        self.config.neighbours
+    fn neighbours(&self) -> NeighbourCounts {
+        NeighbourCounts { sources: self.config.neighbours, whole_pictures: 0 }
     }
 
     fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision {
@@ -81,7 +83,7 @@ impl ReusePolicy for Calibrated {
         // The largest share of many is often an underestimated loss: the least expected one guards against that.
         let least = latest().map(|candidate| candidate.loss).fold(f32::INFINITY, f32::min);
         // Without a seed the source is all that makes two pictures of one prompt differ.
-        let any = query.exact.is_none();
+        let any = !query.seeded;
         let ties: Vec<_> = latest().filter(|candidate| any || candidate.loss <= least).collect();
         let count = ties.len();
         match pick(ties, query.chance) {
@@ -105,7 +107,7 @@ impl Calibrated {
         }
         if neighbours.iter().all(|n| self.calibration(query, &n.entry).is_none()) {
             return "no calibration table was measured for such pictures (model, embedder, latent space, noise \
-                    schedule, size, guidance scale, steps, steered or plain resume)"
+                    schedule, size, guidance scale, steps, the source's plan, steered or plain resume)"
                 .into();
         }
         match candidates.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)) {

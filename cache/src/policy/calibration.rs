@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::predictor::{Predictor, Seen, rounded};
-use super::{CalibrationFor, SAME_SHARE};
+use super::{CalibrationFor, Query, SAME_SHARE};
 use crate::content::Difference;
+use crate::entry::Entry;
 
 /// Tables of another version are refused.
 const VERSION: u32 = 3;
@@ -79,6 +80,9 @@ pub struct Calibration {
     /// What it was measured for.
     #[serde(rename = "for")]
     pub measured_for: CalibrationFor,
+    /// Rows of the cheapest source's plan that was measured; absent where all sources had the full plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source_rows: Option<u32>,
     dimensions: usize,
     /// Of the loss over all shares, less what is usual at them.
     predictor: Predictor,
@@ -121,7 +125,21 @@ impl Calibration {
         let learned: Vec<(&Seen, f64)> = pairs.values().map(|pair| (&pair.seen, pair.loss())).collect();
         let predicted = predicted_unseen(&pairs);
         let levels = by_share.iter().map(|rows| Level::fit(rows, &predicted)).collect::<Result<_, _>>()?;
-        Ok(Self { version: VERSION, measured_for, dimensions, predictor: Predictor::fit(&learned), levels })
+        let predictor = Predictor::fit(&learned);
+        Ok(Self { version: VERSION, measured_for, source_rows: None, dimensions, predictor, levels })
+    }
+
+    /// The table for pairs whose sources were painted by plans of at least so many rows (see
+    /// [`PaintedPlan::rows`](crate::PaintedPlan::rows)), instead of by the full plan.
+    pub fn for_sources_of(self, rows: u32) -> Self {
+        Self { source_rows: Some(rows), ..self }
+    }
+
+    /// Whether this says something of a request that goes on from an entry's states: it was measured for such requests
+    /// ([`CalibrationFor::fits`]), and on sources whose plans were no better than the entry's.
+    pub fn fits(&self, query: &Query<'_>, entry: &Entry) -> bool {
+        let least = self.source_rows.unwrap_or_else(|| self.measured_for.full_plan().rows());
+        entry.plan.rows() >= least && self.measured_for.fits(query, entry)
     }
 
     /// Reads a table, of this version only.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Calibrated, Calibration, Nirvana, NoStates, ReusePolicy, Semantic};
+use super::{Calibrated, Calibration, Combined, Nirvana, NoStates, ReusePolicy, Semantic};
+use crate::content::{SynonymError, Synonyms};
 
 /// Which policy, and its settings: `{"policy": "nirvana", "offset": 0.02}`. What is left out has its default.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -21,6 +22,8 @@ pub enum PolicyConfig {
     Semantic(SemanticConfig),
     /// The latest state whose measured quality loss is within a bound.
     Calibrated(CalibratedConfig),
+    /// The stored picture itself where the prompts mean the same in other words, else as `calibrated`.
+    Combined(CombinedConfig),
 }
 
 /// From which similarity on a share of the plan may be skipped.
@@ -60,11 +63,14 @@ pub struct SemanticConfig {
     /// Whether the content words must be the same, too. Without it "a red house and a blue tree" brings back
     /// "a blue house and a red tree".
     pub content_gate: bool,
+    /// Groups of single words that mean the same to the operator, as in `[["house", "cottage"], ["boat", "ship"]]`. They
+    /// hold for stored pictures, too.
+    pub synonyms: Vec<Vec<String>>,
 }
 
 impl Default for SemanticConfig {
     fn default() -> Self {
-        Self { threshold: 0.95, content_gate: true }
+        Self { threshold: 0.95, content_gate: true, synonyms: Vec::new() }
     }
 }
 
@@ -90,6 +96,16 @@ impl Default for CalibratedConfig {
     }
 }
 
+/// Settings of `combined`: those of its parts.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CombinedConfig {
+    /// Which stored pictures are returned whole.
+    pub semantic: SemanticConfig,
+    /// Which states are resumed.
+    pub calibrated: CalibratedConfig,
+}
+
 /// Why a policy cannot be.
 #[derive(Debug, Error, PartialEq)]
 pub enum PolicyError {
@@ -101,6 +117,9 @@ pub enum PolicyError {
         /// What it must be.
         must: &'static str,
     },
+    /// Synonyms that cannot be.
+    #[error("`synonyms`: {0}")]
+    Synonyms(#[from] SynonymError),
     /// No table was measured.
     #[error("`calibrated` needs a calibration table: run `pentimento calibrate`")]
     NoCalibration,
@@ -112,32 +131,81 @@ fn check(holds: bool, field: &'static str, must: &'static str) -> Result<(), Pol
 
 impl PolicyConfig {
     /// The policy. `calibrations` are all tables at hand; `calibrated` uses for each entry the one that was
-    /// measured for its embedder, latent space and model.
-    pub fn build(self, calibrations: &[Arc<Calibration>]) -> Result<Box<dyn ReusePolicy>, PolicyError> {
+    /// measured for its embedder, latent space and model. `key` is the one that contents are hashed by
+    /// (see [`Content::of`](crate::Content::of)); synonyms need it.
+    ///
+    /// # Errors
+    /// A setting is out of its bounds, or there is no table.
+    pub fn build(
+        self,
+        calibrations: &[Arc<Calibration>],
+        key: &[u8; 16],
+    ) -> Result<Box<dyn ReusePolicy>, PolicyError> {
         self.check()?;
+        let semantic = |config: SemanticConfig| -> Result<Semantic, PolicyError> {
+            let synonyms = Synonyms::new(&config.synonyms, key)?;
+            Ok(Semantic::new(config, synonyms))
+        };
+        let calibrated = |config| Calibrated::new(config, calibrations.to_vec());
         Ok(match self {
             Self::Off {} => Box::new(NoStates::Off),
             Self::Exact {} => Box::new(NoStates::Exact),
             Self::Nirvana(config) => Box::new(Nirvana::new(config)),
-            Self::Semantic(config) => Box::new(Semantic::new(config)),
-            Self::Calibrated(_) if calibrations.is_empty() => return Err(PolicyError::NoCalibration),
-            Self::Calibrated(config) => Box::new(Calibrated::new(config, calibrations.to_vec())),
+            Self::Semantic(config) => Box::new(semantic(config)?),
+            Self::Calibrated(_) | Self::Combined(_) if calibrations.is_empty() => {
+                return Err(PolicyError::NoCalibration);
+            }
+            Self::Calibrated(config) => Box::new(calibrated(config)),
+            Self::Combined(config) => {
+                Box::new(Combined::new(semantic(config.semantic)?, calibrated(config.calibrated)))
+            }
         })
     }
 
     fn check(&self) -> Result<(), PolicyError> {
-        let unit = 0.0..=1.0;
         match self {
             Self::Off {} | Self::Exact {} => Ok(()),
             Self::Nirvana(config) => config.check(),
-            Self::Semantic(config) => check(unit.contains(&config.threshold), "threshold", "from 0 to 1"),
-            Self::Calibrated(config) => {
-                check(unit.contains(&config.max_quality_loss), "max_quality_loss", "from 0 to 1")?;
-                check(unit.contains(&config.variety), "variety", "from 0 to 1")?;
-                check(unit.contains(&config.least_share), "least_share", "from 0 to 1")?;
-                check((1..=64).contains(&config.neighbours), "neighbours", "from 1 to 64")
+            Self::Semantic(config) => config.check(),
+            Self::Calibrated(config) => config.check(),
+            Self::Combined(config) => {
+                config.semantic.check().and_then(|()| config.calibrated.check()).map_err(of_a_part)
             }
         }
+    }
+}
+
+/// A wrong setting of a part of `combined`, by its name there.
+fn of_a_part(error: PolicyError) -> PolicyError {
+    const NAMES: [(&str, &str); 5] = [
+        ("threshold", "semantic.threshold"),
+        ("max_quality_loss", "calibrated.max_quality_loss"),
+        ("variety", "calibrated.variety"),
+        ("least_share", "calibrated.least_share"),
+        ("neighbours", "calibrated.neighbours"),
+    ];
+    match error {
+        PolicyError::OutOfBounds { field, must } => {
+            let named = NAMES.iter().find(|(own, _)| *own == field).map_or(field, |(_, name)| *name);
+            PolicyError::OutOfBounds { field: named, must }
+        }
+        other => other,
+    }
+}
+
+impl SemanticConfig {
+    fn check(&self) -> Result<(), PolicyError> {
+        check((0.0..=1.0).contains(&self.threshold), "threshold", "from 0 to 1")
+    }
+}
+
+impl CalibratedConfig {
+    fn check(&self) -> Result<(), PolicyError> {
+        let unit = 0.0..=1.0;
+        check(unit.contains(&self.max_quality_loss), "max_quality_loss", "from 0 to 1")?;
+        check(unit.contains(&self.variety), "variety", "from 0 to 1")?;
+        check(unit.contains(&self.least_share), "least_share", "from 0 to 1")?;
+        check((1..=64).contains(&self.neighbours), "neighbours", "from 1 to 64")
     }
 }
 
@@ -159,12 +227,14 @@ impl NirvanaConfig {
 mod tests {
     use super::*;
 
+    const KEY: [u8; 16] = [7; 16];
+
     #[track_caller]
     fn refused(json: &str, names: &str) {
         let error = match serde_json::from_str::<PolicyConfig>(json) {
             Err(error) => error.to_string(),
             Ok(config) => {
-                config.build(&[]).err().map_or_else(|| "accepted".into(), |error| error.to_string())
+                config.build(&[], &KEY).err().map_or_else(|| "accepted".into(), |error| error.to_string())
             }
         };
         assert!(error.contains(names), "{json}: {error}");
@@ -174,11 +244,12 @@ mod tests {
     fn a_name_is_enough() {
         for name in ["off", "exact", "nirvana", "semantic"] {
             let config: PolicyConfig = serde_json::from_str(&format!(r#"{{"policy":"{name}"}}"#)).unwrap();
-            assert_eq!(config.clone().build(&[]).unwrap().name(), name);
+            assert_eq!(config.clone().build(&[], &KEY).unwrap().name(), name);
             let again = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
             assert_eq!(config, again);
         }
         refused(r#"{"policy":"calibrated"}"#, "pentimento calibrate");
+        refused(r#"{"policy":"combined"}"#, "pentimento calibrate");
     }
 
     #[test]
@@ -186,6 +257,11 @@ mod tests {
         refused(r#"{"policy":"off","threshold":0.5}"#, "threshold");
         refused(r#"{"policy":"semantic","treshold":0.5}"#, "treshold");
         refused(r#"{"policy":"semantic","threshold":1.5}"#, "`threshold`");
+        refused(r#"{"policy":"semantic","synonyms":[["house"]]}"#, "`synonyms`");
+        refused(r#"{"policy":"semantic","synonyms":[["left","right"]]}"#, "\"left\"");
+        refused(r#"{"policy":"combined","semantic":{"threshold":1.5}}"#, "`semantic.threshold`");
+        refused(r#"{"policy":"combined","calibrated":{"variety":2}}"#, "`calibrated.variety`");
+        refused(r#"{"policy":"combined","threshold":0.9}"#, "threshold");
         refused(r#"{"policy":"nirvana","offset":-3}"#, "`offset`");
         refused(r#"{"policy":"nirvana","thresholds":[]}"#, "`thresholds`");
         refused(r#"{"policy":"nirvana","thresholds":[{"similarity":0.9,"share":1}]}"#, "`thresholds.share`");

@@ -1,6 +1,6 @@
 //! Two policies that start from noise: one answers exact hits, one nothing.
 
-use super::{Decision, Neighbour, Query, ReusePolicy};
+use super::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy};
 
 /// Reuses no state of another prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +19,8 @@ impl ReusePolicy for NoStates {
         }
     }
 
-    fn neighbours(&self) -> usize {
-        0
+    fn neighbours(&self) -> NeighbourCounts {
+        NeighbourCounts::default()
     }
 
     fn exact_hits(&self) -> bool {

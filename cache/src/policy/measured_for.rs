@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Query;
-use crate::entry::Entry;
+use crate::entry::{Entry, PaintedPlan};
 
 /// A guidance scale this many times as large or as small is as good as the one measured.
 const GUIDANCE_TOLERANCE: f32 = 1.1;
@@ -61,8 +61,16 @@ pub struct CalibrationFor {
 }
 
 impl CalibrationFor {
+    /// The full plan of both pictures. With a guidance scale of 1 no step is guided.
+    pub(super) fn full_plan(&self) -> PaintedPlan {
+        let steps = u32::try_from(self.steps).unwrap_or(u32::MAX);
+        let guided_steps = if self.guidance_scale == 1.0 { 0 } else { steps };
+        PaintedPlan { option: None, steps, guided_steps }
+    }
+
     /// Whether this says something of a request that goes on from an entry's states. A plan of fewer steps than
-    /// were measured leaves fewer to paint over the source's picture: of that nothing is known.
+    /// were measured leaves fewer to paint over the source's picture: of that nothing is known. The source's own plan is
+    /// compared by [`Calibration::fits`](super::Calibration::fits).
     pub fn fits(&self, query: &Query<'_>, entry: &Entry) -> bool {
         let made_for = &entry.compatibility;
         let guidance = entry.guidance_scale.max(self.guidance_scale)

@@ -3,6 +3,7 @@
 
 mod calibrated;
 mod calibration;
+mod combined;
 mod config;
 mod exact;
 mod measured_for;
@@ -17,7 +18,10 @@ use crate::entry::{Entry, EntryId, Kept};
 
 pub use calibrated::Calibrated;
 pub use calibration::{Calibration, CalibrationError, Measured};
-pub use config::{CalibratedConfig, NirvanaConfig, PolicyConfig, PolicyError, SemanticConfig, Threshold};
+pub use combined::Combined;
+pub use config::{
+    CalibratedConfig, CombinedConfig, NirvanaConfig, PolicyConfig, PolicyError, SemanticConfig, Threshold,
+};
 pub use exact::NoStates;
 pub use measured_for::{CalibrationFor, Resume};
 pub use nirvana::Nirvana;
@@ -38,8 +42,13 @@ pub struct Query<'a> {
     pub embedding: &'a [f32],
     /// The prompt's content words.
     pub content: &'a Content,
-    /// See [`Entry::exact`]; `None` for a request without a seed, which has no exact hit.
-    pub exact: Option<&'a str>,
+    /// Whether the request names a seed. One that does not wants a picture, not the last one once more.
+    pub seeded: bool,
+    /// Whether a whole stored picture of another prompt may be the answer: false for a request's second and later
+    /// pictures, which are to differ from its first.
+    pub whole: bool,
+    /// Least quality of a whole picture, from 0 to 1 (see [`Entry::expected_quality`]); 0 where any will do.
+    pub least_quality: f32,
     /// Timesteps of the request's own full plan, noisiest first.
     pub timesteps: &'a [f64],
     /// Random bits: which of several equally good neighbours is taken.
@@ -104,6 +113,16 @@ impl Decision {
         }
     }
 
+    /// The entry that it names; `None` for a miss.
+    pub fn entry(&self) -> Option<&EntryId> {
+        match self {
+            Self::Miss { .. } => None,
+            Self::State { entry, .. } | Self::Exact { entry, .. } | Self::Semantic { entry, .. } => {
+                Some(entry)
+            }
+        }
+    }
+
     fn miss(why: impl Into<String>) -> Self {
         Self::Miss { why: why.into() }
     }
@@ -118,16 +137,25 @@ impl Decision {
     }
 }
 
+/// How many of the nearest entries a policy wants to see. An entry that is both counts for both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NeighbourCounts {
+    /// Entries with states to go on from: see [`Entry::is_source`].
+    pub sources: usize,
+    /// Entries whose whole picture is kept: see [`Entry::is_whole`].
+    pub whole_pictures: usize,
+}
+
 /// Decides what a request starts from.
 pub trait ReusePolicy: Send + Sync {
     /// Its name in configuration and answers.
     fn name(&self) -> &'static str;
 
     /// How many of the nearest entries it wants to see; 0 spares the search.
-    fn neighbours(&self) -> usize;
+    fn neighbours(&self) -> NeighbourCounts;
 
-    /// Whether the same picture, asked for again with its seed, is answered from the store before this policy
-    /// is asked.
+    /// Whether the gateway answers the same picture, asked for again with its seed, by
+    /// [`Cache::exact_picture`](crate::Cache::exact_picture) before it asks this policy.
     fn exact_hits(&self) -> bool {
         true
     }
@@ -136,13 +164,15 @@ pub trait ReusePolicy: Send + Sync {
     fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision;
 }
 
-/// An entry's states that save the request a step and leave it one to take.
+/// An entry's states that save the request a step and leave it one to take. A resumed picture has none: the losses of
+/// both resumes would add up.
 fn usable<'a>(query: &Query<'_>, entry: &'a Entry) -> impl Iterator<Item = &'a Kept> {
     let (first, last) = match query.timesteps {
         [first, .., last] => (*first, *last),
         _ => (f64::NEG_INFINITY, f64::INFINITY),
     };
-    entry.states.iter().filter(move |state| state.timestep >= last.max(0.0) && state.timestep < first)
+    let states = if entry.resumed.is_none() { entry.states.as_slice() } else { &[] };
+    states.iter().filter(move |state| state.timestep >= last.max(0.0) && state.timestep < first)
 }
 
 /// One of several equally good candidates.

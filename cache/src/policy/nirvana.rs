@@ -1,7 +1,7 @@
 //! NIRVANA's policy (Agarwal et al., NSDI 2024): the more similar the prompts, the later the state.
 
 use super::config::NirvanaConfig;
-use super::{Decision, Neighbour, Query, ReusePolicy, SAME_SHARE, usable};
+use super::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_SHARE, usable};
 
 /// Thresholds of the similarity say which share of the plan the nearest picture may stand in for.
 #[derive(Debug, Clone)]
@@ -28,8 +28,8 @@ impl ReusePolicy for Nirvana {
         "nirvana"
     }
 
-    fn neighbours(&self) -> usize {
-        1
+    fn neighbours(&self) -> NeighbourCounts {
+        NeighbourCounts { sources: 1, whole_pictures: 0 }
     }
 
     fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision {

@@ -64,11 +64,11 @@ impl State {
     }
 }
 
-/// Why a stored state cannot be used. To a request it is a miss.
+/// Why a stored state or picture cannot be used. To a request it is a miss.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// No such state, or no longer.
-    #[error("no such state")]
+    /// No such state or picture, or no longer.
+    #[error("there is none")]
     Missing,
     /// Not a safetensors file, or cut short.
     #[error("not a whole safetensors file: {0}")]

@@ -33,7 +33,7 @@ impl StateStore {
         if let Some(owner) = self.owner().await? {
             return Ok(of(owner, index));
         }
-        if self.holds_states().await? {
+        if self.holds_files().await? {
             return Ok(Claim::Nobodys);
         }
         let path = self.mark();

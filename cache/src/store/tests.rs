@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::format::{decode, encode};
 use super::*;
-use crate::entry::FINISHED;
+use crate::entry::{FINISHED, KeptPicture};
 use crate::index::conformance;
 
 fn entry(n: u128) -> Entry {
@@ -110,7 +110,7 @@ proptest! {
 }
 
 fn store(objects: Arc<dyn ObjectStore>) -> StateStore {
-    StateStore::new(objects, Path::from("states"), 1 << 20, Duration::from_secs(5))
+    StateStore::new(objects, Path::from("states"), 1 << 20, 1 << 20, Duration::from_secs(5))
 }
 
 #[tokio::test]
@@ -127,15 +127,64 @@ async fn states_are_written_read_removed_and_swept() {
     assert_eq!(*store.read(&entry(1), 801.0).await.unwrap(), state(801.0));
     assert!(store.cached(&entry(1).id, 801.0).is_some());
     assert!(matches!(store.read(&entry(1), 601.0).await, Err(StateError::Missing)));
-    store.remove(&entry(1).id, 801.0).await.unwrap();
-    store.remove(&entry(1).id, 801.0).await.unwrap();
+    store.remove(&entry(1).id, Part::State(801.0)).await.unwrap();
+    store.remove(&entry(1).id, Part::State(801.0)).await.unwrap();
     assert!(matches!(store.read(&entry(1), 801.0).await, Err(StateError::Missing)));
 
     let foreign = Path::from("states/readme.txt");
     objects.put(&foreign, "not a state".into()).await.unwrap();
     let keep = entry(2).id;
-    let swept = store.sweep(|id, timestep| *id == keep && timestep == FINISHED).await.unwrap();
+    let swept = store.sweep(|id, part| *id == keep && part == Part::State(FINISHED)).await.unwrap();
     assert_eq!(swept, 4);
     assert!(objects.head(&foreign).await.is_ok(), "what is no state stays");
     assert_eq!(*store.read(&entry(2), FINISHED).await.unwrap(), state(FINISHED));
+}
+
+/// An entry of a picture's file.
+fn with_file(n: u128, file: &Bytes) -> Entry {
+    Entry { picture: Some(KeptPicture::new(file.len() as u64, sha256(file))), ..entry(n) }
+}
+
+#[tokio::test]
+async fn pictures_are_written_checked_and_swept() {
+    let objects = Arc::new(InMemory::new());
+    let store = store(objects.clone());
+    for length in [100, 300_000] {
+        let file = Bytes::from(vec![7; length]);
+        let entry = with_file(length as u128, &file);
+        let key = entry.picture_key().unwrap();
+        assert!(matches!(store.read_picture(&key).await, Err(StateError::Missing)));
+        store.write_picture(&entry.id, file.clone()).await.unwrap();
+        assert!(store.cached_picture(&entry.id).is_none());
+        assert_eq!(store.read_picture(&key).await.unwrap(), file);
+        assert_eq!(store.cached_picture(&entry.id).unwrap(), file);
+        assert!(store.picture_memory_bytes() >= length);
+        store.forget(&entry);
+        assert!(store.cached_picture(&entry.id).is_none());
+
+        let path =
+            Path::from("states").join(&entry.id.as_str()[..2]).join(entry.id.as_str()).join("picture.png");
+        let mut flipped = file.to_vec();
+        flipped[length / 2] ^= 1;
+        for damaged in [flipped, file[1..].to_vec(), Vec::new(), vec![7; length + 1]] {
+            objects.put(&path, damaged.into()).await.unwrap();
+            assert!(matches!(store.read_picture(&key).await, Err(StateError::Damaged)));
+        }
+        assert_eq!(store.sweep(|id, part| *id == entry.id && part == Part::Picture).await.unwrap(), 0);
+        assert_eq!(store.sweep(|_, part| part != Part::Picture).await.unwrap(), 1);
+        assert!(matches!(store.read_picture(&key).await, Err(StateError::Missing)));
+    }
+}
+
+#[tokio::test]
+async fn pictures_in_memory_have_a_bound_of_their_own() {
+    let store = StateStore::new(Arc::new(InMemory::new()), Path::default(), 0, 2000, Duration::from_secs(5));
+    for n in 0..5 {
+        let file = Bytes::from(vec![n as u8; 900]);
+        let entry = with_file(n, &file);
+        store.write_picture(&entry.id, file).await.unwrap();
+        store.read_picture(&entry.picture_key().unwrap()).await.unwrap();
+    }
+    assert!((1000..=2000).contains(&store.picture_memory_bytes()), "{}", store.picture_memory_bytes());
+    assert!(store.cached_picture(&entry(4).id).is_some() && store.cached_picture(&entry(0).id).is_none());
 }

@@ -3,7 +3,8 @@
 #![allow(dead_code)] // each test file uses a part
 
 use pentimento_cache::{
-    CalibrationFor, Compatibility, Content, Entry, EntryId, Kept, Neighbour, Query, Resume, Scope,
+    CalibrationFor, Compatibility, Content, Entry, EntryId, Kept, Neighbour, PaintedPlan, Query, Resume,
+    Scope, SpecificationHash,
 };
 
 pub const KEY: &[u8; 16] = b"a key for tests!";
@@ -39,8 +40,12 @@ pub fn entry(number: u128, prompt: &str, embedding: Vec<f32>, shares: &[f32]) ->
         prompt: Some(prompt.into()),
         prompt_hash: format!("hash of {prompt}"),
         content: Content::of(prompt, KEY),
-        exact: format!("exact {number}"),
+        specification: SpecificationHash::new([number as u8; 32]),
         seed: 1,
+        plan: PaintedPlan::guided(STEPS as u32),
+        expected_quality: None,
+        resumed: None,
+        picture: None,
         states: shares.iter().map(kept).collect(),
         created: 0,
         last_used: 0,
@@ -68,7 +73,16 @@ pub fn neighbour(entry: Entry, similarity: f32) -> Neighbour {
 
 /// A request with a seed that is not stored.
 pub fn query<'a>(embedding: &'a [f32], content: &'a Content, timesteps: &'a [f64], chance: u64) -> Query<'a> {
-    Query { model: "model", embedding, content, exact: Some("another"), timesteps, chance }
+    Query {
+        model: "model",
+        embedding,
+        content,
+        seeded: true,
+        whole: true,
+        least_quality: 0.0,
+        timesteps,
+        chance,
+    }
 }
 
 /// A small generator of numbers (SplitMix64): the same numbers everywhere and for ever.

@@ -6,6 +6,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use object_store::memory::InMemory;
@@ -39,6 +40,18 @@ pub fn state(timestep: f64) -> State {
     State { timestep, noise_level: 0.5, shape: [4, 8, 8], latent }
 }
 
+/// A specification's hash, another one for every name.
+pub fn specification(name: &str) -> SpecificationHash {
+    let mut bytes = [0; 32];
+    name.bytes().enumerate().for_each(|(i, byte)| bytes[i % 32] ^= byte.rotate_left(i as u32 / 32));
+    SpecificationHash::new(bytes)
+}
+
+/// A file that begins as a PNG does.
+pub fn file(text: &str) -> Bytes {
+    Bytes::from([b"\x89PNG\r\n\x1a\n".as_slice(), text.as_bytes()].concat())
+}
+
 /// A picture of a prompt, seed 7, whose embedding lies at an angle.
 pub fn picture(prompt: &str, degrees: f32) -> NewPicture {
     NewPicture {
@@ -50,8 +63,13 @@ pub fn picture(prompt: &str, degrees: f32) -> NewPicture {
         prompt: Some(prompt.into()),
         prompt_hash: format!("hash of {prompt}"),
         content: Content::default(),
-        exact: format!("{prompt} 7"),
+        specification: specification(&format!("{prompt} 7")),
         seed: 7,
+        plan: PaintedPlan::guided(50),
+        expected_quality: Some(0.9),
+        resumed: None,
+        refresh: false,
+        file: Some(file(prompt)),
         states: vec![(state(801.0), 0.2), (state(FINISHED), 1.0)],
     }
 }
@@ -63,8 +81,8 @@ impl ReusePolicy for Nearest {
     fn name(&self) -> &'static str {
         "nearest"
     }
-    fn neighbours(&self) -> usize {
-        4
+    fn neighbours(&self) -> NeighbourCounts {
+        NeighbourCounts { sources: 4, whole_pictures: 0 }
     }
     fn decide(&self, _: &Query<'_>, neighbours: &[Neighbour]) -> Decision {
         match neighbours.first() {
@@ -79,21 +97,28 @@ impl ReusePolicy for Nearest {
     }
 }
 
-pub async fn look_up(cache: &Cache, scope: &Scope, degrees: f32, exact: Option<&str>) -> LookUp {
+pub async fn look_up(cache: &Cache, scope: &Scope, degrees: f32) -> LookUp {
     let embedding = at_angle(degrees);
     let content = Content::default();
     let query = Query {
         model: "storybook",
         embedding: &embedding,
         content: &content,
-        exact,
+        seeded: true,
+        whole: true,
+        least_quality: 0.0,
         timesteps: &[999.0, 801.0],
         chance: 0,
     };
     cache.look_up(scope, &compatibility(), &query, &Nearest, 3.0..=5.0).await.unwrap()
 }
 
-/// The files of states below a cache's directory.
+/// The picture of a prompt with seed 7.
+pub async fn exact(cache: &Cache, scope: &Scope, prompt: &str) -> Option<ExactHit> {
+    cache.exact(scope, &specification(&format!("{prompt} 7"))).await.unwrap()
+}
+
+/// The files below a cache's directory.
 pub fn all_files(dir: &FilePath) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![dir.join("states")];

@@ -84,6 +84,7 @@ fn refused(error: PolicyError) -> ApiError {
         PolicyError::OutOfBounds { field, must } => {
             ApiError::invalid(format!("reuse.{field}"), &format!("must be {must}"))
         }
+        other @ PolicyError::Synonyms(_) => ApiError::invalid("reuse.synonyms", &plain_text(&other)),
         other @ PolicyError::NoCalibration => ApiError::invalid("reuse.policy", &plain_text(&other)),
     }
 }
@@ -118,7 +119,7 @@ mod tests {
             serde_json::from_str(r#"{"policy": "nirvana", "offset": 3}"#).unwrap(),
         )
         .unwrap();
-        let error = refused(fine.build(&[]).err().unwrap()).detail;
+        let error = refused(fine.build(&[], &[0; 16]).err().unwrap()).detail;
         assert_eq!(error.param.as_deref(), Some("reuse.offset"));
     }
 }

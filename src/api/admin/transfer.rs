@@ -67,7 +67,7 @@ async fn next_piece(export: Export) -> io::Result<Option<(Bytes, Export)>> {
         return Ok(Some((piece.into(), Some((reader, written)))));
     }
     let outcome = written.await.map_err(io::Error::other)?;
-    let Moved { entries, states, unreadable } = outcome.map_err(|error| {
+    let Moved { entries, states, unreadable, .. } = outcome.map_err(|error| {
         tracing::error!(%error, "an export failed");
         io::Error::other(error)
     })?;

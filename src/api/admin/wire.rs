@@ -34,7 +34,8 @@ pub struct StatsObject {
 
 impl StatsObject {
     pub(super) fn new(stats: Stats, max_entries: u64, max_bytes: u64, policy: PolicyObject) -> Self {
-        let Stats { entries, bytes, memory_bytes, queued, insert_drops, evictions, failures, index } = stats;
+        let Stats { entries, bytes, memory_bytes, queued, insert_drops, evictions, failures, index, .. } =
+            stats;
         Self {
             entries,
             max_entries,

@@ -143,7 +143,7 @@ struct LookUp {
 
 #[derive(Debug, clap::Args)]
 struct Policy {
-    /// `calibrated`, `nirvana`, `semantic`, `exact`, `off`, or such a policy with its settings as JSON.
+    /// `combined`, `calibrated`, `nirvana`, `semantic`, `exact`, `off`, or such a policy with its settings as JSON.
     #[arg(value_name = "NAME|JSON")]
     reuse: Option<String>,
     /// What goes first when the cache is full: `lcbfu`, `lru`, `lfu` or `fifo`.

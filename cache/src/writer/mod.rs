@@ -1,21 +1,22 @@
 //! The one thread that changes the cache. Requests hand it work through a bounded queue and go on.
 //!
-//! The order of its writes is what keeps a killed process's cache whole: states before the entry that names
-//! them; and when an entry goes, the index first, made durable, and its states after.
+//! The order of its writes is what keeps a killed process's cache whole: states and picture before the entry that names
+//! them; and when an entry goes, the index first, made durable, and its files after.
+
+mod changes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::config::CacheError;
-use crate::entry::{Entry, EntryId, Kept};
+use crate::entry::{Entry, EntryId};
 use crate::index::Filter;
 use crate::ledger::{Ledger, Victim};
 use crate::picture::Picture;
-use crate::shared::{Shared, now};
+use crate::shared::Shared;
 use crate::store::{Claim, StateError};
 
 /// Changes become durable this long after they are made, at most.
@@ -24,17 +25,16 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// Entries read from the index at once.
 const PAGE: usize = 256;
-/// States whose removal failed that are remembered.
+/// Files whose removal failed that are remembered.
 const MOST_DOOMED: usize = 100_000;
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, CacheError>>;
 
 /// What the writer is asked to do.
 pub(crate) enum Work {
-    /// Its place in the queue is free again when the permit drops.
-    Insert(Box<Picture>, Option<OwnedSemaphorePermit>, Option<Reply<()>>),
-    Touch(EntryId, f64),
-    /// A state turned out to be unusable.
+    /// Its place in the queue is free again when the permit drops. Answers whether the picture is kept.
+    Insert(Box<Picture>, Option<OwnedSemaphorePermit>, Option<Reply<bool>>),
+    /// A state or a picture's file turned out to be unusable.
     Drop(Victim),
     Remove(EntryId, Reply<bool>),
     Purge(Filter, Reply<usize>),
@@ -45,7 +45,7 @@ pub(crate) enum Work {
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     ledger: Ledger,
-    /// States whose entries are gone from the index, but not durably yet.
+    /// Files whose entries are gone from the index, but not durably yet.
     doomed: Vec<Victim>,
     /// Whether the store's prefix is known to be this index's: nothing is written or swept before.
     owned: bool,
@@ -127,12 +127,12 @@ impl Writer {
                 return Ok(());
             }
             Claim::Anothers(name) => format!(
-                "holds the states of another cache, whose index is named {name}; give this one a prefix of \
+                "holds the files of another cache, whose index is named {name}; give this one a prefix of \
                  its own, and move what it should have with an export and an import"
             ),
             Claim::Nobodys => {
-                "holds states, but no object \"owner\" that says which cache's; give this one an \
-                               empty prefix, or remove the states"
+                "holds files, but no object \"owner\" that says which cache's; give this one an \
+                               empty prefix, or remove the files"
                     .to_owned()
             }
         };
@@ -158,7 +158,7 @@ impl Writer {
         }
         self.publish();
         if self.owned {
-            self.shared.store.sweep(|id, timestep| self.ledger.holds(id, timestep)).await?;
+            self.shared.store.sweep(|id, part| self.ledger.holds(id, part)).await?;
         }
         self.evict().await;
         Ok(())
@@ -184,15 +184,8 @@ impl Writer {
                 self.evict().await;
                 self.answer(reply, done);
             }
-            Work::Touch(id, timestep) => {
-                let touched = self.shared.index.touch(&id, timestep, now()).await;
-                match touched {
-                    Ok(_) => self.ledger.touch(&id, timestep, now()),
-                    Err(error) => self.failed(&error.into()),
-                }
-            }
             Work::Drop(victim) => {
-                let done = self.drop_state(&victim).await;
+                let done = self.drop_part(&victim).await;
                 self.answer(None, done);
             }
             Work::Remove(id, reply) => {
@@ -214,107 +207,8 @@ impl Writer {
         self.publish();
     }
 
-    async fn insert(&mut self, picture: Picture) -> Result<(), CacheError> {
-        let Picture { mut entry, states } = picture;
-        if !self.shared.store_prompt_text {
-            entry.prompt = None;
-        }
-        self.own().await?;
-        let writes = states.iter().map(|state| self.shared.store.write(&entry, state));
-        for (at, written) in join_all(writes).await.into_iter().enumerate() {
-            match written {
-                Ok(bytes) => entry.states[at].bytes = bytes,
-                Err(error) => {
-                    self.doom(&entry.id, &entry.states);
-                    return Err(error.into());
-                }
-            }
-        }
-        match self.shared.index.upsert(entry.clone()).await {
-            Ok(displaced) => {
-                displaced.iter().for_each(|older| self.gone(older));
-                self.ledger.put(&entry);
-                Ok(())
-            }
-            Err(error) => {
-                self.doom(&entry.id, &entry.states);
-                Err(error.into())
-            }
-        }
-    }
-
-    async fn remove(&mut self, id: &EntryId) -> Result<bool, CacheError> {
-        let removed = self.shared.index.remove(id).await?;
-        removed.iter().for_each(|entry| self.gone(entry));
-        Ok(removed.is_some())
-    }
-
-    async fn purge(&mut self, filter: &Filter) -> Result<usize, CacheError> {
-        let mut removed = 0;
-        loop {
-            let page = self.shared.index.scan(filter, None, PAGE).await?;
-            if page.is_empty() {
-                return Ok(removed);
-            }
-            for entry in page {
-                tokio::task::yield_now().await; // as in `evict`
-                removed += usize::from(self.remove(&entry.id).await?);
-            }
-        }
-    }
-
-    /// Takes one state from its entry, and the entry too where it was the last.
-    async fn drop_state(&mut self, victim: &Victim) -> Result<(), CacheError> {
-        let Some(mut entry) = self.shared.index.get(&victim.entry).await? else { return Ok(()) };
-        let before = entry.states.len();
-        entry.states.retain(|kept| kept.timestep != victim.timestep);
-        if entry.states.is_empty() {
-            self.remove(&victim.entry).await?;
-        } else if entry.states.len() < before {
-            self.shared.index.upsert(entry.clone()).await?;
-            self.ledger.put(&entry);
-            self.shared.store.forget_state(&victim.entry, victim.timestep);
-            self.doomed.push(victim.clone());
-        }
-        Ok(())
-    }
-
-    async fn evict(&mut self) {
-        let policy = Arc::clone(&self.shared.eviction.read());
-        for victim in self.ledger.victims(policy.as_ref(), self.shared.budget) {
-            tokio::task::yield_now().await; // what is inserted meanwhile must become durable in time
-            match self.drop_state(&victim).await {
-                Ok(()) => self.shared.counters.evictions.add(1),
-                Err(error) => return self.failed(&error),
-            }
-        }
-    }
-
-    async fn expire(&mut self) {
-        let Some(lifetime) = self.shared.lifetime else { return };
-        for id in self.ledger.older_than(now().saturating_sub(lifetime.as_secs())) {
-            tokio::task::yield_now().await; // as in `evict`
-            match self.remove(&id).await {
-                Ok(_) => self.shared.counters.evictions.add(1),
-                Err(error) => return self.failed(&error),
-            }
-        }
-        self.publish();
-    }
-
-    /// The index has forgotten an entry: everything else must, too.
-    fn gone(&mut self, entry: &Entry) {
-        self.ledger.remove(&entry.id);
-        self.shared.store.forget(entry);
-        self.doom(&entry.id, &entry.states);
-    }
-
-    fn doom(&mut self, id: &EntryId, states: &[Kept]) {
-        let victim = |kept: &Kept| Victim { entry: id.clone(), timestep: kept.timestep };
-        self.doomed.extend(states.iter().map(victim));
-    }
-
     async fn flush(&mut self) -> Result<(), CacheError> {
+        self.count_uses().await;
         self.shared.index.flush().await?;
         if self.index_upheavals() != self.upheavals {
             self.take_stock().await?;
@@ -326,7 +220,7 @@ impl Writer {
                 self.doomed.push(victim);
                 continue;
             }
-            match self.shared.store.remove(&victim.entry, victim.timestep).await {
+            match self.shared.store.remove(&victim.entry, victim.part).await {
                 Ok(()) | Err(StateError::Missing) => {}
                 Err(error) => {
                     self.doomed.push(victim);
@@ -372,6 +266,7 @@ impl Writer {
     fn publish(&self) {
         self.shared.counters.bytes.set(self.ledger.bytes());
         self.shared.counters.entries.set(self.ledger.entries() as u64);
+        self.shared.counters.pictures.set(self.ledger.pictures() as u64);
     }
 }
 
