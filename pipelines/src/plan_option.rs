@@ -53,6 +53,19 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl PlanOption {
+    /// The option of `steps` DDIM steps, all of them guided, called `ddim-STEPS`: what naming a number of steps means.
+    pub fn guided(steps: usize) -> Self {
+        Self {
+            id: format!("ddim-{steps}"),
+            sampler: Sampler::Ddim,
+            steps,
+            guided_until: 0.0,
+            denoiser: Denoiser::default(),
+            token_merging: 0.0,
+            reuse_deep_features: false,
+        }
+    }
+
     /// The option of `steps` DDIM steps whose plan from noise guides the first `guided` of them, called
     /// `ddim-STEPS-gGUIDED`, or `ddim-STEPS` where all are guided.
     ///
@@ -75,15 +88,7 @@ impl PlanOption {
             (Some(last), Some(next)) => (between(last, next), format!("ddim-{steps}-g{guided}")),
             (None, Some(_)) => (1.0, format!("ddim-{steps}-g0")),
         };
-        Ok(Self {
-            id,
-            sampler: Sampler::Ddim,
-            steps,
-            guided_until,
-            denoiser: Denoiser::default(),
-            token_merging: 0.0,
-            reuse_deep_features: false,
-        })
+        Ok(Self { id, guided_until, ..Self::guided(steps) })
     }
 
     /// Whether every field is within its bounds.

@@ -11,7 +11,7 @@ use super::estimate::Estimate;
 /// Files of another version are refused.
 pub(super) const VERSION: u32 = 1;
 /// The most options of a file. A menu is compared with itself at every change of the load, so it must stay short; the
-/// default grid has 45 options.
+/// default grid has 46 options.
 const MOST_OPTIONS: usize = 256;
 /// The most starts of a file, for the same reason.
 const MOST_STARTS: usize = 16;

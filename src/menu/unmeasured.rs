@@ -1,6 +1,6 @@
 //! The menu of a model that was not measured.
 
-use pentimento_pipelines::{PlanOption, Sampler, Size};
+use pentimento_pipelines::{PlanOption, Size};
 
 use super::error::MenuError;
 use super::estimate::Estimate;
@@ -27,15 +27,6 @@ impl Menu {
     ) -> Result<Self, MenuError> {
         let rows_of_a_step = if guidance_scale > 1.0 { 2.0 } else { 1.0 };
         let option = |steps: usize| {
-            let option = PlanOption {
-                id: format!("ddim-{steps}"),
-                sampler: Sampler::Ddim,
-                steps,
-                guided_until: 0.0,
-                denoiser: Default::default(),
-                token_merging: 0.0,
-                reuse_deep_features: false,
-            };
             let point = MenuPoint {
                 share: 0.0,
                 steps: steps as f64,
@@ -46,7 +37,7 @@ impl Menu {
                 clip_score: None,
                 closeness: None,
             };
-            MenuOption { option, from: vec![point] }
+            MenuOption { option: PlanOption::guided(steps), from: vec![point] }
         };
         let measured_for = MenuFor {
             model: model.to_owned(),

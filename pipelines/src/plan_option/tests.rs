@@ -49,6 +49,7 @@ fn a_fully_guided_option_is_the_full_plan() {
     for (steps, scale) in [(1, 5.0), (20, 5.0), (50, 0.5)] {
         let full = StepPlan::ddim(&schedule, steps, scale).unwrap();
         let option = option(steps, steps);
+        assert_eq!(option, PlanOption::guided(steps));
         assert_eq!(option.plan(&schedule, scale).unwrap(), full);
         assert_eq!(option.guided_until, 0.0);
     }

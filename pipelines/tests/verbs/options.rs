@@ -20,7 +20,7 @@ fn resumed_under(
 ) -> Trajectory {
     let conditioning = p.encode(prompt, None, SIZE).unwrap();
     let conditioning = conditioning.with_source(p.encode_prompt(source).unwrap()).unwrap();
-    let plan = option.steered_rest(p.schedule(), 3.0, state.timestep, &ResumeSteering::DEFAULT).unwrap();
+    let plan = p.steered_rest_of(option, 3.0, state.timestep, &ResumeSteering::DEFAULT).unwrap();
     p.resume(state, Arc::new(conditioning), 1, plan).unwrap()
 }
 

@@ -155,8 +155,10 @@ impl Ratios {
     }
 }
 
+/// In six decimals: more say nothing, and so many JSON keeps exactly.
 fn estimate(interval: Interval) -> Estimate {
-    Estimate { mean: interval.value, low: interval.low, high: interval.high }
+    let short = |value: f64| (value * 1e6).round() / 1e6;
+    Estimate { mean: short(interval.value), low: short(interval.low), high: short(interval.high) }
 }
 
 /// A picture farther from the full plan's than another seed's is worth nothing, and not less.

@@ -50,16 +50,11 @@ impl<'a> Tree<'a> {
     }
 
     /// Lets further plans go on from where an unfinished one is. They must begin at its timestep.
-    ///
-    /// # Errors
-    /// As [`Trajectory::fork`].
-    pub fn branch_off(&mut self, from: usize, plans: Vec<Numbered>) -> Result<()> {
-        let on = |branch: &&Branch| branch.plans.iter().any(|(number, _)| *number == from);
-        if let Some(branch) = self.branches.iter().find(on) {
-            let trajectory = branch.trajectory.fork(Arc::clone(&self.conditioning), self.seed)?;
-            self.branches.push(Branch { trajectory, plans });
+    pub fn branch_off(&mut self, from: usize, plans: Vec<Numbered>) {
+        let on = |branch: &&mut Branch| branch.plans.iter().any(|(number, _)| *number == from);
+        if let Some(branch) = self.branches.iter_mut().find(on) {
+            branch.plans.extend(plans);
         }
-        Ok(())
     }
 
     /// Takes the next step of every plan; `false` once all are finished.
@@ -152,7 +147,7 @@ mod tests {
             taken += 1;
             branches.push(tree.branches.len());
             if taken == 4 {
-                tree.branch_off(0, numbered(&rests, 5)).unwrap();
+                tree.branch_off(0, numbered(&rests, 5));
             }
         }
         // Three plans of 8 steps share the first two, and two of them three more.

@@ -1,4 +1,4 @@
-"""Stage 7: the critic that measures realism.
+"""Stage 8: the critic that measures realism.
 
 A small CNN that tells drawn pictures from painted ones: its probability of "drawn", over held-out prompts, is the realism
 of a plan. It is shown pictures painted with every option of the plan menu's grid; one that had seen no unguided steps
