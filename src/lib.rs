@@ -7,6 +7,7 @@ pub mod api;
 pub mod commands;
 pub mod config;
 pub mod gateway;
+pub mod menu;
 pub mod plan;
 pub mod quality;
 pub mod queue;

@@ -11,7 +11,8 @@ use crate::manifest::{Defaults, Size, SizeRange};
 use crate::model::{Components, Loaded, Model};
 use crate::noise::{self, NoiseSource};
 use crate::picture::Picture;
-use crate::plan::{Guidance, Steering, Step, StepPlan};
+use crate::plan::{Guidance, ResumeSteering, Steering, Step, StepPlan};
+use crate::plan_option::PlanOption;
 use crate::precision::Precision;
 use crate::schedule::{FINISHED, NoiseSchedule};
 use crate::text::ClipTokenizer;
@@ -80,6 +81,36 @@ impl Pipeline {
     /// As [`StepPlan::ddim`].
     pub fn plan(&self, steps: usize, guidance_scale: f32) -> Result<StepPlan> {
         StepPlan::ddim(&self.loaded.schedule, steps, guidance_scale)
+    }
+
+    /// The plan of an option from noise.
+    ///
+    /// # Errors
+    /// As [`PlanOption::plan`].
+    pub fn plan_of(&self, option: &PlanOption, guidance_scale: f32) -> Result<StepPlan> {
+        option.plan(&self.loaded.schedule, guidance_scale)
+    }
+
+    /// What an option leaves to do of a latent at `timestep`: for `replan` and for resuming the picture's own state.
+    ///
+    /// # Errors
+    /// As [`PlanOption::rest`].
+    pub fn rest_of(&self, option: &PlanOption, guidance_scale: f32, timestep: f64) -> Result<StepPlan> {
+        option.rest(&self.loaded.schedule, guidance_scale, timestep)
+    }
+
+    /// What an option leaves to do of another picture's state at `timestep`, its first steps steered.
+    ///
+    /// # Errors
+    /// As [`PlanOption::steered_rest`].
+    pub fn steered_rest_of(
+        &self,
+        option: &PlanOption,
+        guidance_scale: f32,
+        timestep: f64,
+        steering: &ResumeSteering,
+    ) -> Result<StepPlan> {
+        option.steered_rest(&self.loaded.schedule, guidance_scale, timestep, steering)
     }
 
     /// Encodes a prompt and its negative prompt. The latter absent is the same as empty, but for SDXL

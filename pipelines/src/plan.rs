@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::schedule::NoiseSchedule;
+use crate::schedule::{FINISHED, NoiseSchedule};
 
 /// The most steps a plan may have; DDIM gains nothing beyond the training timesteps.
 pub const MAX_STEPS: usize = 1000;
@@ -85,8 +85,12 @@ impl ResumeSteering {
     /// # Errors
     /// As [`StepPlan::steered`].
     pub fn plan(&self, full: &StepPlan, timestep: f64) -> Result<StepPlan> {
-        let steps = (self.share * full.steps.len() as f32).round() as usize;
-        full.after(timestep).steered(steps, self.steering, self.guidance_factor)
+        full.after(timestep).steered(self.steps(full.steps.len()), self.steering, self.guidance_factor)
+    }
+
+    /// How many steps are steered, of a full plan of `full` steps.
+    pub fn steps(&self, full: usize) -> usize {
+        (self.share * full as f32).round() as usize
     }
 }
 
@@ -240,6 +244,23 @@ impl StepPlan {
         self.eta
     }
 
+    /// Rows of a batch that all its steps take together ([`Guidance::rows`]): what the plan costs.
+    pub fn rows(&self) -> usize {
+        self.steps.iter().map(|step| step.guidance.rows()).sum()
+    }
+
+    /// The share of this plan's steps that lie behind a latent at `timestep`, 0 to 1; between two of its timesteps
+    /// the share rises linearly.
+    pub fn share_done(&self, timestep: f64) -> f64 {
+        let count = self.steps.len();
+        let taken = self.steps.partition_point(|step| step.timestep > timestep);
+        let noisier = taken.checked_sub(1).and_then(|i| self.steps.get(i));
+        let Some(noisier) = noisier.map(|step| step.timestep) else { return 0.0 };
+        let cleaner = self.steps.get(taken).map_or(FINISHED, |step| step.timestep);
+        let part = ((noisier - timestep) / (noisier - cleaner)).clamp(0.0, 1.0);
+        ((taken - 1) as f64 + part) / count as f64
+    }
+
     /// The part of this plan that a state at `timestep` leaves to do: its later steps, those before it
     /// being the *skipped steps*. Of a state cleaner than the last step but not finished, that step is
     /// left, to be taken from the state's own timestep; of a finished one, nothing.
@@ -270,113 +291,4 @@ impl StepPlan {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::schedule::ScheduleConfig;
-
-    fn plan(n: usize) -> StepPlan {
-        StepPlan::ddim(&NoiseSchedule::new(ScheduleConfig::default()).unwrap(), n, 3.0).unwrap()
-    }
-
-    #[test]
-    fn a_state_of_one_plan_leaves_the_later_steps_of_another() {
-        let rest = plan(20).after(655.0);
-        assert_eq!(rest.steps()[0].timestep, 650.0);
-        assert_eq!(rest.steps().len(), 14);
-        assert_eq!(plan(20).after(650.0).steps().len(), 14);
-        assert_eq!(plan(20).after(f64::INFINITY), plan(20));
-        assert!(plan(20).after(-1.0).steps().is_empty());
-    }
-
-    #[test]
-    fn a_state_cleaner_than_the_last_step_still_leaves_one() {
-        let trailing =
-            ScheduleConfig { timestep_spacing: crate::schedule::Spacing::Trailing, ..Default::default() };
-        let plan = StepPlan::ddim(&NoiseSchedule::new(trailing).unwrap(), 4, 3.0).unwrap();
-        assert_eq!(plan.steps()[3].timestep, 249.0);
-        let rest = plan.after(98.0);
-        assert_eq!(rest.steps().len(), 1);
-        assert_eq!(rest.steps()[0].timestep, 98.0, "taken from where the state is");
-        assert_eq!(plan.after(249.0).steps(), &plan.steps()[3..]);
-    }
-
-    #[test]
-    fn steering_adds_no_row_and_fits_any_guidance() {
-        let schedule = NoiseSchedule::new(ScheduleConfig::default()).unwrap();
-        for (scale, steered) in [(0.8, 0.8), (1.0, 1.0), (4.0, 6.0), (90.0, 100.0), (100.0, 100.0)] {
-            let full = StepPlan::ddim(&schedule, 50, scale).unwrap();
-            let rest = ResumeSteering::DEFAULT.plan(&full, full.steps()[25].timestep).unwrap();
-            assert_eq!(rest.steps()[0].guidance.scale, steered);
-            assert_eq!(rest.steps()[0].guidance.rows(), full.steps()[0].guidance.rows());
-            assert_eq!(rest.steps()[8..], full.steps()[33..]);
-        }
-    }
-
-    #[test]
-    fn json_cannot_smuggle_in_an_impossible_plan() {
-        let good = serde_json::to_string(&plan(3)).unwrap();
-        assert_eq!(serde_json::from_str::<StepPlan>(&good).unwrap(), plan(3));
-        for bad in [
-            r#"{"steps":[{"timestep":1,"guidance":{"scale":2}},{"timestep":5,"guidance":{"scale":2}}]}"#,
-            r#"{"steps":[{"timestep":-3,"guidance":{"scale":2}}]}"#,
-            r#"{"steps":[{"timestep":3,"guidance":{"scale":2000}}]}"#,
-            r#"{"steps":[{"timestep":3,"guidance":{"scale":2,"steering":{"extrapolated":{"strength":9}}}}]}"#,
-            r#"{"steps":[{"timestep":3,"guidance":{"scale":2,"steering":{"contrastive":{"strength":-1}}}}]}"#,
-            r#"{"steps":[{"timestep":3,"guidance":{"scale":2},"reuse_deep_features":true}]}"#,
-            r#"{"steps":[{"timestep":3,"guidance":{"scale":2},"denoiser":5}]}"#,
-            r#"{"steps":[],"eta":1.5}"#,
-        ] {
-            assert!(serde_json::from_str::<StepPlan>(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn rows_are_the_prompts_that_are_asked_for() {
-        let rows = |steering| [0.0, 1.0, 1.01, 7.5].map(|scale| Guidance { scale, steering }.rows());
-        assert_eq!(rows(Steering::Prompts), [1, 1, 2, 2]);
-        assert_eq!(rows(Steering::Extrapolated { strength: 1.0 }), [1, 1, 2, 2]);
-        assert_eq!(rows(Steering::Contrastive { strength: 1.0 }), [2, 2, 3, 3]);
-    }
-
-    #[test]
-    fn the_first_steps_are_steered_and_the_others_stay() {
-        let steering = Steering::Extrapolated { strength: 1.0 };
-        let steered = plan(6).steered(2, steering, 1.5).unwrap();
-        assert_eq!(steered.steps()[1].guidance, Guidance { scale: 4.5, steering });
-        assert_eq!(steered.steps()[2..], plan(6).steps()[2..]);
-        assert_eq!(plan(6).steered(9, steering, 1.0).unwrap().steps().len(), 6);
-        assert_eq!(plan(6).steered(2, Steering::Prompts, 1.0).unwrap(), plan(6));
-        for strength in [f32::NAN, f32::INFINITY, -0.1, 8.1] {
-            for steering in [Steering::Extrapolated { strength }, Steering::Contrastive { strength }] {
-                let error = plan(6).steered(2, steering, 1.0).unwrap_err().to_string();
-                assert!(error.starts_with("plan: steering strength"), "{error}");
-            }
-        }
-        for factor in [f32::NAN, -1.0, 1e9] {
-            assert!(plan(6).steered(2, steering, factor).is_err(), "{factor}");
-        }
-    }
-
-    #[test]
-    fn a_resume_is_steered_for_its_share_of_the_full_plan() {
-        let ResumeSteering { steering, .. } = ResumeSteering::DEFAULT;
-        let steered = |n: usize| {
-            let rest = ResumeSteering::DEFAULT.plan(&plan(n), 700.0).unwrap();
-            assert_eq!(rest.steps().len(), plan(n).after(700.0).steps().len());
-            rest.steps().iter().filter(|s| s.guidance.steering == steering).count()
-        };
-        assert_eq!([50, 20, 2].map(steered), [8, 3, 0]);
-    }
-
-    #[test]
-    fn plans_of_json_without_steering_still_read() {
-        let step = |guidance: &str| format!(r#"{{"steps":[{{"timestep":3,"guidance":{{{guidance}}}}}]}}"#);
-        let read = |guidance| serde_json::from_str::<StepPlan>(&step(guidance)).unwrap().steps()[0].guidance;
-        let plain = Guidance { scale: 2.0, steering: Steering::Prompts };
-        assert_eq!(read(r#""scale":2"#), plain);
-        assert_eq!(read(r#""scale":2,"steering":"prompts""#), plain);
-        assert_eq!(serde_json::to_string(&plain).unwrap(), r#"{"scale":2.0,"steering":"prompts"}"#);
-        let steering = Steering::Contrastive { strength: 0.5 };
-        assert_eq!(read(r#""scale":2,"steering":{"contrastive":{"strength":0.5}}"#).steering, steering);
-    }
-}
+mod tests;

@@ -1,6 +1,9 @@
 //! The seven verbs on the embedded model: what they promise whatever the weights are.
 #![allow(clippy::unwrap_used)]
 
+#[path = "verbs/options.rs"]
+mod options;
+
 use std::sync::Arc;
 
 use pentimento_pipelines::{

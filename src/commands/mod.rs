@@ -37,7 +37,7 @@ Examples:
 enum Subcommands {
     /// Measure what reuse costs in quality, for the `calibrated` reuse policy.
     Calibrate(calibrate::Arguments),
-    /// Measure what a step is worth, for plans that follow the load.
+    /// Measure what plans are worth, for a menu of those that are worth their cost.
     Frontier(frontier::Arguments),
     /// Paint pictures without a server.
     Generate(generate::Arguments),

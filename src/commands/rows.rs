@@ -46,10 +46,21 @@ impl Rows {
                 }
             }
         }
-        let read =
-            |(i, line)| serde_json::from_str(line).with_context(|| format!("{}: line {}", name(), i + 2));
-        let read: Vec<R> = lines.enumerate().map(read).collect::<Result<_, _>>()?;
+        let read = rows_of(lines, path)?;
         Ok((rows, read))
+    }
+
+    /// Reads the settings and the rows of a file, without a last line that was cut.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none of ours.
+    pub fn read<S: DeserializeOwned, R: DeserializeOwned>(path: &Path) -> anyhow::Result<(S, Vec<R>)> {
+        let name = || path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(name)?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let mut lines = text[..whole].lines();
+        let settings = serde_json::from_str(lines.next().unwrap_or_default()).with_context(name)?;
+        Ok((settings, rows_of(lines, path)?))
     }
 
     /// Adds a row.
@@ -63,4 +74,11 @@ impl Rows {
     fn line(&mut self, line: &str) -> std::io::Result<()> {
         self.0.write_all(format!("{line}\n").as_bytes())
     }
+}
+
+/// The rows of the lines after the first.
+fn rows_of<R: DeserializeOwned>(lines: std::str::Lines<'_>, path: &Path) -> anyhow::Result<Vec<R>> {
+    let name = || path.display().to_string();
+    let read = |(i, line)| serde_json::from_str(line).with_context(|| format!("{}: line {}", name(), i + 2));
+    lines.enumerate().map(read).collect()
 }

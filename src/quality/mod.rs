@@ -1,17 +1,22 @@
 //! What a picture is worth: does it show what its prompt names ([`AttributeClassifier`], [`fidelity`]),
-//! and how near are picture and prompt in a common embedding ([`ClipScorer`]).
+//! how near are picture and prompt in a common embedding ([`ClipScorer`]), and does it look like a drawn one
+//! ([`Critic`]).
 //!
-//! Both ship with the storybook model; a model without those files has no scorer of that kind. Both look at pictures of
-//! one size: others are scaled to it, aspect and all.
+//! They ship with the storybook model; a model without those files has no scorer of that kind. Classifier and CLIP
+//! pair look at pictures of one size: others are scaled to it, aspect and all. The critic looks at any size as it is.
 
+mod bootstrap;
 mod classifier;
 mod clip_score;
+mod critic;
 mod fidelity;
 mod interval;
 mod scorer;
 
+pub use bootstrap::{Bootstrap, Bootstrapped};
 pub use classifier::AttributeClassifier;
 pub use clip_score::ClipScorer;
+pub use critic::Critic;
 pub use fidelity::{Attributes, Found, Share, Subject, fidelity};
 pub use interval::{Interval, ratio};
 pub use scorer::Scorer;

@@ -1,12 +1,42 @@
-//! Quality frontiers as files: the one that comes with a model, and those that were measured of it.
+//! Plan menus and quality frontiers as files: those that come with a model, and those that were measured of it.
 
 use anyhow::{Context, bail};
 use pentimento_pipelines::Pipeline;
 
+use crate::menu::Menu;
 use crate::plan::FrontierFile;
 
-/// A frontier's file within its model's folder.
+/// A frontier's file within its model's folder: what the planner goes by until it chooses from menus.
 const FILE: &str = "calibration/frontier.json";
+/// A menu's file within its model's folder.
+const MENU: &str = "calibration/menu.json";
+
+/// The menu that comes with a model, if any.
+///
+/// # Errors
+/// It is damaged, or was measured of other weights.
+pub fn menu_of(pipeline: &Pipeline) -> anyhow::Result<Option<Menu>> {
+    let Some(bytes) = pipeline.model().files().read(MENU)? else { return Ok(None) };
+    checked_menu(&String::from_utf8_lossy(&bytes), pipeline).context(MENU).map(Some)
+}
+
+/// A menu, if it was measured of this model's weights.
+///
+/// # Errors
+/// It is damaged, or was measured of other weights.
+pub fn checked_menu(text: &str, pipeline: &Pipeline) -> anyhow::Result<Menu> {
+    let menu = Menu::from_json(text)?;
+    let (of, weights) = (menu.measured_for(), pipeline.model().digest()?);
+    if of.weights != weights {
+        bail!(
+            "was measured of the model {} with weights {}, not of {} with {weights}",
+            of.model,
+            of.weights,
+            pipeline.id()
+        );
+    }
+    Ok(menu)
+}
 
 /// The frontier that comes with a model, if any.
 ///

@@ -1,55 +1,68 @@
-//! A frontier for people.
+//! A menu for people.
 
-use std::path::Path;
+use super::fit::Fitted;
+use crate::menu::{Menu, MenuOption, MenuStart};
+use crate::plan::Tier;
 
-use anyhow::{Context, anyhow};
-use pentimento_pipelines::Pipeline;
-
-use super::files::{checked, frontier_of};
-use crate::plan::{Curve, Frontier, FrontierFile, Point, Tier};
-
-/// Prints the frontier of a file or, where there is none, the model's own.
-pub fn print(model: &Pipeline, path: &Path) -> anyhow::Result<()> {
-    let file = match std::fs::read_to_string(path) {
-        Ok(text) => checked(&text, model).with_context(|| path.display().to_string())?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            frontier_of(model)?.ok_or_else(|| {
-                anyhow!("{}: not there, and the model comes without a frontier", path.display())
-            })?
-        }
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
-    };
-    print!("{}", text(&file));
-    Ok(())
-}
-
-fn text(file: &FrontierFile) -> String {
-    let of = &file.measured_for;
+/// The menu as Markdown: what it was measured for, its options, and the cheapest option of each tier.
+pub fn menu(menu: &Menu) -> String {
+    let of = menu.measured_for();
     let mut text = format!(
-        "{}: {} prompts, full plan of {} steps, guidance {}.\n\n",
-        of.model, of.prompts, of.steps, of.guidance_scale
+        "{} at {}: {} prompts, full plan of {} steps, guidance {}. Quality: the smaller ratio of {}.\n\n",
+        of.model, of.size, of.prompts, of.full_steps, of.guidance_scale, of.scorer
     );
-    let name = |curve: &Curve| match curve.skipped {
-        0.0 => "from noise".to_owned(),
-        skipped => format!("after {:.0} % of the full plan", 100.0 * skipped),
+    text += &table(menu.starts(), menu.options().iter().map(|option| (option, None)));
+    let cheapest = |tier: Tier| {
+        let (least, option) = (tier.quality(), menu.cheapest(tier.quality()));
+        format!("{} {} ({least:.2})", tier.name(), option.option.id)
     };
-    let columns: Vec<String> = file.curves.iter().map(name).collect();
-    text += &format!("| steps | {} | fidelity | CLIP score |\n", columns.join(" | "));
-    text += &format!("| ---: |{}\n", " ---: |".repeat(columns.len() + 2));
-    let Some(noise) = file.curves.first() else { return text };
-    for (i, point) in noise.points.iter().enumerate() {
-        let quality = |curve: &Curve| curve.points.get(i).map_or_else(String::new, interval);
-        let qualities: Vec<String> = file.curves.iter().map(quality).collect();
-        let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.3}"));
-        let (fidelity, clip) = (number(point.fidelity), number(point.clip_score));
-        text += &format!("| {} | {} | {fidelity} | {clip} |\n", point.steps, qualities.join(" | "));
-    }
-    let frontier = Frontier::from(file);
-    let fewest =
-        |tier: Tier| format!("{} {} ({:.2})", tier.name(), frontier.fewest(tier.quality()), tier.quality());
-    text + &format!("\nFewest steps, by tier: {}.\n", Tier::ALL.map(fewest).join(", "))
+    text + &format!(
+        "\nCheapest option, by tier: {}. Best: {}.\n",
+        Tier::ALL.map(cheapest).join(", "),
+        menu.best().option.id
+    )
 }
 
-fn interval(point: &Point) -> String {
-    format!("{:.3} ({:.3}–{:.3})", point.quality, point.low, point.high)
+/// All options that were measured, those of the menu marked.
+pub fn all(starts: &[MenuStart], fitted: &Fitted) -> String {
+    let kept = |i: usize| Some(fitted.kept.contains(&i));
+    let rows = fitted.options.iter().enumerate().map(|(i, option)| (option, kept(i)));
+    format!("All options that were measured, those of the menu in bold:\n\n{}", table(starts, rows))
+}
+
+fn table<'a>(
+    starts: &[MenuStart],
+    options: impl Iterator<Item = (&'a MenuOption, Option<bool>)> + Clone,
+) -> String {
+    let from = |start: &MenuStart| match start.share {
+        0.0 => "rows | from noise".to_owned(),
+        share => format!("rows | after {:.0} % of the full plan", 100.0 * share),
+    };
+    let judges = ["fidelity", "realism", "CLIP score", "closeness"];
+    let judged = |option: &MenuOption| {
+        let point = &option.from[0];
+        [point.fidelity, point.realism, point.clip_score, point.closeness]
+    };
+    let there: Vec<bool> =
+        (0..judges.len()).map(|i| options.clone().any(|(option, _)| judged(option)[i].is_some())).collect();
+    let columns = starts
+        .iter()
+        .map(from)
+        .chain(judges.iter().zip(&there).filter(|(_, there)| **there).map(|(name, _)| (*name).to_owned()));
+    let columns: Vec<String> = columns.collect();
+    let width = columns.iter().map(|column| column.matches('|').count() + 1).sum::<usize>();
+    let mut text = format!("| option | {} |\n| :--- |{}\n", columns.join(" | "), " ---: |".repeat(width));
+    for (option, kept) in options {
+        let id = &option.option.id;
+        let id = if kept == Some(true) { format!("**{id}**") } else { id.clone() };
+        let from = option.from.iter().map(|point| format!("{} | {}", point.rows, point.quality));
+        let judged = judged(option);
+        let judged =
+            judged.iter().zip(&there).filter(|(_, there)| **there).map(|(estimate, _)| {
+                estimate.map_or_else(|| "–".to_owned(), |estimate| estimate.to_string())
+            });
+        let cells: Vec<String> = from.chain(judged).collect();
+        text += &format!("| {id} | {} |\n", cells.join(" | "));
+    }
+    text
 }

@@ -10,10 +10,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
+import critic
 import world
 from classifier import CHANNELS, GROUPS, load_classifier
 from clip import load_clip
 from common import arguments
+from critic import load_critic
 from unet import SCHEDULE, load_unet
 from vae import load_vae
 
@@ -75,6 +77,11 @@ save_file(half(load_classifier(args).state_dict()), folder / "classifier/model.s
     "times": world.TIMES, "terrains": world.TERRAINS, "weathers": world.WEATHERS,
     "places": world.PLACES, "kinds": world.KINDS, "colours": world.COLOURS, "sizes": world.SIZES,
 }, indent=2) + "\n")
+
+if (args.work / "critic.pt").exists():  # learned from pictures of the exported model: not there the first time
+    (folder / "critic").mkdir()
+    save_file(half(load_critic(args).state_dict()), folder / "critic/model.safetensors")
+    (folder / "critic/config.json").write_text(json.dumps({"channels": critic.CHANNELS, "norm_groups": critic.NORM_GROUPS}, indent=2) + "\n")
 
 # Calibration tables belong to the weights they were measured of; the pairs they are measured on do not. After this:
 # cargo run --release --no-default-features -- calibrate --model weights-manifest/storybook.toml, and digests again.
