@@ -52,7 +52,7 @@ fn a_cut_costs_one_pair_and_other_settings_are_refused() {
 #[test]
 fn measured_pairs_make_tables_and_a_report() {
     let folder = Folder::new("calibrate-table");
-    let arguments = ["--limit", "120", "--steps", "2", "--shares", "0.5"];
+    let arguments = ["--limit", "120", "--steps", "2", "--shares", "0.5", "--sizes", "64x64"];
     let output = calibrate(folder.path(), &arguments);
     assert!(output.status.success(), "{}", said(&output));
     for kind in ["steered", "plain"] {

@@ -14,10 +14,7 @@ macro_rules! files {
 
 const FILES: EmbeddedFiles = files![
     "model_index.json",
-    "calibration/frontier.json",
     "calibration/pairs.jsonl",
-    "calibration/plain.json",
-    "calibration/steered.json",
     "classifier/config.json",
     "classifier/model.safetensors",
     "clip/config.json",

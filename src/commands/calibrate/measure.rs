@@ -64,10 +64,15 @@ impl Settings {
         }
     }
 
-    /// The size that a pair is painted at: the pair's own, wherever it stands in a file.
+    /// The size that a pair is painted at, wherever it stands in a file: the first size for about half of the pairs, since
+    /// most pictures have it, and the others in equal parts for the rest.
     fn size(&self, pair: &Pair) -> Size {
         let [_, _, number] = numbers(pair);
-        self.sizes[(number % self.sizes.len().max(1) as u64) as usize]
+        let (first, others) = (self.sizes[0], &self.sizes[1..]);
+        if others.is_empty() || number % 2 == 0 {
+            return first;
+        }
+        others[(number / 2 % others.len() as u64) as usize]
     }
 
     /// The share of the plan that `k` steps are.

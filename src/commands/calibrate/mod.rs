@@ -50,8 +50,8 @@ pub struct Arguments {
     /// Steps of the full plan; the model's own number if not given.
     #[arg(long)]
     steps: Option<usize>,
-    /// Sizes that the pairs are painted at, each pair at one of them: the tables serve these sizes. The model's default
-    /// size if not given.
+    /// Sizes that the pairs are painted at: half of the pairs at the first, the others in turn at the rest. The tables
+    /// serve these sizes. The model's default size if not given.
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     sizes: Vec<Size>,
     /// How closely to follow the prompts; the model's own value if not given.

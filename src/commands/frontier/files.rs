@@ -71,19 +71,34 @@ mod tests {
     use pentimento_pipelines::{Components, Device, Model};
 
     use super::*;
-    use crate::plan::Frontier;
+    use crate::plan::{Curve, FrontierFor, Point};
 
     #[test]
-    fn the_embedded_models_frontier_is_its_own() {
+    fn a_frontier_of_other_weights_is_refused() {
         let model = Model::find("storybook").unwrap();
         let model = Pipeline::load(&model, &Components::default(), &Device::Cpu).unwrap();
-        let file = frontier_of(&model).unwrap().unwrap();
-        assert_eq!(file.measured_for.steps, model.defaults().steps);
-        assert_eq!(file.measured_for.guidance_scale, model.defaults().guidance_scale);
-        let frontier = Frontier::from(&file);
-        assert!(frontier.quality(1, 0.0) < 0.9 && frontier.quality(model.defaults().steps, 0.0) > 0.999);
-        let other = file.to_json().unwrap().replace(&file.measured_for.weights, "0000");
-        let error = checked(&other, &model).unwrap_err().to_string();
-        assert!(error.contains("0000") && error.contains(&file.measured_for.weights), "{error}");
+        let of = |weights: &str| {
+            let point = |steps, quality| Point {
+                steps,
+                quality,
+                low: quality,
+                high: quality,
+                fidelity: None,
+                clip_score: None,
+            };
+            let measured_for = FrontierFor {
+                model: "storybook".into(),
+                weights: weights.into(),
+                steps: 50,
+                guidance_scale: 5.0,
+                prompts: 2,
+            };
+            let curve = Curve { skipped: 0.0, points: vec![point(4, 0.9), point(50, 1.0)] };
+            FrontierFile::new(measured_for, vec![curve]).unwrap().to_json().unwrap()
+        };
+        let own = model.model().digest().unwrap();
+        assert!(checked(&of(own), &model).is_ok());
+        let error = checked(&of("0000"), &model).unwrap_err().to_string();
+        assert!(error.contains("0000") && error.contains(own), "{error}");
     }
 }

@@ -15,6 +15,7 @@ import world
 from classifier import CHANNELS, GROUPS, load_classifier
 from clip import load_clip
 from common import arguments
+from digests import digests
 from critic import load_critic
 from unet import SCHEDULE, load_unet
 from vae import load_vae
@@ -84,19 +85,15 @@ if (args.work / "critic.pt").exists():  # learned from pictures of the exported 
     (folder / "critic/config.json").write_text(json.dumps({"channels": critic.CHANNELS, "norm_groups": critic.NORM_GROUPS}, indent=2) + "\n")
 
 # Calibration tables belong to the weights they were measured of; the pairs they are measured on do not. After this:
-# cargo run --release --no-default-features -- calibrate --model weights-manifest/storybook.toml, and digests again.
+# `calibrate`, copy its tables there, and run digests.py.
 (folder / "calibration").mkdir()
 shutil.copy(HERE.parent / "model/calibration/pairs.jsonl", folder / "calibration")
 
-digests = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
 encoder = pipe.vae.encoder.state_dict() | pipe.vae.quant_conv.state_dict()
 latent_space = hashlib.sha256(b"".join(v.numpy().tobytes() for v in encoder.values())).hexdigest()
-text = MANIFEST.format(
-    latent_space=latent_space[:12], guidance_scale=args.guidance_scale,
-    files="\n".join(f'"{name}" = "{digest}"' for name, digest in digests.items()),
-)
+text = MANIFEST.format(latent_space=latent_space[:12], guidance_scale=args.guidance_scale, files=digests(folder))
 (out.parent / "storybook.toml").write_text(text)
 shutil.rmtree(out / "model", ignore_errors=True)
 folder = folder.rename(out / "model")
-size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-print(f"{len(digests)} files, {size / 1e6:.1f} MB in {folder}")
+sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
+print(f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB in {folder}")
