@@ -10,5 +10,6 @@ pub mod gateway;
 pub mod plan;
 pub mod quality;
 pub mod queue;
+pub mod scheduler;
 pub mod telemetry;
 pub mod worker;
