@@ -1,7 +1,7 @@
 //! Who is let in, and when there will be room for the others.
 //!
-//! New pictures are let in if they can be in time and nothing that is in time becomes late for them, or if their client's
-//! own part of the machines is enough for them. Everything counts at its floor: plans get cheaper before anything is
+//! New pictures are let in if their client's own part of the machines is enough for them, or if half of the time to their
+//! deadlines is enough for all that is there, and nothing that is in time becomes late for them. Everything counts at its floor: plans get cheaper before anything is
 //! refused. No place is kept for those that are refused. What was told to them is remembered as one sum of machine seconds
 //! that runs off, so that they do not all come back at the same moment.
 
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::Core;
 use super::latency::{Kind, pace};
 use super::options::{Facts, Offer, choose, offers};
-use super::price::HEADROOM;
+use super::price::{HEADROOM, PLANNED};
 use super::workers::{Set, SetKey};
 use crate::scheduler::messages::{Busy, Refusal, SubmitAnswer};
 use crate::scheduler::{ClientId, Time};
@@ -79,20 +79,17 @@ impl Told {
 
 /// Machine seconds that are too many for new work of `need` machine seconds, which is to be done in `slack` seconds and
 /// takes `tail` seconds longer than its machine seconds; 0: it fits. `bins` is all other work, as (slack, machine
-/// seconds), by rising slack.
-fn shortfall(bins: impl Iterator<Item = (f64, f64)>, need: f64, tail: f64, slack: f64, workers: f64) -> f64 {
-    let limit = |slack: f64| HEADROOM * slack.max(0.0) * workers;
+/// seconds), by rising slack. `part` of the time to each deadline may be filled.
+fn shortfall(bins: &[(f64, f64)], need: f64, tail: f64, slack: f64, workers: f64, part: f64) -> f64 {
+    let limit = |slack: f64| part * slack.max(0.0) * workers;
     let (mut used, mut before, mut short) = (0.0, 0.0, 0.0f64);
-    for (due, seconds) in bins {
+    for &(due, seconds) in bins {
         used += seconds;
-        if used > limit(due) + ROUNDING {
-            // Late whatever is done: it yields.
-            used = limit(due).max(used - seconds);
-        } else if due > slack {
-            short = short.max(used + need - limit(due));
-        }
         if due <= slack {
             before = used;
+        } else if used <= limit(due) + ROUNDING {
+            // What is late anyway does not become late for the new work; it is painted all the same.
+            short = short.max(used + need - limit(due));
         }
     }
     let own = before + need + tail * workers - limit(slack);
@@ -162,8 +159,10 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             // A deadline that no machine keeps is no reason to refuse; it is met as soon as can be.
             let slack = deadline.max(clock / HEADROOM + ROUNDING);
             let tail = clock - own;
-            let short = shortfall(self.bins(now, set).into_iter(), need, tail, slack, workers);
             let clients = self.order.active() + usize::from(!self.order.is_active(client));
+            // Beyond its own part a client's tasks wait for those that others will bring.
+            let filled = if clients == 1 { HEADROOM } else { PLANNED };
+            let short = shortfall(&self.bins(now, set), need, tail, slack, workers, filled);
             let of_client = (self.order.backlog(client) + need) * clients as f64;
             let part = of_client + tail * workers <= HEADROOM * slack * workers;
             if short == 0.0 || part {
@@ -210,7 +209,7 @@ mod tests {
     use super::*;
 
     fn short(bins: &[(f64, f64)], need: f64, slack: f64) -> f64 {
-        shortfall(bins.iter().copied(), need, 0.0, slack, 1.0)
+        shortfall(bins, need, 0.0, slack, 1.0, 0.9)
     }
 
     #[test]
@@ -220,9 +219,10 @@ mod tests {
         assert_eq!(short(&[(1.0, 0.8)], 0.1, 1.0), 0.0);
         assert!((short(&[(1.0, 0.8)], 0.3, 1.0) - 0.2).abs() < 1e-9);
         assert!((short(&[(2.0, 1.7)], 0.3, 1.0) - 0.2).abs() < 1e-9, "the other would be late");
-        assert_eq!(short(&[(-1.0, 50.0), (0.5, 0.1)], 0.3, 1.0), 0.0, "what is late yields");
-        assert_eq!(shortfall([(1.0, 0.8)].into_iter(), 0.3, 0.0, 1.0, 2.0), 0.0, "two workers");
-        assert!(shortfall(std::iter::empty(), 0.1, 0.9, 1.0, 2.0) > 0.0, "its steps come one after the other");
+        assert_eq!(short(&[(2.0, 50.0)], 0.3, 1.0), 0.0, "what is late anyway is no reason");
+        assert!((short(&[(-1.0, 5.0)], 0.3, 1.0) - 4.4).abs() < 1e-9, "but it is painted");
+        assert_eq!(shortfall(&[(1.0, 0.8)], 0.3, 0.0, 1.0, 2.0, 0.9), 0.0, "two workers");
+        assert!(shortfall(&[], 0.1, 0.9, 1.0, 2.0, 0.9) > 0.0, "its steps come one after the other");
     }
 
     #[test]

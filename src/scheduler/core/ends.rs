@@ -11,9 +11,9 @@ use crate::scheduler::{OptionId, RequestId, Time};
 /// A task that lost so many workers fails. One loss is chance, three are the task: without a bound one bad request stops
 /// every worker of a fleet, one after the other.
 const MAX_LOSSES: u32 = 3;
-/// A task that was begun so many times fails, even if it was handed back each time. A bound, not a decision: a worker that
-/// hands back what it cannot do would get it again for ever.
-const MAX_ATTEMPTS: u32 = 32;
+/// A task that was begun so many times fails, even if it was handed back each time, or lost together with most workers. A
+/// bound, not a decision: without it a worker that hands back what it cannot do gets it again for ever.
+const MAX_ATTEMPTS: u32 = 16;
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Takes note of the end of an attempt. Whether it decided anything.
@@ -161,7 +161,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let Some(task) = self.tasks.get_mut(key) else { continue };
             task.losses += u32::from(counts);
             let losses = task.losses;
-            if losses >= MAX_LOSSES {
+            if losses >= MAX_LOSSES || task.attempt >= MAX_ATTEMPTS {
+                let losses = losses.max(task.attempt);
                 self.fail(key, &Failure::WorkersLost { losses });
             } else if let Some(run) = self.wait_again(key)
                 && let Some(task) = self.tasks.get_mut(key)

@@ -97,6 +97,8 @@ pub(super) struct Choice {
 /// All options that can be taken from `positions`. `pace` says how fast a denoiser's steps are.
 pub(super) fn offers(facts: &Facts, positions: &[Position], pace: impl Fn(&str) -> Pace) -> Vec<Offer> {
     let mut offers = Vec::with_capacity(positions.len() * facts.menu.len());
+    // Mostly all options have one denoiser.
+    let mut last: Option<(&str, Pace)> = None;
     for position in positions {
         for place in facts.options() {
             let Some(option) = facts.menu.get(place) else { continue };
@@ -108,7 +110,11 @@ pub(super) fn offers(facts: &Facts, positions: &[Position], pace: impl Fn(&str) 
             }
             let quality = (option.quality_at(position.noise_level) - position.lost).clamp(0.0, 1.0);
             let remaining = facts.menu.remaining(place, position.noise_level);
-            let pace = pace(&option.denoiser);
+            let pace = match last {
+                Some((denoiser, pace)) if denoiser == option.denoiser => pace,
+                _ => pace(&option.denoiser),
+            };
+            last = Some((&option.denoiser, pace));
             offers.push(Offer {
                 option: place,
                 position: *position,

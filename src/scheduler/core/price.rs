@@ -17,7 +17,7 @@ pub(super) const HEADROOM: f64 = 0.9;
 /// The part of the time to a deadline that the options which tasks would choose may fill. The rest is for what comes in the
 /// meantime, and for turns: a client's tasks are not in order of everybody's deadlines. It takes the place of a forecast.
 /// Without it the price rises only when the last of the time is gone, and most tasks under load are late.
-const PLANNED: f64 = 0.5;
+pub(super) const PLANNED: f64 = 0.5;
 /// Halvings of the interval in which the price is searched: enough for a millionth of it.
 const HALVINGS: usize = 20;
 
@@ -129,15 +129,15 @@ mod tests {
 
     #[test]
     fn time_costs_nothing_where_all_fits_and_no_more_than_it_must() {
-        assert_eq!(price(0.9, &[(1.0, 5.0)], 1.0), 0.0);
+        assert_eq!(price(0.9, &[(1.0, 3.0)], 1.0), 0.0);
         // 16 to 8 steps: 0.04 worth for 0.08 seconds. 8 to 4: 0.06 for 0.04.
         let near = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-3, "{found}, not {wanted}");
-        near(price(0.9, &[(1.0, 10.0)], 1.0), 0.5);
-        near(price(0.9, &[(1.0, 20.0)], 1.0), 1.5);
-        near(price(0.9, &[(1.0, 20.0)], 2.0), 0.5);
-        near(price(0.95, &[(1.0, 10.0)], 1.0), 0.5);
-        assert_eq!(price(0.9, &[(0.5, 2.0), (9.0, 2.0)], 1.0), 0.0);
-        near(price(0.9, &[(0.5, 5.0), (9.0, 2.0)], 1.0), 0.5);
+        near(price(0.9, &[(1.0, 6.0)], 1.0), 0.5);
+        near(price(0.9, &[(1.0, 12.0)], 1.0), 1.5);
+        near(price(0.9, &[(1.0, 12.0)], 2.0), 0.5);
+        near(price(0.95, &[(1.0, 6.0)], 1.0), 0.5);
+        assert_eq!(price(0.9, &[(0.5, 1.0), (9.0, 2.0)], 1.0), 0.0);
+        near(price(0.9, &[(0.5, 3.0), (9.0, 2.0)], 1.0), 0.5);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::order::Lane;
 use super::tasks::{JoinKey, Listener, Phase, Task, TaskKey};
 use crate::scheduler::menu::Menu;
 use crate::scheduler::messages::{Busy, MenuChoice, NewTask, Refusal, Submit, SubmitAnswer};
-use crate::scheduler::{TaskId, Time};
+use crate::scheduler::{ClientId, TaskId, Time};
 
 /// The longest time to a deadline, seconds: a week. Times beyond it would overflow when they are added up.
 const LONGEST: f64 = 604_800.0;
@@ -154,16 +154,14 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         for (index, (task, painting)) in (0..).zip(tasks.into_iter().zip(paintings)) {
             let key = match painting {
                 Painting::Joined(key) => *key,
-                Painting::New(place) => match (new.get(*place), needs.next()) {
-                    (Some(key), _) => *key,
-                    (None, Some((facts, need))) => {
-                        let id = TaskId { request: request.clone(), index };
-                        let key = self.create(now, id, &client, task, facts, &need);
-                        new.push(key);
-                        key
-                    }
-                    (None, None) => continue, // each new picture has a need
-                },
+                Painting::New(place) if *place < new.len() => new[*place],
+                Painting::New(_) => {
+                    let Some((facts, need)) = needs.next() else { continue }; // each new picture has one
+                    let id = TaskId { request: request.clone(), index };
+                    let key = self.create(now, id, &client, task, facts, &need);
+                    new.push(key);
+                    key
+                }
             };
             if let Some(task) = self.tasks.get_mut(key) {
                 task.listeners.push(Listener { request: request.clone(), index, client: client.clone() });
@@ -182,7 +180,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         &mut self,
         now: Time,
         id: TaskId,
-        client: &crate::scheduler::ClientId,
+        client: &ClientId,
         task: NewTask<Spec>,
         facts: Arc<Facts>,
         need: &Need,

@@ -287,12 +287,12 @@ impl Workers {
 
     /// Whether most workers vanished together, so that the tasks they held are not to blame: the network, the power or
     /// this process stood still. Vanished are those that were lost or restarted lately, and those that are silent for half
-    /// the time after which they are lost.
+    /// the time after which they are lost. One or two are not many: there the tasks are to blame.
     pub fn most_vanished(&self, now: Time, lost_after: f64) -> bool {
         let silent = self.by_poll.iter().take_while(|(last, _)| now.since(*last) > lost_after / 2.0).count();
         let lost = self.vanished.iter().filter(|(_, restarted)| !restarted).count();
         let gone = silent + self.vanished.len();
-        gone >= 2 && 2 * gone > self.workers.len() + lost
+        gone >= 3 && 2 * gone > self.workers.len() + lost
     }
 }
 

@@ -62,7 +62,7 @@ fn without_load_all_get_the_best_in_time() {
 #[test]
 fn under_load_quality_gives_way_and_deadlines_hold() {
     for seed in 0..5 {
-        let outcome = run(seed, &Scenario { arrivals_per_second: 40.0, requests: 1000, ..calm() }).unwrap();
+        let outcome = run(seed, &Scenario { arrivals_per_second: 60.0, requests: 1000, ..calm() }).unwrap();
         let in_time = outcome.in_time as f64 / outcome.painted as f64;
         let quality = outcome.quality / outcome.painted as f64;
         assert!(in_time > 0.98 && quality < 0.995, "seed {seed}: {in_time} {quality} {outcome:?}");
@@ -87,13 +87,5 @@ fn nothing_is_lost_whatever_goes_wrong() {
             Ok(outcome) => assert!(outcome.most_tasks <= 200),
             Err(violation) => panic!("seed {seed}: {violation}; PENTIMENTO_SEED={seed} repeats it"),
         }
-    }
-}
-
-#[test]
-fn zz_print() {
-    for rate in [20.0, 30.0, 40.0, 60.0, 80.0, 120.0] {
-        let outcome = run(1, &Scenario { arrivals_per_second: rate, requests: 1500, ..calm() }).unwrap();
-        println!("{rate}: in time {:.3} quality {:.4} {outcome:?}", outcome.in_time as f64 / outcome.painted as f64, outcome.quality / outcome.painted as f64);
     }
 }

@@ -15,9 +15,9 @@ use crate::scheduler::Time;
 use crate::scheduler::core::Core;
 use crate::scheduler::messages::{AttemptId, Cancel, SubmitAnswer};
 
-/// Seconds within which all must have ended after the faults stopped: a worker is lost after 10, and all work is done in
-/// much less.
-const SETTLING: f64 = 300.0;
+/// Seconds within which all must have ended after the faults stopped. A picture that kills its worker is begun 16 times
+/// at most, and each time it takes half a minute until the worker is lost and back.
+const SETTLING: f64 = 1000.0;
 
 pub(super) struct World<'a> {
     scenario: &'a Scenario,
