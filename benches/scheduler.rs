@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use pentimento::scheduler::core::{Config, Core, Limits};
 use pentimento::scheduler::messages::{
-    Change, Held, MenuChoice, NewTask, Outcome, PictureId, Place, Poll, Report, Shape, StepTimes, Submit, SubmitAnswer, TaskEnd,
-    Terms,
+    Change, Held, MenuChoice, NewTask, Outcome, PictureId, Place, Poll, Report, Shape, StepTimes, Submit,
+    SubmitAnswer, TaskEnd, Terms,
 };
 use pentimento::scheduler::simulation::menu;
 use pentimento::scheduler::{TaskId, Time};
@@ -45,24 +45,20 @@ fn measure(waiting: usize, seconds: f64) {
     let limits = Limits { pictures: 200_000, pictures_per_client: 200_000, ..Limits::default() };
     let mut core: Scheduler = Core::new(Config { limits, ..Config::default() });
     core.set_menu("m".into(), menu());
-    let mut workers: Vec<Worker> = (0..WORKERS).map(|_| Worker { held: VecDeque::new(), sequence: 0 }).collect();
+    let mut workers: Vec<Worker> =
+        (0..WORKERS).map(|_| Worker { held: VecDeque::new(), sequence: 0 }).collect();
     let (mut now, mut asked) = (Time::from_nanos(1_000_000_000), 0);
     for worker in 0..WORKERS {
         poll(&mut core, &mut workers[worker], worker, now);
     }
-    while core.load().tasks < waiting {
-        for _ in 0..100.min(waiting) {
-            submit(&mut core, now, &mut asked);
-        }
-    }
-    // Fills all workers.
+    // A worker of eight rows holds four guided pictures, and up to four that are paused.
+    (0..waiting + 4 * WORKERS).for_each(|_| submit(&mut core, now, &mut asked));
     for worker in 0..WORKERS {
         poll(&mut core, &mut workers[worker], worker, now);
         poll(&mut core, &mut workers[worker], worker, now);
     }
-    while core.load().tasks - core.load().running < waiting {
-        submit(&mut core, now, &mut asked);
-    }
+    let running = core.load().running;
+    (core.load().tasks - running..waiting).for_each(|_| submit(&mut core, now, &mut asked));
     let (mut submits, mut polls, mut ends) = (0, 0, 0);
     let started = Instant::now();
     while started.elapsed().as_secs_f64() < seconds {
@@ -82,7 +78,8 @@ fn measure(waiting: usize, seconds: f64) {
     }
     let (elapsed, messages) = (started.elapsed().as_secs_f64(), f64::from(submits + polls + ends));
     println!(
-        "| {waiting} | {:.0} | {submits} | {polls} | {ends} | {:.1} | {} |",
+        "| {} | {:.0} | {submits} | {polls} | {ends} | {:.1} | {} |",
+        core.load().tasks - core.load().running,
         messages / elapsed,
         1e6 * elapsed / messages,
         core.load().buckets
@@ -123,8 +120,14 @@ fn poll(core: &mut Scheduler, worker: &mut Worker, index: usize, now: Time) {
             *noise_level *= 0.8;
         }
     }
-    let times =
-        StepTimes { model: "m".into(), denoiser: String::new(), shape: SHAPE, rows: 8, steps: 4, seconds: 0.01 };
+    let times = StepTimes {
+        model: "m".into(),
+        denoiser: String::new(),
+        shape: SHAPE,
+        rows: 8,
+        steps: 4,
+        seconds: 0.01,
+    };
     let report = Report {
         rows: 8,
         loadable: vec!["m".into()],

@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn the_best_rank_goes_first_and_its_key_with_it() {
-        let tasks = [candidate('a', 3.0, 2), candidate('b', 2.0, 2), candidate('a', 1.0, 2), candidate('a', 4.0, 1)];
+        let tasks =
+            [candidate('a', 3.0, 2), candidate('b', 2.0, 2), candidate('a', 1.0, 2), candidate('a', 4.0, 1)];
         let choose = |rows| Batcher::default().choose(&tasks, rows);
         assert_eq!(choose(16), [2, 0, 3]);
         assert_eq!(choose(3), [2, 3], "a smaller one fills the batch");

@@ -58,7 +58,9 @@ pub enum MenuError {
     #[error("two options are called {0:?}")]
     Twice(OptionId),
     /// An option's steps are wrong.
-    #[error("option {0:?}: `steps` must be 1 to {MAX_STEPS}, the first at noise level 1, falling, each of 1 row or more")]
+    #[error(
+        "option {0:?}: `steps` must be 1 to {MAX_STEPS}, the first at noise level 1, falling, each of 1 row or more"
+    )]
     Steps(OptionId),
     /// An option's quality is wrong.
     #[error("option {0:?}: `quality` must be from 0 to 1, the first at noise level 1, falling")]
@@ -226,7 +228,10 @@ mod tests {
     use super::*;
 
     fn measured(points: &[(f64, f64)]) -> Vec<Measured> {
-        points.iter().map(|&(noise_level, mean)| Measured { noise_level, mean, low: mean, high: mean }).collect()
+        points
+            .iter()
+            .map(|&(noise_level, mean)| Measured { noise_level, mean, low: mean, high: mean })
+            .collect()
     }
 
     #[test]

@@ -25,7 +25,11 @@ impl Time {
     /// The point `seconds` after this one; before it if `seconds` is negative. Ends at the epoch and at [`Time::MAX`].
     pub fn after(self, seconds: f64) -> Self {
         let nanoseconds = (seconds.abs() * 1e9) as u64; // the cast saturates, and NaN is 0
-        Self(if seconds < 0.0 { self.0.saturating_sub(nanoseconds) } else { self.0.saturating_add(nanoseconds) })
+        Self(if seconds < 0.0 {
+            self.0.saturating_sub(nanoseconds)
+        } else {
+            self.0.saturating_add(nanoseconds)
+        })
     }
 
     /// Seconds from `earlier` to this point; negative if `earlier` is later.

@@ -54,7 +54,15 @@ impl Told {
     }
 
     /// Seconds until `shortfall` machine seconds have been done, and what was told before.
-    fn tell(&mut self, now: Time, client: &ClientId, set: SetKey, workers: f64, shortfall: f64, need: f64) -> f64 {
+    fn tell(
+        &mut self,
+        now: Time,
+        client: &ClientId,
+        set: SetKey,
+        workers: f64,
+        shortfall: f64,
+        need: f64,
+    ) -> f64 {
         while self.by_time.first().is_some_and(|(until, _)| *until <= now || self.by_time.len() > self.most) {
             if let Some((_, client)) = self.by_time.pop_first() {
                 self.until.remove(&client);
@@ -101,7 +109,10 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// What a new task needs at its floor, in the set of workers that can serve it.
     pub(super) fn need(&self, facts: &Facts) -> Need {
         let beginnings = facts.beginnings();
-        let set = self.workers.serving(&facts.model).max_by_key(|(key, set)| (set.workers, std::cmp::Reverse(*key)));
+        let set = self
+            .workers
+            .serving(&facts.model)
+            .max_by_key(|(key, set)| (set.workers, std::cmp::Reverse(*key)));
         let with = |rows: Option<f64>| {
             let measured = Cell::new(true);
             let latencies: Vec<_> = set.iter().map(|(_, set)| &set.latency).collect();
@@ -151,7 +162,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         }
         let need: f64 = new.iter().map(|(_, need)| need.seconds).sum();
         let clock = new.iter().map(|(_, need)| need.clock).fold(0.0, f64::max);
-        let deadline = new.iter().map(|(facts, _)| facts.terms.deadline_seconds).fold(f64::INFINITY, f64::min);
+        let deadline =
+            new.iter().map(|(facts, _)| facts.terms.deadline_seconds).fold(f64::INFINITY, f64::min);
         let mut refused = None;
         for (key, set) in self.workers.serving(&first.model) {
             let workers = set.workers as f64;

@@ -48,11 +48,15 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         loop {
             let held = self.parts(worker);
             let used: u32 = held.iter().map(|part| part.rows).sum();
-            let Some((key, rank, choice)) = self.next_for(now, worker, &models, used.min(rows)) else { return };
+            let Some((key, rank, choice)) = self.next_for(now, worker, &models, used.min(rows)) else {
+                return;
+            };
             let after = used + choice.offer.rows;
             if used == 0 || after <= rows + ahead {
                 self.assign(now, key, worker, &choice, rank.yields);
-            } else if after <= OVERCOMMIT * rows + ahead && self.takes_over(key, rank, choice.offer.rows, &held) {
+            } else if after <= OVERCOMMIT * rows + ahead
+                && self.takes_over(key, rank, choice.offer.rows, &held)
+            {
                 self.assign(now, key, worker, &choice, rank.yields);
             } else {
                 return;
@@ -80,7 +84,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let task = self.tasks.get(key)?;
             let facts = task.facts.clone();
             let rows = f64::from(company + 2);
-            let offers = offers(&facts, &task.positions(), |denoiser| self.pace_at(worker, &facts, denoiser, rows));
+            let offers =
+                offers(&facts, &task.positions(), |denoiser| self.pace_at(worker, &facts, denoiser, rows));
             let seconds = HEADROOM * task.deadline.since(now);
             let choice = self.config.policy.choose(&facts, &offers, self.price_at(worker), seconds)?;
             if choice.late && lane == Lane::InTime && !task.yielded {

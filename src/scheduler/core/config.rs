@@ -122,7 +122,9 @@ mod tests {
     #[test]
     fn worth_is_concave_and_read_between_its_points() {
         let worth = Worth::new(vec![(0.5, 0.0), (0.9, 0.8), (1.0, 0.9)]).unwrap();
-        for (quality, wanted) in [(0.0, 0.0), (0.5, 0.0), (0.7, 0.4), (0.9, 0.8), (0.95, 0.85), (1.0, 0.9), (2.0, 0.9)] {
+        for (quality, wanted) in
+            [(0.0, 0.0), (0.5, 0.0), (0.7, 0.4), (0.9, 0.8), (0.95, 0.85), (1.0, 0.9), (2.0, 0.9)]
+        {
             assert!((worth.of(quality) - wanted).abs() < 1e-9, "{quality}: {}", worth.of(quality));
         }
         assert_eq!(Worth::default().of(0.25), 0.25);

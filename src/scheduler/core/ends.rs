@@ -56,7 +56,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     ) {
         let Some(task) = self.tasks.get(key) else { return };
         // Of an attempt that is not the current one only its last option is known.
-        let from_noise = || task.facts.menu.iter().find(|o| o.id == option).map_or(0.0, |o| o.quality_at(1.0));
+        let from_noise =
+            || task.facts.menu.iter().find(|o| o.id == option).map_or(0.0, |o| o.quality_at(1.0));
         let expected_quality = if current { task.expected_quality(&option) } else { from_noise() };
         let result = PictureResult::Done { option, expected_quality, picture };
         self.finish(key, used, &result);

@@ -74,8 +74,7 @@ impl Latency {
     /// Learns what steps took. Values that no step can take are skipped.
     pub fn observe(&mut self, times: &StepTimes) {
         let valid = times.seconds.is_finite() && times.seconds > 0.0 && times.rows > 0 && times.steps > 0;
-        let kind =
-            Kind { model: times.model.clone(), denoiser: times.denoiser.clone(), shape: times.shape };
+        let kind = Kind { model: times.model.clone(), denoiser: times.denoiser.clone(), shape: times.shape };
         if valid && (self.curves.len() < MAX_KINDS || self.curves.contains_key(&kind)) {
             let curve = self.curves.entry(kind).or_default();
             curve.observe(f64::from(times.rows), times.seconds, f64::from(times.steps.min(20)));
@@ -193,7 +192,9 @@ mod tests {
     #[test]
     fn nonsense_and_many_sizes_are_borne() {
         let mut latency = Latency::default();
-        for wrong in [times(0, 1.0), times(1, f64::NAN), times(1, -1.0), StepTimes { steps: 0, ..times(1, 1.0) }] {
+        for wrong in
+            [times(0, 1.0), times(1, f64::NAN), times(1, -1.0), StepTimes { steps: 0, ..times(1, 1.0) }]
+        {
             latency.observe(&wrong);
         }
         assert!(latency.curves.is_empty());

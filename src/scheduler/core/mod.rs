@@ -98,7 +98,8 @@ pub struct Core<Spec, Picture> {
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// A scheduler without models and workers.
     pub fn new(config: Config) -> Self {
-        let worths = config.tiers.iter().map(|(tier, worth)| (tier.clone(), Arc::new(worth.clone()))).collect();
+        let worths =
+            config.tiers.iter().map(|(tier, worth)| (tier.clone(), Arc::new(worth.clone()))).collect();
         let remembered = config.limits.remembered;
         Self {
             menus: BTreeMap::new(),

@@ -39,7 +39,8 @@ impl Facts {
             least_steps: if required { 0 } else { least_steps },
             current: None,
         });
-        let noise = Position { origin: Origin::Noise, noise_level: 1.0, lost: 0.0, least_steps: 0, current: None };
+        let noise =
+            Position { origin: Origin::Noise, noise_level: 1.0, lost: 0.0, least_steps: 0, current: None };
         let required = self.start.is_some_and(|start| start.required);
         state.into_iter().chain((!required).then_some(noise)).collect()
     }
@@ -180,7 +181,8 @@ pub(super) mod tests {
             vec![at(1.0, mean), at(0.5, half)]
         };
         let option = |id, steps, mean, half| PlanOption::even(id, steps, 0.0, measured(mean, half));
-        Menu::new(vec![option("4", 4, 0.9, 0.97), option("8", 8, 0.96, 0.99), option("16", 16, 1.0, 1.0)]).unwrap()
+        Menu::new(vec![option("4", 4, 0.9, 0.97), option("8", 8, 0.96, 0.99), option("16", 16, 1.0, 1.0)])
+            .unwrap()
     }
 
     pub fn facts(floor: f64, best: f64) -> Facts {
@@ -222,7 +224,11 @@ pub(super) mod tests {
     fn options_that_miss_the_deadline_are_left_out_and_the_floor_wins() {
         let all = facts(0.95, 1.0);
         assert_eq!(id(&all, &all.beginnings(), 0.0, 0.1), ("8".into(), false));
-        assert_eq!(id(&all, &all.beginnings(), 0.0, 0.05), ("8".into(), true), "4 steps do not reach the floor");
+        assert_eq!(
+            id(&all, &all.beginnings(), 0.0, 0.05),
+            ("8".into(), true),
+            "4 steps do not reach the floor"
+        );
     }
 
     #[test]
@@ -230,7 +236,8 @@ pub(super) mod tests {
         let mut unmeasured = menu().iter().cloned().collect::<Vec<_>>();
         unmeasured[0].quality.truncate(1);
         let facts = Facts { menu: Arc::new(Menu::new(unmeasured).unwrap()), ..facts(0.0, 1.0) };
-        let own = |current| Position { origin: Origin::Own, noise_level: 0.5, lost: 0.0, least_steps: 0, current };
+        let own =
+            |current| Position { origin: Origin::Own, noise_level: 0.5, lost: 0.0, least_steps: 0, current };
         assert_eq!(id(&facts, &[own(Some(2))], 1e9, 9.0).0, "8");
         assert_eq!(id(&facts, &[own(Some(0))], 1e9, 9.0).0, "4", "its own option it may keep");
         let lost = Position { lost: 0.02, ..own(Some(2)) };

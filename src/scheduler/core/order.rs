@@ -114,7 +114,9 @@ impl Order {
     /// A task waits no longer. Another call says what it does instead; until then its client may count as idle.
     pub fn remove(&mut self, client: &ClientId, model: &ModelId, lane: Lane, deadline: Time, task: TaskKey) {
         let key = (model.clone(), lane);
-        let (Some(of), Some(queue)) = (self.clients.get_mut(client), self.queues.get_mut(&key)) else { return };
+        let (Some(of), Some(queue)) = (self.clients.get_mut(client), self.queues.get_mut(&key)) else {
+            return;
+        };
         let Some(tasks) = queue.tasks.get_mut(client) else { return };
         if !tasks.remove(&(deadline, task)) {
             return;
@@ -267,7 +269,8 @@ mod tests {
             let Some((_, task)) = self.order.head(&"m".into(), Lane::InTime) else { return false };
             let client: ClientId = client.into();
             let queue = &self.order.queues[&("m".into(), Lane::InTime)];
-            if !queue.tasks.get(&client).is_some_and(|tasks| tasks.first().is_some_and(|(_, of)| *of == task)) {
+            if !queue.tasks.get(&client).is_some_and(|tasks| tasks.first().is_some_and(|(_, of)| *of == task))
+            {
                 return false;
             }
             let tag = self.order.start(&client, task, seconds);

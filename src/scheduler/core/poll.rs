@@ -101,7 +101,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         }
         run.rows = facts.menu.remaining(run.leg().option, run.noise_level).peak_rows;
         let noise_level = run.noise_level;
-        let moved = task.bucket.as_ref().is_some_and(|(bucket, _)| bucket.at(noise_level).as_ref() != Some(bucket));
+        let moved =
+            task.bucket.as_ref().is_some_and(|(bucket, _)| bucket.at(noise_level).as_ref() != Some(bucket));
         if moved {
             let seconds = self.floor_seconds(key);
             self.put_into_bucket(key, noise_level, seconds);

@@ -41,9 +41,14 @@ pub(super) fn lowest(policy: &Policy, lumps: &[Lump<'_>], workers: f64) -> f64 {
     let mut highest = 0.0f64;
     for lump in lumps {
         let floor = cheapest(lump.offers, lump.facts.terms.floor);
-        let (seconds, clock) = floor.map_or((0.0, 0.0), |o| (o.machine_seconds * lump.tasks, o.clock_seconds));
+        let (seconds, clock) =
+            floor.map_or((0.0, 0.0), |o| (o.machine_seconds * lump.tasks, o.clock_seconds));
         let limit = HEADROOM * lump.slack.max(0.0) * workers;
-        let part = if clock > HEADROOM * lump.slack { 0.0 } else { ((limit - used) / seconds.max(1e-12)).clamp(0.0, 1.0) };
+        let part = if clock > HEADROOM * lump.slack {
+            0.0
+        } else {
+            ((limit - used) / seconds.max(1e-12)).clamp(0.0, 1.0)
+        };
         used += part * seconds;
         parts.push(part);
         for offer in lump.offers {
@@ -97,7 +102,8 @@ impl Price {
         }
         self.recent.push_back((now, price));
         // The last price holds until there is another.
-        while self.recent.len() > 1 && self.recent.front().is_some_and(|(at, _)| now.since(*at) > FALLS_AFTER) {
+        while self.recent.len() > 1 && self.recent.front().is_some_and(|(at, _)| now.since(*at) > FALLS_AFTER)
+        {
             self.recent.pop_front();
         }
     }
@@ -153,9 +159,14 @@ mod tests {
         let mut price = Price::default();
         let at = |seconds| Time::ZERO.after(seconds);
         assert!(price.is_due(at(0.0)) && price.now() == 0.0);
-        for (seconds, computed, published) in
-            [(0.0, 1.0, 1.0), (0.5, 3.0, 3.0), (1.0, 2.0, 3.0), (2.4, 0.0, 3.0), (2.6, 0.0, 2.0), (9.0, 0.0, 0.0)]
-        {
+        for (seconds, computed, published) in [
+            (0.0, 1.0, 1.0),
+            (0.5, 3.0, 3.0),
+            (1.0, 2.0, 3.0),
+            (2.4, 0.0, 3.0),
+            (2.6, 0.0, 2.0),
+            (9.0, 0.0, 0.0),
+        ] {
             price.set(at(seconds), computed);
             assert_eq!(price.now(), published, "at {seconds}");
         }

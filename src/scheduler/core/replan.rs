@@ -48,7 +48,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             facts,
             offers: &all[place],
         };
-        let lumps: Vec<Lump<'_>> = buckets.into_iter().map(|(a, b, c, d)| lump((a, b, c.as_ref(), d))).collect();
+        let lumps: Vec<Lump<'_>> =
+            buckets.into_iter().map(|(a, b, c, d)| lump((a, b, c.as_ref(), d))).collect();
         lowest(&self.config.policy, &lumps, set.workers as f64)
     }
 

@@ -30,7 +30,13 @@ pub(super) struct Requests {
 
 impl Requests {
     pub fn new(remembered: usize) -> Self {
-        Self { requests: HashMap::new(), over: VecDeque::new(), open_of: BTreeMap::new(), open: 0, remembered }
+        Self {
+            requests: HashMap::new(),
+            over: VecDeque::new(),
+            open_of: BTreeMap::new(),
+            open: 0,
+            remembered,
+        }
     }
 
     pub fn get(&self, id: &RequestId) -> Option<&Request> {

@@ -57,7 +57,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         if !(1..=most).contains(&pictures) {
             return Some(SubmitAnswer::Never { why: Refusal::Pictures { most } });
         }
-        let of_client = (self.requests.open_of(&submit.client) + pictures).saturating_sub(limits.pictures_per_client);
+        let of_client =
+            (self.requests.open_of(&submit.client) + pictures).saturating_sub(limits.pictures_per_client);
         let of_all = (self.requests.open() + pictures).saturating_sub(limits.pictures);
         let why = match (self.closed, of_client, of_all) {
             (true, _, _) => Busy::Closing,
@@ -94,7 +95,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let (menu, allowed) = match menu {
             MenuChoice::Whole => (of_model.clone(), None),
             MenuChoice::Only { options } => {
-                let find = |id| of_model.find(id).ok_or_else(|| wrong(format!("the menu has no option {id:?}")));
+                let find =
+                    |id| of_model.find(id).ok_or_else(|| wrong(format!("the menu has no option {id:?}")));
                 let mut places = options.iter().map(find).collect::<Result<Vec<usize>, _>>()?;
                 places.sort_unstable();
                 places.dedup();

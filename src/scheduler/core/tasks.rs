@@ -153,9 +153,11 @@ impl<Spec> Task<Spec> {
     /// Expected quality of the picture, if `option` took its last steps.
     pub fn expected_quality(&self, option: &OptionId) -> f64 {
         let place = self.facts.menu.find(option);
-        let leg = self.run().and_then(|run| run.legs.iter().rev().find(|leg| Some(leg.option) == place).copied());
+        let leg =
+            self.run().and_then(|run| run.legs.iter().rev().find(|leg| Some(leg.option) == place).copied());
         let leg = leg.or(place.map(|option| Leg { option, noise_level: 1.0, lost: 0.0 }));
-        let quality = |leg: Leg| Some(self.facts.menu.get(leg.option)?.quality_at(leg.noise_level) - leg.lost);
+        let quality =
+            |leg: Leg| Some(self.facts.menu.get(leg.option)?.quality_at(leg.noise_level) - leg.lost);
         leg.and_then(quality).unwrap_or(0.0).clamp(0.0, 1.0)
     }
 }
@@ -293,7 +295,8 @@ mod tests {
         let key = |hash, floor| JoinKey::of(&task(hash, floor, "").picture, &facts(floor, 1.0));
         assert_eq!(tasks.joinable(&key(1, 0.9), 1), Some(first));
         assert_eq!((tasks.joinable(&key(2, 0.9), 1), tasks.joinable(&key(1, 0.8), 1)), (None, None));
-        let other = Facts { terms: Terms { deadline_seconds: 2.0, ..facts(0.9, 1.0).terms }, ..facts(0.9, 1.0) };
+        let other =
+            Facts { terms: Terms { deadline_seconds: 2.0, ..facts(0.9, 1.0).terms }, ..facts(0.9, 1.0) };
         assert_eq!(tasks.joinable(&JoinKey::of(&task(1, 0.9, "").picture, &other), 1), None);
         let listener = tasks.get(first).unwrap().listeners[0].clone();
         tasks.get_mut(first).unwrap().listeners.resize(MAX_LISTENERS, listener);

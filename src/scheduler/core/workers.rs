@@ -88,8 +88,8 @@ pub(super) struct Workers {
     by_model: BTreeMap<ModelId, BTreeSet<SetKey>>,
     /// Workers by their last poll.
     by_poll: BTreeSet<(Time, WorkerId)>,
-    /// When workers vanished, in the last `lost_after` seconds, and whether they came back at once as a new process.
-    vanished: VecDeque<(Time, bool)>,
+    /// Workers that were lost or restarted in the last `lost_after` seconds.
+    vanished: VecDeque<(Time, WorkerId)>,
     next_set: SetKey,
 }
 
@@ -156,7 +156,7 @@ impl Workers {
         let received = match known {
             Some((false, _)) => return Received::Stale,
             Some((true, true)) => {
-                self.vanish(now, true);
+                self.vanish(now, id.clone());
                 Received::Restarted
             }
             Some((true, false)) => Received::Newest,
@@ -262,7 +262,7 @@ impl Workers {
 
     /// Forgets workers that have not polled for `lost_after` seconds. Returns each with its tasks.
     pub fn lose(&mut self, now: Time, lost_after: f64) -> Vec<(WorkerId, BTreeSet<TaskKey>)> {
-        while self.vanished.front().is_some_and(|(at, _)| now.since(*at) > lost_after) {
+        while self.vanished.front().is_some_and(|(at, ..)| now.since(*at) > lost_after) {
             self.vanished.pop_front();
         }
         let mut lost = Vec::new();
@@ -270,15 +270,15 @@ impl Workers {
             let Some((_, id)) = self.by_poll.pop_first() else { break };
             self.leave_set(&id);
             if let Some(worker) = self.workers.remove(&id) {
+                self.vanish(now, id.clone());
                 lost.push((id, worker.tasks));
-                self.vanish(now, false);
             }
         }
         lost
     }
 
-    fn vanish(&mut self, now: Time, restarted: bool) {
-        self.vanished.push_back((now, restarted));
+    fn vanish(&mut self, now: Time, id: WorkerId) {
+        self.vanished.push_back((now, id));
         // A worker that restarts all the time fills no memory.
         if self.vanished.len() > 2 * self.workers.len() + 1000 {
             self.vanished.pop_front();
@@ -289,9 +289,12 @@ impl Workers {
     /// this process stood still. Vanished are those that were lost or restarted lately, and those that are silent for half
     /// the time after which they are lost. One or two are not many: there the tasks are to blame.
     pub fn most_vanished(&self, now: Time, lost_after: f64) -> bool {
-        let silent = self.by_poll.iter().take_while(|(last, _)| now.since(*last) > lost_after / 2.0).count();
-        let lost = self.vanished.iter().filter(|(_, restarted)| !restarted).count();
-        let gone = silent + self.vanished.len();
+        // One that restarts again and again counts once.
+        let vanished: BTreeSet<&WorkerId> = self.vanished.iter().map(|(_, id)| id).collect();
+        let lost = vanished.iter().filter(|id| !self.workers.contains_key(id)).count();
+        let late = self.by_poll.iter().take_while(|(last, _)| now.since(*last) > lost_after / 2.0);
+        let silent = late.filter(|(_, id)| !vanished.contains(id)).count();
+        let gone = silent + vanished.len();
         gone >= 3 && 2 * gone > self.workers.len() + lost
     }
 }
@@ -357,12 +360,14 @@ mod tests {
     #[test]
     fn old_polls_are_stale_and_new_processes_restart() {
         let mut workers = Workers::default();
-        let mut receive = |incarnation, sequence, most| {
-            workers.receive(&"a".into(), incarnation, sequence, at(0.0), most)
-        };
+        let mut receive =
+            |incarnation, sequence, most| workers.receive(&"a".into(), incarnation, sequence, at(0.0), most);
         assert_eq!(receive(3, 5, 0), Received::Refused);
         assert_eq!(receive(3, 5, 1), Received::Newest);
-        assert_eq!((receive(3, 5, 1), receive(3, 4, 1), receive(2, 9, 1)), (Received::Stale, Received::Stale, Received::Stale));
+        assert_eq!(
+            (receive(3, 5, 1), receive(3, 4, 1), receive(2, 9, 1)),
+            (Received::Stale, Received::Stale, Received::Stale)
+        );
         assert_eq!((receive(3, 6, 1), receive(4, 1, 1)), (Received::Newest, Received::Restarted));
     }
 

@@ -11,8 +11,8 @@ mod submit;
 
 pub use end::{EndAnswer, Failure, Notice, Outcome, PictureResult, TaskEnd};
 pub use poll::{
-    Assignment, AttemptId, Beginning, Change, Checkpoint, Held, OverheadTime, Place, Poll, PollAnswer, Rank, Report,
-    StepTimes,
+    Assignment, AttemptId, Beginning, Change, Checkpoint, Held, OverheadTime, Place, Poll, PollAnswer, Rank,
+    Report, StepTimes,
 };
 pub use submit::{
     Busy, Cancel, MenuChoice, NewTask, PictureId, Refusal, Shape, StoredStart, Submit, SubmitAnswer, Terms,
@@ -24,7 +24,8 @@ mod tests {
 
     #[test]
     fn a_message_of_another_version_is_read() {
-        let report: Report<()> = serde_json::from_str(r#"{"rows": 8, "of_the_next_version": [1, 2]}"#).unwrap();
+        let report: Report<()> =
+            serde_json::from_str(r#"{"rows": 8, "of_the_next_version": [1, 2]}"#).unwrap();
         assert_eq!(report, Report { rows: 8, ..Report::default() });
         let change: Change = serde_json::from_str(r#"{"kind": "of_the_next_version", "task": 3}"#).unwrap();
         assert_eq!(change, Change::Unknown);
@@ -47,7 +48,13 @@ mod tests {
                 model: "m".into(),
                 shape: Shape { width: 64, height: 32 },
                 picture: PictureId { scope: "tenant:a".into(), hash: [7; 32] },
-                terms: Terms { tier: "high".into(), floor: 0.9, best: 1.0, deadline_seconds: 2.5, firm: true },
+                terms: Terms {
+                    tier: "high".into(),
+                    floor: 0.9,
+                    best: 1.0,
+                    deadline_seconds: 2.5,
+                    firm: true,
+                },
                 menu: MenuChoice::Only { options: vec!["8".into()] },
                 start: Some(StoredStart { noise_level: 0.5, loss: 0.01, least_steps: 12, required: false }),
             }],
@@ -76,7 +83,8 @@ mod tests {
         };
         let wire = serde_json::to_string(&answer).unwrap();
         assert_eq!(serde_json::from_str::<PollAnswer<String>>(&wire).unwrap(), answer);
-        let outcome = Outcome::Done { option: "8".into(), machine_seconds: Some(0.5), picture: "key".to_owned() };
+        let outcome =
+            Outcome::Done { option: "8".into(), machine_seconds: Some(0.5), picture: "key".to_owned() };
         let end = TaskEnd { task, attempt: 1, outcome };
         let wire = serde_json::to_string(&end).unwrap();
         assert_eq!(serde_json::from_str::<TaskEnd<String>>(&wire).unwrap(), end);

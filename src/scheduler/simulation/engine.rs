@@ -9,8 +9,8 @@ use super::network::worker_id;
 use crate::scheduler::batch::{Batcher, Candidate};
 use crate::scheduler::menu::Menu;
 use crate::scheduler::messages::{
-    Assignment, AttemptId, Beginning, Change, Checkpoint, Held, Outcome, Place, Poll, PollAnswer, Rank, Report,
-    Shape, StepTimes, TaskEnd,
+    Assignment, AttemptId, Beginning, Change, Checkpoint, Held, Outcome, Place, Poll, PollAnswer, Rank,
+    Report, Shape, StepTimes, TaskEnd,
 };
 use crate::scheduler::{ModelId, OptionId, Time};
 
@@ -259,10 +259,12 @@ impl Engine {
             return None;
         }
         let ready = self.jobs.iter().filter(|(_, job)| !job.paused && !job.finishing);
-        let rows = |job: &Job| self.menu.get(job.option).map_or(1, |option| {
-            let next = option.steps.iter().find(|step| step.noise_level <= job.noise_level + 1e-6);
-            next.or(option.steps.last()).map_or(1, |step| step.rows)
-        });
+        let rows = |job: &Job| {
+            self.menu.get(job.option).map_or(1, |option| {
+                let next = option.steps.iter().find(|step| step.noise_level <= job.noise_level + 1e-6);
+                next.or(option.steps.last()).map_or(1, |step| step.rows)
+            })
+        };
         let (ids, candidates): (Vec<AttemptId>, Vec<Candidate<ModelId>>) = ready
             .map(|(id, job)| {
                 (id.clone(), Candidate { key: job.model.clone(), rank: job.rank, rows: rows(job) })
@@ -296,7 +298,8 @@ impl Engine {
         for id in std::mem::take(&mut self.batch) {
             let Some(job) = self.jobs.get_mut(&id) else { continue }; // it was cancelled
             let Some(option) = self.menu.get(job.option) else { continue };
-            let next = option.steps.iter().map(|step| step.noise_level).filter(|at| *at < job.noise_level - 1e-6);
+            let next =
+                option.steps.iter().map(|step| step.noise_level).filter(|at| *at < job.noise_level - 1e-6);
             // The step after the one that was taken begins where this one ends.
             job.noise_level = next.reduce(f64::max).unwrap_or(0.0);
             job.steps += 1;

@@ -35,7 +35,11 @@ pub(super) fn ask(request: usize, scenario: &Scenario, random: &mut ChaCha8Rng) 
     let model = model_id(below(random, scenario.models));
     let tasks = (0..pictures).map(|index| task(request, index, &model, scenario, random)).collect();
     Asked {
-        submit: Submit { request: request_id(request), client: format!("client-{client}").as_str().into(), tasks },
+        submit: Submit {
+            request: request_id(request),
+            client: format!("client-{client}").as_str().into(),
+            tasks,
+        },
         answered: false,
         leaves: uniform(random) < scenario.faults.cancelled,
     }
@@ -54,7 +58,8 @@ fn task(
     let name = if popular { below(random, 8) } else { 1000 + 64 * request + index };
     let mut hash = [0; 32];
     hash[..8].copy_from_slice(&(name as u64).to_le_bytes());
-    let (tier, floor) = [("low", 0.9), ("auto", 0.95), ("high", 0.99)][if popular { 1 } else { below(random, 3) }];
+    let (tier, floor) =
+        [("low", 0.9), ("auto", 0.95), ("high", 0.99)][if popular { 1 } else { below(random, 3) }];
     let start = (!popular && uniform(random) < 0.25).then(|| StoredStart {
         noise_level: 0.6,
         loss: 0.005,
