@@ -48,29 +48,29 @@ fn measure(waiting: usize, seconds: f64) {
     let mut workers: Vec<Worker> =
         (0..WORKERS).map(|_| Worker { held: VecDeque::new(), sequence: 0 }).collect();
     let (mut now, mut asked) = (Time::from_nanos(1_000_000_000), 0);
-    for worker in 0..WORKERS {
-        poll(&mut core, &mut workers[worker], worker, now);
+    for (index, worker) in workers.iter_mut().enumerate() {
+        poll(&mut core, worker, index, now);
     }
     // A worker of eight rows holds four guided pictures, and up to four that are paused.
     (0..waiting + 4 * WORKERS).for_each(|_| submit(&mut core, now, &mut asked));
-    for worker in 0..WORKERS {
-        poll(&mut core, &mut workers[worker], worker, now);
-        poll(&mut core, &mut workers[worker], worker, now);
+    for (index, worker) in workers.iter_mut().enumerate() {
+        poll(&mut core, worker, index, now);
+        poll(&mut core, worker, index, now);
     }
     let running = core.load().running;
     (core.load().tasks - running..waiting).for_each(|_| submit(&mut core, now, &mut asked));
     let (mut submits, mut polls, mut ends) = (0, 0, 0);
     let started = Instant::now();
     while started.elapsed().as_secs_f64() < seconds {
-        for worker in 0..WORKERS {
+        for (index, worker) in workers.iter_mut().enumerate() {
             now = now.after(EVERY / WORKERS as f64);
-            if let Some(held) = workers[worker].held.pop_front() {
+            if let Some(held) = worker.held.pop_front() {
                 let outcome = Outcome::Done { option: held.option, machine_seconds: Some(0.1), picture: () };
                 core.end(now, TaskEnd { task: held.task, attempt: held.attempt, outcome });
                 submit(&mut core, now, &mut asked);
                 (submits, ends) = (submits + 1, ends + 1);
             }
-            poll(&mut core, &mut workers[worker], worker, now);
+            poll(&mut core, worker, index, now);
             polls += 1;
         }
         core.take_notices();

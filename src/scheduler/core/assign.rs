@@ -52,15 +52,12 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
                 return;
             };
             let after = used + choice.offer.rows;
-            if used == 0 || after <= rows + ahead {
-                self.assign(now, key, worker, &choice, rank.yields);
-            } else if after <= OVERCOMMIT * rows + ahead
-                && self.takes_over(key, rank, choice.offer.rows, &held)
-            {
-                self.assign(now, key, worker, &choice, rank.yields);
-            } else {
+            let fits = used == 0 || after <= rows + ahead;
+            let held_at_most = OVERCOMMIT * rows + ahead;
+            if !fits && (after > held_at_most || !self.takes_over(key, rank, choice.offer.rows, &held)) {
                 return;
             }
+            self.assign(now, key, worker, &choice, rank.yields);
         }
     }
 

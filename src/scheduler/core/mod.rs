@@ -20,19 +20,20 @@
 //!
 //! # Constants
 //!
-//! The numbers set by hand; each says at its place why, and what breaks without it.
+//! Each says at its place why it is there, and what breaks without it. Six are set by hand:
 //!
 //! | constant | value | where |
 //! |---|---|---|
-//! | `HEADROOM` | 0.9 of the time to a deadline | `price` |
-//! | `EVERY` | 50 ms between prices | `price` |
-//! | `FALLS_AFTER` | 2 s until a lower price holds | `price` |
+//! | `HEADROOM` | 0.9 of the time to a deadline, for predictions that err | `price` |
+//! | `PLANNED` | 0.5 of the time to a deadline, in place of a forecast | `price` |
 //! | `MEMORY` | 0.95 per observed step | `latency` |
 //! | `OUTLIER` | 2 times the prediction | `latency` |
 //! | `UNMEASURED` | 1 s per row and megapixel | `latency` |
 //! | `OVERCOMMIT` | 2 times a worker's rows | `assign` |
-//! | `MAX_LOSSES` | 3 workers lost with a task | `ends` |
-//! | `PASSED_OVER` | 8 batches | `batch` |
+//!
+//! Four are the contract's: 50 ms between prices (`EVERY`) and 2 s until a lower one holds (`FALLS_AFTER`, both in
+//! `price`), 3 workers lost with a task (`MAX_LOSSES` in `ends`), 8 batches that pass a key over (`PASSED_OVER` in
+//! `batch`).
 //!
 //! Bounds of what grows (`MAX_OPTIONS`, `MAX_STEPS`, `MAX_LISTENERS`, `MAX_KINDS`, `MAX_ATTEMPTS`, `MAX_WAIT`,
 //! [`Limits`]) and roundings (`PARTS`, `HALVINGS`, `PRIOR`) decide nothing in ordinary operation.

@@ -269,8 +269,8 @@ mod tests {
             let Some((_, task)) = self.order.head(&"m".into(), Lane::InTime) else { return false };
             let client: ClientId = client.into();
             let queue = &self.order.queues[&("m".into(), Lane::InTime)];
-            if !queue.tasks.get(&client).is_some_and(|tasks| tasks.first().is_some_and(|(_, of)| *of == task))
-            {
+            let first = queue.tasks.get(&client).and_then(|tasks| tasks.first());
+            if first.is_none_or(|(_, of)| *of != task) {
                 return false;
             }
             let tag = self.order.start(&client, task, seconds);

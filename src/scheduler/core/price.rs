@@ -129,8 +129,7 @@ mod tests {
         let offers = offers(&facts, &facts.beginnings(), pace);
         let lump = |&(slack, tasks): &(f64, f64)| Lump { slack, tasks, facts: &facts, offers: &offers };
         let lumps: Vec<Lump<'_>> = lumps.iter().map(lump).collect();
-        let price = lowest(&Policy::default(), &lumps, workers);
-        price
+        lowest(&Policy::default(), &lumps, workers)
     }
 
     #[test]

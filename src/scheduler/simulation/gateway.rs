@@ -60,12 +60,8 @@ fn task(
     hash[..8].copy_from_slice(&(name as u64).to_le_bytes());
     let (tier, floor) =
         [("low", 0.9), ("auto", 0.95), ("high", 0.99)][if popular { 1 } else { below(random, 3) }];
-    let start = (!popular && uniform(random) < 0.25).then(|| StoredStart {
-        noise_level: 0.6,
-        loss: 0.005,
-        least_steps: 8,
-        required: false,
-    });
+    let stored = StoredStart { noise_level: 0.6, loss: 0.005, least_steps: 8, required: false };
+    let start = (!popular && uniform(random) < 0.25).then_some(stored);
     let menu = match (popular, below(random, 10)) {
         (false, 0) => MenuChoice::Only { options: vec!["12".into()] },
         _ => MenuChoice::Whole,

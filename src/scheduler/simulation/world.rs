@@ -247,12 +247,10 @@ impl<'a> World<'a> {
 
     fn at_worker(&mut self, worker: usize, event: Event) {
         match event {
-            Event::PollDue(_, _, number) => {
-                if number == self.engines[worker].planned_poll {
-                    let poll = self.engines[worker].poll();
-                    self.send(&Event::Poll(worker, poll));
-                    self.plan_poll(worker, 1.0);
-                }
+            Event::PollDue(_, _, number) if number == self.engines[worker].planned_poll => {
+                let poll = self.engines[worker].poll();
+                self.send(&Event::Poll(worker, poll));
+                self.plan_poll(worker, 1.0);
             }
             Event::PollAnswered(_, _, answer) => {
                 self.engines[worker].apply(*answer, &self.stored);
