@@ -35,7 +35,7 @@ impl<K: Ord + Clone> Batcher<K> {
     /// The places of the tasks that take the next step: those of the best rank that share its batch key, up to `rows`
     /// rows and one task at least.
     ///
-    /// The key is that of the best rank, or the one that was passed over [eight times](PASSED_OVER).
+    /// The key is that of the best rank, or the one that was passed over eight times.
     pub fn choose(&mut self, candidates: &[Candidate<K>], rows: u32) -> Vec<usize> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         order.sort_by_key(|&i| candidates[i].rank);

@@ -26,7 +26,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         match outcome {
             Outcome::Done { option, machine_seconds, picture } => {
                 let used = machine_seconds.filter(|seconds| current && (0.0..1e9).contains(seconds));
-                self.complete(key, current, option, used, picture);
+                self.complete(key, attempt, option, used, picture);
                 true
             }
             Outcome::Failed { why } if current => {
@@ -49,18 +49,14 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     fn complete(
         &mut self,
         key: TaskKey,
-        current: bool,
+        attempt: u32,
         option: OptionId,
         used: Option<f64>,
         picture: Picture,
     ) {
         let Some(task) = self.tasks.get(key) else { return };
-        // Of an attempt that is not the current one only its last option is known.
-        let from_noise =
-            || task.facts.menu.iter().find(|o| o.id == option).map_or(0.0, |o| o.quality_at(1.0));
-        let expected_quality = if current { task.expected_quality(&option) } else { from_noise() };
-        let result = PictureResult::Done { option, expected_quality, picture };
-        self.finish(key, used, &result);
+        let expected_quality = task.expected_quality(attempt, &option);
+        self.finish(key, used, &PictureResult::Done { option, expected_quality, picture });
     }
 
     /// A task ends without a picture.
@@ -130,6 +126,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let run = self.take_from_worker(key, None)?;
         let task = self.tasks.get_mut(key)?;
         task.phase = Phase::Waiting(lane);
+        let attempt = task.attempt;
+        task.past.retain(|(of, _)| *of != attempt); // it may have been resumed, and is lost again
+        task.past.push((attempt, run.legs.clone()));
         let noise_level = task.checkpoint.as_ref().map_or(1.0, |kept| kept.noise_level);
         let facts = task.facts.clone();
         let seconds = self.need(&facts).seconds * noise_level;

@@ -200,6 +200,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             phase: Phase::Waiting(Lane::InTime),
             suspended: None,
             attempt: 0,
+            past: vec![],
             losses: 0,
             checkpoint: None,
             least_steps: 0,

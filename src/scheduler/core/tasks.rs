@@ -93,6 +93,8 @@ pub(super) struct Task<Spec> {
     pub suspended: Option<Box<Run>>,
     /// Attempts begun.
     pub attempt: u32,
+    /// The options that earlier attempts took: their successes count, too.
+    pub past: Vec<(u32, Vec<Leg>)>,
     /// Workers that were lost with it.
     pub losses: u32,
     pub checkpoint: Option<KeptState>,
@@ -150,14 +152,16 @@ impl<Spec> Task<Spec> {
         lost + (quality(noise_level) - quality(since)).max(0.0)
     }
 
-    /// Expected quality of the picture, if `option` took its last steps.
-    pub fn expected_quality(&self, option: &OptionId) -> f64 {
+    /// Expected quality of the picture, if `option` took the last steps of an attempt. Of an attempt that is not known
+    /// nothing is expected.
+    pub fn expected_quality(&self, attempt: u32, option: &OptionId) -> f64 {
+        let past = self.past.iter().find(|(of, _)| *of == attempt).map(|(_, legs)| legs);
+        let present = self.run().filter(|_| attempt == self.attempt).map(|run| &run.legs);
         let place = self.facts.menu.find(option);
-        let leg =
-            self.run().and_then(|run| run.legs.iter().rev().find(|leg| Some(leg.option) == place).copied());
-        let leg = leg.or(place.map(|option| Leg { option, noise_level: 1.0, lost: 0.0 }));
+        let legs = present.or(past).into_iter().flatten();
+        let leg = legs.rev().find(|leg| Some(leg.option) == place);
         let quality =
-            |leg: Leg| Some(self.facts.menu.get(leg.option)?.quality_at(leg.noise_level) - leg.lost);
+            |leg: &Leg| Some(self.facts.menu.get(leg.option)?.quality_at(leg.noise_level) - leg.lost);
         leg.and_then(quality).unwrap_or(0.0).clamp(0.0, 1.0)
     }
 }
@@ -280,6 +284,7 @@ mod tests {
             phase: Phase::Waiting(Lane::InTime),
             suspended: None,
             attempt: 0,
+            past: vec![],
             losses: 0,
             checkpoint: None,
             least_steps: 0,
@@ -327,8 +332,11 @@ mod tests {
         assert!((task.lost_until(&run, 0.5) - 0.03).abs() < 1e-9);
         run.legs.push(Leg { option: 0, noise_level: 0.5, lost: 0.03 });
         task.phase = Phase::Running(Box::new(run));
-        assert!((task.expected_quality(&"4".into()) - 0.94).abs() < 1e-9, "0.97 from a half, less 0.03");
-        assert!((task.expected_quality(&"8".into()) - 0.96).abs() < 1e-9, "the change never arrived");
-        assert_eq!(task.expected_quality(&"unknown".into()), 0.0);
+        assert!((task.expected_quality(0, &"4".into()) - 0.94).abs() < 1e-9, "0.97 from a half, less 0.03");
+        assert!((task.expected_quality(0, &"8".into()) - 0.96).abs() < 1e-9, "the change never arrived");
+        assert_eq!(task.expected_quality(0, &"unknown".into()), 0.0);
+        assert_eq!(task.expected_quality(7, &"4".into()), 0.0);
+        task.past.push((7, vec![Leg { option: 0, noise_level: 1.0, lost: 0.02 }]));
+        assert!((task.expected_quality(7, &"4".into()) - 0.88).abs() < 1e-9);
     }
 }

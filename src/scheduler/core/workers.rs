@@ -1,7 +1,7 @@
 //! Workers, sets of interchangeable ones, and which of them are lost.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::latency::{Kind, Latency, Pace, pace};
 use super::price::Price;
@@ -82,7 +82,8 @@ pub(super) enum Received {
 /// All workers that poll.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
-    workers: BTreeMap<WorkerId, Worker>,
+    /// Looked up, and never walked in order.
+    workers: HashMap<WorkerId, Worker>,
     sets: BTreeMap<SetKey, Set>,
     set_of: BTreeMap<(String, Vec<ModelId>), SetKey>,
     by_model: BTreeMap<ModelId, BTreeSet<SetKey>>,
