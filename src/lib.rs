@@ -11,5 +11,6 @@ pub mod menu;
 pub mod plan;
 pub mod quality;
 pub mod queue;
+pub mod scheduler;
 pub mod telemetry;
 pub mod worker;

@@ -1,0 +1,75 @@
+//! What a scheduler has to do, for operators and metrics.
+
+use serde::Serialize;
+
+use super::Core;
+use crate::scheduler::ModelId;
+
+/// What a scheduler has to do.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Load {
+    /// Tasks that wait or run.
+    pub tasks: usize,
+    /// Tasks that run.
+    pub running: usize,
+    /// Pictures of requests that have not ended. Several may be one task.
+    pub pictures: usize,
+    /// Clients with tasks.
+    pub clients: usize,
+    /// Workers that poll.
+    pub workers: usize,
+    /// Buckets that prices are computed from.
+    pub buckets: usize,
+    /// Sets of interchangeable workers.
+    pub sets: Vec<SetLoad>,
+}
+
+/// What a set of interchangeable workers has to do.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct SetLoad {
+    /// Models that its workers can load.
+    pub models: Vec<ModelId>,
+    /// Its workers.
+    pub workers: usize,
+    /// The published price: worth per machine second.
+    pub price: f64,
+    /// Seconds until its part of all tasks is done at their floors.
+    pub backlog_seconds: f64,
+}
+
+impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
+    /// What there is to do. Costs as much as there are workers and sets.
+    pub fn load(&self) -> Load {
+        let set = |set: &super::workers::Set| {
+            let seconds = |model: &ModelId| {
+                self.workers.share(model, set) * self.demand.of(model).map_or(0.0, |of| of.seconds)
+            };
+            let all: f64 = set.models.iter().map(seconds).sum();
+            SetLoad {
+                models: set.models.clone(),
+                workers: set.workers,
+                price: set.price.now(),
+                backlog_seconds: all / set.workers.max(1) as f64,
+            }
+        };
+        Load {
+            tasks: self.tasks.len(),
+            running: self.running(),
+            pictures: self.requests.open(),
+            clients: self.order.active(),
+            workers: self.workers.len(),
+            buckets: self.demand.buckets(),
+            sets: self.workers.sets().map(|(_, of)| set(of)).collect(),
+        }
+    }
+
+    /// The last published price of the workers that serve a model, worth per machine second: the lowest of their sets.
+    /// `None` before there is one. What is answered without being painted compares itself with it.
+    pub fn price(&self, model: &ModelId) -> Option<f64> {
+        self.workers.serving(model).map(|(_, set)| set.price.now()).min_by(f64::total_cmp)
+    }
+
+    fn running(&self) -> usize {
+        self.workers.tasks()
+    }
+}

@@ -1,0 +1,394 @@
+//! Workers, sets of interchangeable ones, and which of them are lost.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use super::latency::{Kind, Latency, Pace, pace};
+use super::price::Price;
+use super::tasks::TaskKey;
+use crate::scheduler::messages::Report;
+use crate::scheduler::time::Time;
+use crate::scheduler::{ModelId, WorkerId};
+
+/// A set of interchangeable workers: of one pool, with the same models to load.
+pub(super) type SetKey = u32;
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub incarnation: u64,
+    pub sequence: u64,
+    pub last_poll: Time,
+    pub set: SetKey,
+    /// Rows of its largest batch, and those that it prepares beyond.
+    pub rows: u32,
+    pub ahead_rows: u32,
+    pub resident: Vec<ModelId>,
+    pub model_places: u32,
+    pub draining: bool,
+    pub latency: Latency,
+    /// Tasks that are assigned to it.
+    pub tasks: BTreeSet<TaskKey>,
+    /// Rows that are not assigned, as its set's index knows them.
+    pub free_rows: u32,
+}
+
+/// Interchangeable workers.
+#[derive(Debug)]
+pub(super) struct Set {
+    pub models: Vec<ModelId>,
+    pub workers: usize,
+    pub rows: u64,
+    pub latency: Latency,
+    pub price: Price,
+    /// Workers with free rows, the most first.
+    free: BTreeSet<(Reverse<u32>, WorkerId)>,
+}
+
+impl Set {
+    /// Rows of a full batch, on average.
+    pub fn full_rows(&self) -> f64 {
+        self.rows as f64 / self.workers.max(1) as f64
+    }
+
+    /// The pace of a kind of steps in full batches.
+    pub fn pace(&self, kind: &Kind) -> Pace {
+        pace(&[&self.latency], kind, self.full_rows(), self.full_rows())
+    }
+
+    /// The worker that has most rows free.
+    pub fn freest(&self) -> Option<&WorkerId> {
+        self.free.first().map(|(_, worker)| worker)
+    }
+
+    /// The most rows that one of its workers has free.
+    pub fn most_free(&self) -> u32 {
+        self.free.first().map_or(0, |(rows, _)| rows.0)
+    }
+}
+
+/// How a poll is received.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// It is the worker's newest.
+    Newest,
+    /// It is the first of a new process: the last one's tasks are lost.
+    Restarted,
+    /// It arrived after a newer one.
+    Stale,
+    /// There are too many workers.
+    Refused,
+}
+
+/// All workers that poll.
+#[derive(Debug, Default)]
+pub(super) struct Workers {
+    /// Looked up, and never walked in order.
+    workers: HashMap<WorkerId, Worker>,
+    sets: BTreeMap<SetKey, Set>,
+    set_of: BTreeMap<(String, Vec<ModelId>), SetKey>,
+    by_model: BTreeMap<ModelId, BTreeSet<SetKey>>,
+    /// Workers by their last poll.
+    by_poll: BTreeSet<(Time, WorkerId)>,
+    /// Workers that were lost or restarted in the last `lost_after` seconds.
+    vanished: VecDeque<(Time, WorkerId)>,
+    next_set: SetKey,
+}
+
+impl Workers {
+    pub fn len(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Tasks that workers have.
+    pub fn tasks(&self) -> usize {
+        self.workers.values().map(|worker| worker.tasks.len()).sum()
+    }
+
+    pub fn get(&self, id: &WorkerId) -> Option<&Worker> {
+        self.workers.get(id)
+    }
+
+    pub fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
+        self.workers.get_mut(id)
+    }
+
+    pub fn set(&self, key: SetKey) -> Option<&Set> {
+        self.sets.get(&key)
+    }
+
+    pub fn set_mut(&mut self, key: SetKey) -> Option<&mut Set> {
+        self.sets.get_mut(&key)
+    }
+
+    pub fn sets(&self) -> impl Iterator<Item = (SetKey, &Set)> {
+        self.sets.iter().map(|(key, set)| (*key, set))
+    }
+
+    /// The sets that can load a model.
+    pub fn serving(&self, model: &ModelId) -> impl Iterator<Item = (SetKey, &Set)> {
+        let keys = self.by_model.get(model).into_iter().flatten();
+        keys.filter_map(|key| Some((*key, self.sets.get(key)?)))
+    }
+
+    /// The part of a model's work that a set does: it is spread over all workers that can load it.
+    pub fn share(&self, model: &ModelId, set: &Set) -> f64 {
+        let all: usize = self.serving(model).map(|(_, set)| set.workers).sum();
+        set.workers as f64 / all.max(1) as f64
+    }
+
+    /// Takes note of a poll; `most` workers at most are known.
+    pub fn receive(
+        &mut self,
+        id: &WorkerId,
+        incarnation: u64,
+        sequence: u64,
+        now: Time,
+        most: usize,
+    ) -> Received {
+        let known = self.workers.get_mut(id).map(|worker| {
+            let newer = (incarnation, sequence) > (worker.incarnation, worker.sequence);
+            let restarted = incarnation > worker.incarnation;
+            if newer {
+                self.by_poll.remove(&(worker.last_poll, id.clone()));
+                (worker.incarnation, worker.sequence, worker.last_poll) = (incarnation, sequence, now);
+            }
+            (newer, restarted)
+        });
+        let received = match known {
+            Some((false, _)) => return Received::Stale,
+            Some((true, true)) => {
+                self.vanish(now, id.clone());
+                Received::Restarted
+            }
+            Some((true, false)) => Received::Newest,
+            None if self.workers.len() >= most => return Received::Refused,
+            None => {
+                self.workers.insert(id.clone(), Worker::new(incarnation, sequence, now));
+                Received::Newest
+            }
+        };
+        self.by_poll.insert((now, id.clone()));
+        received
+    }
+
+    /// Takes over what a report says of the worker itself.
+    pub fn update<Picture>(&mut self, id: &WorkerId, report: &Report<Picture>) {
+        let mut models: Vec<ModelId> = report.loadable.iter().chain(&report.resident).cloned().collect();
+        models.sort();
+        models.dedup();
+        let key = (report.pool.clone(), models);
+        let set = match self.set_of.get(&key) {
+            Some(set) => *set,
+            None => self.new_set(key),
+        };
+        let Some(worker) = self.workers.get(id) else { return };
+        if worker.set != set || worker.rows != report.rows {
+            self.leave_set(id);
+            if let (Some(of), Some(worker)) = (self.sets.get_mut(&set), self.workers.get_mut(id)) {
+                of.workers += 1;
+                of.rows += u64::from(report.rows);
+                (worker.set, worker.rows) = (set, report.rows);
+            }
+        }
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        worker.ahead_rows = report.ahead_rows;
+        worker.model_places = report.model_places;
+        worker.draining = report.draining;
+        worker.resident.clone_from(&report.resident);
+        if let Some(of) = self.sets.get_mut(&set) {
+            for times in report.step_times.iter().take(64) {
+                worker.latency.observe(times);
+                of.latency.observe(times);
+            }
+            for time in report.overhead_times.iter().take(64) {
+                worker.latency.observe_overhead(time);
+                of.latency.observe_overhead(time);
+            }
+        }
+    }
+
+    fn new_set(&mut self, key: (String, Vec<ModelId>)) -> SetKey {
+        self.next_set += 1;
+        let set = self.next_set;
+        for model in &key.1 {
+            self.by_model.entry(model.clone()).or_default().insert(set);
+        }
+        let models = key.1.clone();
+        let of = Set {
+            models,
+            workers: 0,
+            rows: 0,
+            latency: Latency::default(),
+            price: Price::default(),
+            free: BTreeSet::new(),
+        };
+        self.sets.insert(set, of);
+        self.set_of.insert(key, set);
+        set
+    }
+
+    fn leave_set(&mut self, id: &WorkerId) {
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        let key = worker.set;
+        let Some(set) = self.sets.get_mut(&key) else { return };
+        set.free.remove(&(Reverse(worker.free_rows), id.clone()));
+        worker.free_rows = 0;
+        set.workers -= 1;
+        set.rows -= u64::from(worker.rows);
+        worker.set = 0;
+        if set.workers == 0 {
+            for model in &set.models {
+                if let Some(sets) = self.by_model.get_mut(model) {
+                    sets.remove(&key);
+                    if sets.is_empty() {
+                        self.by_model.remove(model);
+                    }
+                }
+            }
+            self.sets.remove(&key);
+            self.set_of.retain(|_, set| *set != key);
+        }
+    }
+
+    /// Takes note of a worker's free rows.
+    pub fn set_free(&mut self, id: &WorkerId, free: u32) {
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        let Some(set) = self.sets.get_mut(&worker.set) else { return };
+        set.free.remove(&(Reverse(worker.free_rows), id.clone()));
+        worker.free_rows = if worker.draining { 0 } else { free };
+        if worker.free_rows > 0 {
+            set.free.insert((Reverse(worker.free_rows), id.clone()));
+        }
+    }
+
+    /// Forgets workers that have not polled for `lost_after` seconds. Returns each with its tasks.
+    pub fn lose(&mut self, now: Time, lost_after: f64) -> Vec<(WorkerId, BTreeSet<TaskKey>)> {
+        while self.vanished.front().is_some_and(|(at, ..)| now.since(*at) > lost_after) {
+            self.vanished.pop_front();
+        }
+        let mut lost = Vec::new();
+        while self.by_poll.first().is_some_and(|(last, _)| now.since(*last) > lost_after) {
+            let Some((_, id)) = self.by_poll.pop_first() else { break };
+            self.leave_set(&id);
+            if let Some(worker) = self.workers.remove(&id) {
+                self.vanish(now, id.clone());
+                lost.push((id, worker.tasks));
+            }
+        }
+        lost
+    }
+
+    fn vanish(&mut self, now: Time, id: WorkerId) {
+        self.vanished.push_back((now, id));
+        // A worker that restarts all the time fills no memory.
+        if self.vanished.len() > 2 * self.workers.len() + 1000 {
+            self.vanished.pop_front();
+        }
+    }
+
+    /// Whether most workers vanished together, so that the tasks they held are not to blame: the network, the power or
+    /// this process stood still. Vanished are those that were lost or restarted lately, and those that are silent for half
+    /// the time after which they are lost. One or two are not many: there the tasks are to blame.
+    pub fn most_vanished(&self, now: Time, lost_after: f64) -> bool {
+        // One that restarts again and again counts once.
+        let vanished: BTreeSet<&WorkerId> = self.vanished.iter().map(|(_, id)| id).collect();
+        let lost = vanished.iter().filter(|id| !self.workers.contains_key(id)).count();
+        let late = self.by_poll.iter().take_while(|(last, _)| now.since(*last) > lost_after / 2.0);
+        let silent = late.filter(|(_, id)| !vanished.contains(id)).count();
+        let gone = silent + vanished.len();
+        gone >= 3 && 2 * gone > self.workers.len() + lost
+    }
+}
+
+impl Worker {
+    fn new(incarnation: u64, sequence: u64, now: Time) -> Self {
+        Self {
+            incarnation,
+            sequence,
+            last_poll: now,
+            set: 0,
+            rows: 0,
+            ahead_rows: 0,
+            resident: vec![],
+            model_places: 0,
+            draining: false,
+            latency: Latency::default(),
+            tasks: BTreeSet::new(),
+            free_rows: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: f64) -> Time {
+        Time::ZERO.after(seconds)
+    }
+
+    fn report(pool: &str, rows: u32, models: &[&str]) -> Report<()> {
+        let loadable = models.iter().map(|model| ModelId::from(*model)).collect();
+        Report { pool: pool.into(), rows, loadable, ..Report::default() }
+    }
+
+    fn poll(workers: &mut Workers, id: &str, sequence: u64, now: f64, report: &Report<()>) {
+        assert_eq!(workers.receive(&id.into(), 1, sequence, at(now), 99), Received::Newest);
+        workers.update(&id.into(), report);
+    }
+
+    #[test]
+    fn interchangeable_workers_share_a_set() {
+        let mut workers = Workers::default();
+        poll(&mut workers, "a", 1, 0.0, &report("p", 8, &["m", "n"]));
+        poll(&mut workers, "b", 1, 0.0, &report("p", 16, &["n", "m"]));
+        poll(&mut workers, "c", 1, 0.0, &report("p", 8, &["m"]));
+        let sets: Vec<(usize, f64)> = workers.sets().map(|(_, set)| (set.workers, set.full_rows())).collect();
+        assert_eq!(sets, [(2, 12.0), (1, 8.0)]);
+        assert_eq!(workers.serving(&"m".into()).count(), 2);
+        let shares: Vec<f64> = workers.sets().map(|(_, set)| 3.0 * workers.share(&"m".into(), set)).collect();
+        assert_eq!(shares, [2.0, 1.0]);
+        workers.set_free(&"a".into(), 3);
+        workers.set_free(&"b".into(), 5);
+        let set = workers.get(&"a".into()).unwrap().set;
+        assert_eq!(workers.set(set).unwrap().freest(), Some(&"b".into()));
+        poll(&mut workers, "c", 2, 1.0, &report("p", 8, &["m", "n"]));
+        assert_eq!((workers.sets().count(), workers.set_of.len()), (1, 1));
+        assert_eq!(workers.lose(at(100.0), 10.0).len(), 3);
+        assert!(workers.len() == 0 && workers.sets.is_empty() && workers.by_model.is_empty());
+    }
+
+    #[test]
+    fn old_polls_are_stale_and_new_processes_restart() {
+        let mut workers = Workers::default();
+        let mut receive =
+            |incarnation, sequence, most| workers.receive(&"a".into(), incarnation, sequence, at(0.0), most);
+        assert_eq!(receive(3, 5, 0), Received::Refused);
+        assert_eq!(receive(3, 5, 1), Received::Newest);
+        assert_eq!(
+            (receive(3, 5, 1), receive(3, 4, 1), receive(2, 9, 1)),
+            (Received::Stale, Received::Stale, Received::Stale)
+        );
+        assert_eq!((receive(3, 6, 1), receive(4, 1, 1)), (Received::Newest, Received::Restarted));
+    }
+
+    #[test]
+    fn a_worker_that_does_not_poll_is_lost_and_many_together_are_no_ones_fault() {
+        let mut workers = Workers::default();
+        for id in ["a", "b", "c", "d"] {
+            poll(&mut workers, id, 1, 0.0, &report("p", 8, &["m"]));
+        }
+        for id in ["a", "b", "c"] {
+            poll(&mut workers, id, 2, 9.0, &report("p", 8, &["m"]));
+        }
+        let lost = workers.lose(at(10.5), 10.0);
+        assert_eq!(lost.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["d"]);
+        assert!(!workers.most_vanished(at(10.5), 10.0), "one of four");
+        assert_eq!(workers.lose(at(19.5), 10.0).len(), 3);
+        assert!(workers.most_vanished(at(19.5), 10.0));
+        let mut single = Workers::default();
+        poll(&mut single, "a", 1, 0.0, &report("p", 8, &["m"]));
+        assert_eq!(single.lose(at(11.0), 10.0).len(), 1);
+        assert!(!single.most_vanished(at(11.0), 10.0), "the only one may well be to blame");
+    }
+}
