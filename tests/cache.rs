@@ -114,7 +114,7 @@ fn a_similar_prompt_starts_from_the_others_early_strokes() {
 #[test]
 fn a_plan_too_short_to_paint_over_another_picture_begins_with_noise() {
     let server = Server::ready(&NIRVANA);
-    let ask = |prompt: &str| json!({"prompt": prompt, "seed": 7});
+    let ask = |prompt: &str| json!({"prompt": prompt, "seed": 7, "quality": "low"});
     painted(&server, &ask("a large red house on the left in the snow at night"));
     let edited = ask("a large blue house on the left in the snow at night");
     let follow = |steps: u64| {
@@ -124,7 +124,12 @@ fn a_plan_too_short_to_paint_over_another_picture_begins_with_noise() {
         (ours["outcome"].clone(), ours["steps"].clone(), ours["skipped_steps"].clone())
     };
     assert_eq!(follow(20), (json!("state"), json!(20), json!(8)));
-    assert_eq!(follow(6), (json!("miss"), json!(6), json!(0)));
+    // No fewer than the tier's floor.
+    let tiers = server.get("/v1/tiers").json();
+    let low = tiers["data"].as_array().unwrap().iter().find(|tier| tier["quality"] == "low").unwrap();
+    let floor = low["min_steps"].as_u64().unwrap();
+    assert!(floor < 13, "a quarter of the full plan");
+    assert_eq!(follow(6), (json!("miss"), json!(floor.max(6)), json!(0)));
 }
 
 #[test]

@@ -31,7 +31,8 @@ fn the_command_shows_and_changes_the_cache() {
     assert!(printed(&cache(&server, &["stats"])).contains("2 of 100,000"));
     let stats: Value = serde_json::from_str(&printed(&cache(&server, &["stats", "--json"]))).unwrap();
     assert_eq!(stats["entries"], 2);
-    let found = printed(&cache(&server, &["lookup", "a boat", "--steps", "25", "--seed", "8"]));
+    let found =
+        printed(&cache(&server, &["lookup", "a boat", "--steps", "25", "--seed", "8", "--size", "64x64"]));
     assert!(found.contains("exact") && found.contains("25 of 25"), "{found}");
     let set =
         printed(&cache(&server, &["policy", r#"{"policy":"nirvana","offset":0.5}"#, "--eviction", "fifo"]));

@@ -52,13 +52,14 @@ fn a_cut_costs_one_pair_and_other_settings_are_refused() {
 #[test]
 fn measured_pairs_make_tables_and_a_report() {
     let folder = Folder::new("calibrate-table");
-    let arguments = ["--limit", "120", "--steps", "2", "--shares", "0.5", "--sizes", "64x64"];
+    let arguments = ["--limit", "120", "--steps", "2", "--shares", "0.5", "--sizes", "64x64,80x64"];
     let output = calibrate(folder.path(), &arguments);
     assert!(output.status.success(), "{}", said(&output));
     for kind in ["steered", "plain"] {
         let text = std::fs::read_to_string(folder.path().join(format!("calibration/{kind}.json"))).unwrap();
         let table = pentimento_cache::Calibration::from_json(&text).unwrap();
         assert_eq!(table.measured_for.resume.name(), kind);
+        assert_eq!(table.measured_for.sizes, [(64, 64), (80, 64)]);
         assert_eq!((table.measured_for.steps, table.shares().collect::<Vec<_>>()), (2, vec![0.5]));
     }
     let report =
@@ -82,9 +83,10 @@ fn what_cannot_be_is_said_before_anything_is_painted() {
         "{\"source\": \"a\", \"prompt\": \"b\"}\n{\"source\": 3}\n",
     )
     .unwrap();
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 6] = [
         (&["--shares", "0.5,1.5"], "--shares"),
         (&["--steps", "1"], "--steps"),
+        (&["--sizes", "64x64,63x64"], "--sizes"),
         (&["--pairs", "broken.jsonl"], "broken.jsonl: line 2"),
         (&["--pairs", "absent.jsonl"], "absent.jsonl"),
         (&["--model", "nowhere"], "--model"),

@@ -21,7 +21,8 @@ fn said(output: &Output) -> String {
 #[test]
 fn prompts_make_a_menu_and_a_cut_costs_one_prompt() {
     let folder = Folder::new("frontier");
-    let arguments = ["--limit", "3", "--steps", "1,8", "--guided", "1,0.6", "--shares", "0.5", "--size", "64x64"];
+    let arguments =
+        ["--limit", "3", "--steps", "1,8", "--guided", "1,0.6", "--shares", "0.5", "--size", "64x64"];
     let output = frontier(folder.path(), &arguments);
     assert!(output.status.success(), "{}", said(&output));
     let json = std::fs::read_to_string(folder.path().join("frontier/menu.json")).unwrap();

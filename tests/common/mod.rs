@@ -273,7 +273,7 @@ pub const STEPS: u64 = 25;
 
 /// A request for a picture that is kept.
 pub fn body(prompt: &str, seed: u64) -> Value {
-    json!({"prompt": prompt, "seed": seed, "num_inference_steps": STEPS})
+    json!({"prompt": prompt, "seed": seed, "num_inference_steps": STEPS, "size": "64x64"})
 }
 
 /// What of the cache an answer's pictures were made from.
