@@ -124,11 +124,11 @@ fn a_plan_too_short_to_paint_over_another_picture_begins_with_noise() {
         (ours["outcome"].clone(), ours["steps"].clone(), ours["skipped_steps"].clone())
     };
     assert_eq!(follow(20), (json!("state"), json!(20), json!(8)));
-    // No fewer than the tier's floor.
+    // The fixed policy gives no fewer steps than the tier's floor.
     let tiers = server.get("/v1/tiers").json();
     let low = tiers["data"].as_array().unwrap().iter().find(|tier| tier["quality"] == "low").unwrap();
     let floor = low["min_steps"].as_u64().unwrap();
-    assert!(floor < 13, "a quarter of the full plan");
+    assert!(floor < 13, "the floor of {floor} steps is no longer below a quarter of 50");
     assert_eq!(follow(6), (json!("miss"), json!(floor.max(6)), json!(0)));
 }
 

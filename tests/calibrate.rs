@@ -25,7 +25,7 @@ fn lines(folder: &Path) -> Vec<String> {
 #[test]
 fn a_cut_costs_one_pair_and_other_settings_are_refused() {
     let folder = Folder::new("calibrate-cut");
-    let arguments = ["--limit", "3", "--steps", "4", "--shares", "0.25,0.5"];
+    let arguments = ["--limit", "3", "--steps", "4", "--shares", "0.25,0.5", "--sizes", "64x64"];
     let first = calibrate(folder.path(), &arguments);
     assert_eq!(first.status.code(), Some(1));
     assert!(
@@ -108,7 +108,8 @@ fn without_named_attributes_the_clip_score_judges() {
         "{\"source\": \"a red house\", \"prompt\": \"a blue house\"}\n",
     )
     .unwrap();
-    calibrate(folder.path(), &["--pairs", "pairs.jsonl", "--steps", "2", "--shares", "0.5"]);
+    let arguments = ["--pairs", "pairs.jsonl", "--steps", "2", "--shares", "0.5", "--sizes", "64x64"];
+    calibrate(folder.path(), &arguments);
     assert!(lines(folder.path())[0].contains(r#""scorer":"clip score""#));
     assert!(lines(folder.path())[1].contains(r#""class":"""#));
 }

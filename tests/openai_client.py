@@ -35,7 +35,7 @@ def plain():
     assert "Steps: 25" in picture(answer.data[0].b64_json, size=(128, 128)).info["parameters"]
     assert answer.pentimento["outcome"] == "miss" and answer.pentimento["steps"] == 25
     assert answer._request_id
-    answer = client.images.generate(model="gpt-image-1", prompt="a blue house in the snow")
+    answer = client.images.generate(model="gpt-image-1", prompt="a blue house in the snow", size="auto")
     assert answer.quality == "high" and "Steps: 50" in picture(answer.data[0].b64_json, size=(128, 128)).info["parameters"]
 
     answer = client.images.generate(

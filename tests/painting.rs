@@ -9,7 +9,7 @@ use pentimento::plan::{Terms, Tier};
 use pentimento::queue::{Encoding, Format, Hit, Job, Reused, Start};
 use pentimento::worker::{Beginning, Painting};
 use pentimento_cache::EntryId;
-use pentimento_pipelines::{Components, DenoisingState, Device, Model, NoiseSource, Pipeline};
+use pentimento_pipelines::{Components, DenoisingState, Device, Model, NoiseSource, Pipeline, Size};
 
 const STEPS: usize = 20;
 
@@ -25,7 +25,7 @@ fn job(model: &Pipeline) -> Arc<Job> {
         model: model.id().to_owned(),
         prompt: "a red house in the snow".to_owned(),
         negative_prompt: String::new(),
-        size: model.defaults().size,
+        size: Size { width: 64, height: 64 },
         seed: 1,
         noise: NoiseSource::Pentimento,
         plan: model.plan(STEPS, model.defaults().guidance_scale).unwrap(),

@@ -53,10 +53,10 @@ fn a_poisson_replay_is_reported_drawn_and_judged() {
     let server = Server::ready(&[]);
     let folder = Folder::new("replay");
     let lines = [
-        json!({"prompt": "a large red house in the snow at night", "seed": 1, "num_inference_steps": 4, "class": "edit",
+        json!({"prompt": "a large red house in the snow at night", "seed": 1, "num_inference_steps": 4, "size": "64x64", "class": "edit",
             "named": {"time": "night", "terrain": "snow", "subjects": [{"kind": "house", "colour": "red"}]}}),
-        json!({"prompt": "a boat", "seed": 2, "n": 2, "num_inference_steps": 4, "cache": "off"}),
-        json!({"prompt": "a tree", "num_inference_steps": 4, "quality": "low", "namespace": "x"}),
+        json!({"prompt": "a boat", "seed": 2, "n": 2, "size": "64x64", "num_inference_steps": 4, "cache": "off"}),
+        json!({"prompt": "a tree", "size": "64x64", "num_inference_steps": 4, "quality": "low", "namespace": "x"}),
     ];
     let trace = trace(&folder, &lines);
     let (svg, pictures) = (folder.path().join("run.svg"), folder.path().join("pictures"));
@@ -121,7 +121,9 @@ fn a_server_that_refuses_violates_and_may_be_tried_again() {
     ]);
     let folder = Folder::new("replay");
     let lines: Vec<Value> = (0..12)
-        .map(|i| json!({"at": 0.0, "prompt": "a boat", "seed": i, "num_inference_steps": 25}))
+        .map(
+            |i| json!({"at": 0.0, "prompt": "a boat", "seed": i, "size": "64x64", "num_inference_steps": 25}),
+        )
         .collect();
     let trace = trace(&folder, &lines);
     let table = printed(&replay(&folder, &server.address, &trace, &["--objective-ms", "86400000"]));
@@ -171,7 +173,7 @@ fn recorded_times_are_kept_whatever_the_server_does() {
     let silent = told("");
     let folder = Folder::new("replay");
     let times = [0.0, 0.4, 0.4, 6.0];
-    let lines = times.map(|at| json!({"at": at, "prompt": "a"}));
+    let lines = times.map(|at| json!({"at": at, "prompt": "a", "size": "64x64"}));
     let trace = trace(&folder, &lines);
     let arguments = ["--timeout-seconds", "1.5", "--max-in-flight", "2", "--speed", "2"];
     assert!(complaint(&replay(&folder, &silent, &trace, &arguments), 1).contains("no request was completed"));
@@ -190,7 +192,7 @@ fn recorded_times_are_kept_whatever_the_server_does() {
 #[test]
 fn what_else_goes_wrong_is_counted_by_kind() {
     let folder = Folder::new("replay");
-    let trace = trace(&folder, &[json!({"at": 0, "prompt": "a"})]);
+    let trace = trace(&folder, &[json!({"at": 0, "prompt": "a", "size": "64x64"})]);
     let ended = |answer: &'static str| {
         complaint(&replay(&folder, &told(answer), &trace, &[]), 1);
         report(&folder)["requests"][0].clone()
@@ -248,7 +250,8 @@ fn a_key_is_sent_and_a_server_that_is_not_there_is_named() {
     let server = Server::start_in(&[("PENTIMENTO_API_KEYS", key)], &[]);
     common::until("the server is ready", || server.get("/readyz").status == 200);
     let folder = Folder::new("replay");
-    let trace = trace(&folder, &[json!({"at": 0, "prompt": "a boat", "num_inference_steps": 1})]);
+    let trace =
+        trace(&folder, &[json!({"at": 0, "prompt": "a boat", "size": "64x64", "num_inference_steps": 1})]);
     let refused = complaint(&replay(&folder, &server.address, &trace, &[]), 1);
     assert!(refused.contains("API key"), "{refused}");
     let mut command = pentimento();

@@ -263,6 +263,7 @@ fn a_table_survives_json_and_serves_only_what_it_was_measured_for() {
         matches!(&decision, Decision::Miss { why } if why.contains("no calibration table"))
     };
     assert!(!says_nothing_of(|_| (), &plan) && !says_nothing_of(|e| e.guidance_scale = 4.2, &plan));
+    assert!(!says_nothing_of(|e| e.compatibility.width = 128, &plan), "a table serves all of its sizes");
     let others: [fn(&mut Entry); 9] = [
         |e| e.compatibility.embedder = "another".into(),
         |e| e.compatibility.latent_space = "another".into(),

@@ -15,6 +15,8 @@ macro_rules! files {
 const FILES: EmbeddedFiles = files![
     "model_index.json",
     "calibration/pairs.jsonl",
+    "calibration/plain.json",
+    "calibration/steered.json",
     "classifier/config.json",
     "classifier/model.safetensors",
     "clip/config.json",

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use mimalloc::MiMalloc;
-use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline};
+use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Size};
 
 /// The binary's allocator, counted.
 struct Counted;
@@ -51,7 +51,7 @@ fn page_faults() -> Option<usize> {
 fn steps_live_on_the_memory_of_those_before() {
     let pipeline =
         Pipeline::load(&Model::find("storybook").unwrap(), &Components::default(), &Device::Cpu).unwrap();
-    let size = pipeline.defaults().size;
+    let size = Size { width: 64, height: 64 };
     let conditioning = Arc::new(pipeline.encode("a red house", None, size).unwrap());
     let plan = pipeline.plan(40, 5.0).unwrap();
     let mut trajectory = pipeline.start(conditioning, 1, NoiseSource::default(), size, plan).unwrap();

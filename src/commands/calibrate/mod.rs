@@ -50,8 +50,8 @@ pub struct Arguments {
     /// Steps of the full plan; the model's own number if not given.
     #[arg(long)]
     steps: Option<usize>,
-    /// Sizes that the pairs are painted at: half of the pairs at the first, the others in turn at the rest. The tables
-    /// serve these sizes. The model's default size if not given.
+    /// Sizes that the pairs are painted at: half of the pairs at the first, the others at the rest. The tables serve
+    /// these sizes. The model's default size if not given.
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     sizes: Vec<Size>,
     /// How closely to follow the prompts; the model's own value if not given.
@@ -80,7 +80,7 @@ It can be stopped at any time and goes on where it was: a cut costs one pair.
 Examples:
   pentimento calibrate
   pentimento calibrate --limit 200 --shares 0.2,0.4,0.6 --out quick
-  pentimento calibrate --sizes 1024x1024,1024x768,768x1024
+  pentimento calibrate --sizes 128x128,64x64,128x64
   pentimento calibrate --model ./my-diffusers-folder --pairs pairs.jsonl --out my-calibration
   pentimento calibrate --report > map.md
   pentimento serve --reuse-policy calibrated --calibration calibration/steered.json";
