@@ -41,3 +41,19 @@ pub(crate) fn storybook() -> Result<(Manifest, ModelFiles)> {
     let files = ModelFiles::embedded(FILES, manifest.files.clone());
     Ok((manifest, files))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_binary_has_the_manifests_files_and_no_others() {
+        let (manifest, files) = storybook().unwrap();
+        for name in manifest.files.keys() {
+            assert!(files.read(name).unwrap().is_some(), "{name} is not in the binary");
+        }
+        for (name, _) in FILES {
+            assert!(manifest.files.contains_key(*name), "{name} is not in the manifest");
+        }
+    }
+}

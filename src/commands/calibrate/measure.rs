@@ -259,3 +259,37 @@ fn numbers(pair: &Pair) -> [u64; 3] {
     let seed = |at: usize| digest[at..at + 8].iter().fold(0, |seed, byte| seed << 8 | u64::from(*byte));
     [seed(0), seed(8), seed(16)]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_pairs_have_the_first_size_and_the_others_the_rest() {
+        let sizes = [(128, 128), (64, 64), (96, 64)].map(|(width, height)| Size { width, height });
+        let settings = Settings {
+            embedder: String::new(),
+            latent_space: String::new(),
+            noise_schedule: String::new(),
+            model: String::new(),
+            weights: String::new(),
+            sizes: sizes.to_vec(),
+            guidance_scale: 5.0,
+            steps: 50,
+            scorer: String::new(),
+            ks: vec![25],
+        };
+        let pair = |i: usize| Pair {
+            source: "a red house".into(),
+            prompt: format!("{i} houses"),
+            named: None,
+            class: String::new(),
+        };
+        let of = |size: &Size| (0..1000).filter(|i| settings.size(&pair(*i)) == *size).count();
+        let [first, second, third] = sizes.each_ref().map(of);
+        assert!((400..600).contains(&first), "{first} of 1000");
+        assert!((150..350).contains(&second) && first + second + third == 1000, "{second}, {third}");
+        let one = Settings { sizes: vec![sizes[1]], ..settings };
+        assert_eq!(one.size(&pair(1)), sizes[1]);
+    }
+}

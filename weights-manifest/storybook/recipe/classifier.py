@@ -1,8 +1,8 @@
 """Stage 3: the attribute classifier that measures fidelity.
 
 A small CNN with one group of logits per label of `world.labels`: time, terrain, weather, and for
-each place what stands there, its colour and its size. It looks at 64x64; pictures of other sizes are scaled to that, aspect
-and all, and three of five batches are such pictures. Blur, noise and shifts in training keep it honest on decoded pictures.
+each place what stands there, its colour and its size. It looks at 64x64: pictures of other sizes are scaled to that, and do
+not keep their aspect. Three of five batches are of any size, the others of 64x64. Blur, noise and shifts in training keep it honest on decoded pictures.
 The same network runs in Rust (src/quality/).
 """
 
@@ -66,16 +66,12 @@ def labels_of(size, count) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    args = arguments(
-        __doc__, minutes=(8.0, "wall-clock budget"), begin=("", "a checkpoint to begin with, such as restore.py's classifier_restored.pt"),
-        rate=(2e-3, "peak learning rate"),
-    )
+    args = arguments(__doc__, minutes=(20.0, "wall-clock budget"), rate=(2e-3, "peak learning rate"))
     pictures = {size: load_pictures(args, size) for size in PICTURE_SIZES}
     labels = {size: labels_of(size, len(some)) for size, some in pictures.items()}
-    held = {size: min(2000, len(some) // 4) for size, some in pictures.items()}  # learned by none, the first of each size
+    # No batch has these, the first pictures of each size; their scenes may be learned at another size.
+    held = {size: min(2000, len(some) // 4) for size, some in pictures.items()}
     net = Classifier()
-    if args.begin:
-        net.load_state_dict(torch.load(args.work / args.begin, weights_only=True)["ema"])
     forward = net if args.smoke else torch.compile(net)
 
     def loss_fn(rng):

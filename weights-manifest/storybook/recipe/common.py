@@ -18,7 +18,9 @@ from world import PICTURE_SIZES
 
 
 SMALLEST, LARGEST = PICTURE_SIZES[0], PICTURE_SIZES[-1]
-SHARES = {SMALLEST: 0.12, LARGEST: 0.40}  # of the batches that learn all sizes; the other sizes have equal parts of the rest
+# Parts of the batches that learn all sizes: the default size has the most, since most pictures have it; 64x64 has three times
+# as many as each other size, so that the size of the first run is not forgotten. The others share the rest equally.
+SHARES = {SMALLEST: 0.12, LARGEST: 0.40}
 
 
 def arguments(doc: str, **extra) -> argparse.Namespace:
@@ -93,15 +95,18 @@ class Ema:
 
 def train(args, name, model, loss_fn, lr, minutes, *, decay=0.999, warmup=200, weight_decay=0.01):
     """Runs `loss_fn(rng) -> loss` for a wall-clock budget, over which the learning rate follows a cosine,
-    and returns the EMA model. Resumes from `<name>.pt`; saves every two minutes."""
+    and returns the EMA model. Resumes from `<name>.pt`, or begins with the weights in it where restore.py wrote it; saves
+    every two minutes."""
     path = args.work / f"{name}.pt"
     opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     ema, start, spent = Ema(model, decay), 0, 0.0
     if path.exists():
         saved = torch.load(path, weights_only=True)
-        model.load_state_dict(saved["model"]), ema.model.load_state_dict(saved["ema"])
-        opt.load_state_dict(saved["opt"])
-        start, spent = saved["step"], saved["spent"]
+        ema.model.load_state_dict(saved["ema"])
+        model.load_state_dict(saved.get("model", saved["ema"]))
+        if "opt" in saved:
+            opt.load_state_dict(saved["opt"])
+            start, spent = saved["step"], saved["spent"]
     rng = np.random.default_rng(1000 + start)
     torch.manual_seed(1000 + start)
     budget, step = 60 * minutes, start

@@ -1,7 +1,7 @@
 """Stage 1: draw the training pictures.
 
-Scenes 0 to 59,999 at 64x64 and, for the models of all sizes, 24,000 of the same scenes at 128x128 and 3,000 at each
-other size; the classifier and the CLIP pair also learn from the scenes up to --count.
+120,000 scenes at 64x64, the first 24,000 of them at 128x128, too, and 3,000 at each other size. The denoiser learns from the
+first 60,000 scenes; VAE, classifier and CLIP pair from all.
 """
 
 from multiprocessing import Pool

@@ -15,8 +15,8 @@ import world
 from classifier import CHANNELS, GROUPS, load_classifier
 from clip import load_clip
 from common import arguments
-from digests import digests
 from critic import load_critic
+from digests import digests
 from unet import SCHEDULE, load_unet
 from vae import load_vae
 

@@ -1,4 +1,5 @@
-"""Writes the checkpoints of the published model into --work, so that a stage can go on from it without those before.
+"""Writes the checkpoints of the published model into --work: stages 2 to 6 can then run without those before, and training
+goes on from the published weights. Training needs the pictures of stage 1 all the same.
 
 The CLIP pair's attribute head and every optimizer's state are not in the published model: they begin anew.
 """
@@ -18,7 +19,7 @@ from common import arguments
 HERE = Path(__file__).resolve().parent
 
 if __name__ == "__main__":
-    args = arguments(__doc__, folder=(str(HERE.parent / "model"), "the published model"), unet=("unet_largest", "the checkpoint that its denoiser becomes"))
+    args = arguments(__doc__, folder=(str(HERE.parent / "model"), "the published model"), unet=("unet", "the checkpoint that its denoiser becomes"))
     folder = Path(args.folder)
 
     def keep(name, module):
@@ -29,7 +30,7 @@ if __name__ == "__main__":
     keep(args.unet, UNet2DConditionModel.from_pretrained(folder / "unet"))
     classifier = Classifier()
     classifier.load_state_dict(load_file(folder / "classifier/model.safetensors"))
-    keep("classifier_restored", classifier)
+    keep("classifier", classifier)
     pair = Trained(build_clip(load_tokenizer(args)))
     state = load_file(folder / "clip/model.safetensors")
     text = load_file(folder / "text_encoder/model.safetensors")

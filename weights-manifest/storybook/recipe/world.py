@@ -9,7 +9,6 @@ square one, and the landscape is wider. Where something stands is a share of the
 """
 
 import math
-
 import random
 from dataclasses import dataclass
 
