@@ -6,6 +6,8 @@ mod common;
 
 use base64::Engine;
 use common::{Answer, Folder, STEPS, Server, body, entries, outcome, painted, pentimento, until};
+use pentimento::plan::{Curve, FrontierFile, FrontierFor, Point};
+use pentimento_pipelines::Model;
 use serde_json::{Value, json};
 
 const NIRVANA: [&str; 2] =
@@ -111,10 +113,36 @@ fn a_similar_prompt_starts_from_the_others_early_strokes() {
     assert!(text.contains(&told), "{text}");
 }
 
+/// A frontier by which four steps reach the floor of every tier.
+fn frontier_of_few_steps() -> String {
+    let model = Model::find("storybook").unwrap();
+    let point = |steps, quality| Point {
+        steps,
+        quality,
+        low: quality,
+        high: quality,
+        fidelity: Some(quality),
+        clip_score: None,
+    };
+    let measured_for = FrontierFor {
+        model: "storybook".to_owned(),
+        weights: model.digest().unwrap().to_owned(),
+        steps: 50,
+        guidance_scale: 5.0,
+        prompts: 2,
+    };
+    let points = vec![point(1, 0.5), point(4, 0.995), point(50, 1.0)];
+    let file = FrontierFile::new(measured_for, vec![Curve { skipped: 0.0, points }]).unwrap();
+    file.to_json().unwrap()
+}
+
 #[test]
 fn a_plan_too_short_to_paint_over_another_picture_begins_with_noise() {
-    let server = Server::ready(&NIRVANA);
-    let ask = |prompt: &str| json!({"prompt": prompt, "seed": 7, "quality": "low"});
+    let folder = Folder::new("frontier");
+    let file = folder.path().join("frontier.json");
+    std::fs::write(&file, frontier_of_few_steps()).unwrap();
+    let server = Server::ready(&[&NIRVANA[..], &["--frontier", file.to_str().unwrap()]].concat());
+    let ask = |prompt: &str| json!({"prompt": prompt, "seed": 7});
     painted(&server, &ask("a large red house on the left in the snow at night"));
     let edited = ask("a large blue house on the left in the snow at night");
     let follow = |steps: u64| {
@@ -124,12 +152,7 @@ fn a_plan_too_short_to_paint_over_another_picture_begins_with_noise() {
         (ours["outcome"].clone(), ours["steps"].clone(), ours["skipped_steps"].clone())
     };
     assert_eq!(follow(20), (json!("state"), json!(20), json!(8)));
-    // The fixed policy gives no fewer steps than the tier's floor.
-    let tiers = server.get("/v1/tiers").json();
-    let low = tiers["data"].as_array().unwrap().iter().find(|tier| tier["quality"] == "low").unwrap();
-    let floor = low["min_steps"].as_u64().unwrap();
-    assert!(floor < 13, "the floor of {floor} steps is no longer below a quarter of 50");
-    assert_eq!(follow(6), (json!("miss"), json!(floor.max(6)), json!(0)));
+    assert_eq!(follow(6), (json!("miss"), json!(6), json!(0)));
 }
 
 #[test]
@@ -137,6 +160,9 @@ fn by_default_a_model_with_tables_has_the_combined_policy() {
     let server = Server::ready(&[]);
     let policy = server.admin_get("cache/policy").json();
     assert_eq!(policy["reuse"]["policy"], "combined", "{policy}");
+    // More loss than by default, so that the test does not depend on how narrow the bounds of the model's tables are.
+    let tolerant = json!({"reuse": {"policy": "combined", "calibrated": {"max_quality_loss": 0.12}}});
+    assert_eq!(server.admin_json("PUT", "cache/policy", &tolerant).status, 200);
     let full = |prompt: &str, seed: u64| json!({"prompt": prompt, "seed": seed});
     painted(&server, &full("a small red house on the left in the snow at night", 7));
     // The same scene in other words, from its owner's states; what has nothing to do with it, from noise.
