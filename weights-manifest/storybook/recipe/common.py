@@ -18,7 +18,7 @@ from world import PICTURE_SIZES
 
 
 SMALLEST, LARGEST = PICTURE_SIZES[0], PICTURE_SIZES[-1]
-# Parts of the batches that learn all sizes: the default size has the most, since most pictures have it; 64x64 has three times
+# Parts of the batches that learn all sizes: the default size has the most, since most pictures have it; 64x64 has nearly six times
 # as many as each other size, so that the size of the first run is not forgotten. The others share the rest equally.
 SHARES = {SMALLEST: 0.12, LARGEST: 0.40}
 

@@ -116,7 +116,7 @@ class Painter:
 
 
 class ServerPainter:
-    """Paints with a running `pentimento serve --model` of the same manifest, in half to two thirds of diffusers' time in f32."""
+    """Paints with a running `pentimento serve --model` of the same manifest, in about two thirds of the time of diffusers in f32."""
 
     def __init__(self, url, steps, guidance_scale, batch):
         self.url, self.batch = url.rstrip("/") + "/v1/images/generations", batch
