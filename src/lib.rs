@@ -8,6 +8,7 @@ pub mod commands;
 pub mod config;
 pub mod gateway;
 pub mod menu;
+pub mod picture;
 pub mod plan;
 pub mod quality;
 pub mod queue;

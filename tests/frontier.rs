@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 
 use common::{Folder, pentimento};
-use pentimento::menu::Menu;
+use pentimento::menu::MenuFile;
 
 fn frontier(folder: &Path, arguments: &[&str]) -> Output {
     pentimento().current_dir(folder).arg("frontier").args(arguments).output().unwrap()
@@ -26,7 +26,7 @@ fn prompts_make_a_menu_and_a_cut_costs_one_prompt() {
     let output = frontier(folder.path(), &arguments);
     assert!(output.status.success(), "{}", said(&output));
     let json = std::fs::read_to_string(folder.path().join("frontier/menu.json")).unwrap();
-    let menu = Menu::from_json(&json).unwrap();
+    let menu = MenuFile::from_json(&json).unwrap();
     let of = menu.measured_for();
     assert_eq!((of.prompts, of.full_steps, menu.starts().len()), (3, 50, 2));
     assert!(of.scorer.starts_with("fidelity, "), "{json}");

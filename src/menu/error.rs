@@ -6,7 +6,7 @@ use super::file::VERSION;
 
 /// Why a menu cannot be used.
 #[derive(Debug, Error)]
-pub enum MenuError {
+pub enum MenuFileError {
     /// Not a menu.
     #[error("not a plan menu: {0}")]
     Json(#[from] serde_json::Error),
@@ -27,6 +27,6 @@ pub enum MenuError {
 }
 
 /// A value's bounds.
-pub(super) fn check(holds: bool, field: &'static str, must: &'static str) -> Result<(), MenuError> {
-    if holds { Ok(()) } else { Err(MenuError::OutOfBounds { field, must }) }
+pub(super) fn check(holds: bool, field: &'static str, must: &'static str) -> Result<(), MenuFileError> {
+    if holds { Ok(()) } else { Err(MenuFileError::OutOfBounds { field, must }) }
 }

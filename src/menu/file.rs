@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use pentimento_pipelines::{PlanOption, Size};
 use serde::{Deserialize, Serialize};
 
-use super::error::{MenuError, check};
+use super::error::{MenuFileError, check};
 use super::estimate::Estimate;
 
 /// Files of another version are refused.
@@ -21,13 +21,13 @@ const MOST_ROWS: f64 = 3.0;
 /// A menu as `pentimento frontier` writes it.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Menu {
+pub struct MenuFile {
     version: u32,
     /// What it was measured for.
     #[serde(rename = "for")]
     measured_for: MenuFor,
     starts: Vec<MenuStart>,
-    options: Vec<MenuOption>,
+    options: Vec<MeasuredOption>,
 }
 
 /// What a menu was measured for.
@@ -65,7 +65,7 @@ pub struct MenuStart {
 /// An option, and what was measured of it.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct MenuOption {
+pub struct MeasuredOption {
     /// What `pipelines` makes a step plan of.
     pub option: PlanOption,
     /// One for each of the menu's starts, in their order.
@@ -98,16 +98,16 @@ pub struct MenuPoint {
     pub closeness: Option<Estimate>,
 }
 
-impl Menu {
+impl MenuFile {
     /// A menu of options by rising rows, each with a point for each start.
     ///
     /// # Errors
-    /// [`MenuError::OutOfBounds`] and [`MenuError::Option`].
+    /// [`MenuFileError::OutOfBounds`] and [`MenuFileError::Option`].
     pub fn new(
         measured_for: MenuFor,
         starts: Vec<MenuStart>,
-        options: Vec<MenuOption>,
-    ) -> Result<Self, MenuError> {
+        options: Vec<MeasuredOption>,
+    ) -> Result<Self, MenuFileError> {
         let menu = Self { version: VERSION, measured_for, starts, options };
         menu.check()?;
         Ok(menu)
@@ -116,15 +116,15 @@ impl Menu {
     /// Reads a file, of this version only.
     ///
     /// # Errors
-    /// [`MenuError`].
-    pub fn from_json(json: &str) -> Result<Self, MenuError> {
+    /// [`MenuFileError`].
+    pub fn from_json(json: &str) -> Result<Self, MenuFileError> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
         }
         let Versioned { version } = serde_json::from_str(json)?;
         if version != VERSION {
-            return Err(MenuError::Version(version));
+            return Err(MenuFileError::Version(version));
         }
         let menu: Self = serde_json::from_str(json)?;
         menu.check()?;
@@ -134,8 +134,8 @@ impl Menu {
     /// The file's content.
     ///
     /// # Errors
-    /// [`MenuError::Json`].
-    pub fn to_json(&self) -> Result<String, MenuError> {
+    /// [`MenuFileError::Json`].
+    pub fn to_json(&self) -> Result<String, MenuFileError> {
         Ok(serde_json::to_string_pretty(self)?)
     }
 
@@ -144,7 +144,7 @@ impl Menu {
         &self.measured_for
     }
 
-    /// Whether its qualities were measured, and not assumed ([`Menu::unmeasured`]).
+    /// Whether its qualities were measured, and not assumed ([`MenuFile::unmeasured`]).
     pub fn is_measured(&self) -> bool {
         self.measured_for.prompts > 0
     }
@@ -155,24 +155,24 @@ impl Menu {
     }
 
     /// The options by rising rows, and so by rising quality, from noise.
-    pub fn options(&self) -> &[MenuOption] {
+    pub fn options(&self) -> &[MeasuredOption] {
         &self.options
     }
 
     /// The option of this id.
-    pub fn get(&self, id: &str) -> Option<&MenuOption> {
+    pub fn get(&self, id: &str) -> Option<&MeasuredOption> {
         self.options.iter().find(|option| option.option.id == id)
     }
 
     /// The option of the highest quality from noise.
-    pub fn best(&self) -> &MenuOption {
+    pub fn best(&self) -> &MeasuredOption {
         // `check` leaves no menu without options.
         &self.options[self.options.len() - 1]
     }
 
     /// The cheapest option whose quality from noise is at least `quality`, or else the best one.
-    pub fn cheapest(&self, quality: f64) -> &MenuOption {
-        let reaches = |option: &&MenuOption| option.from[0].quality.mean >= quality;
+    pub fn cheapest(&self, quality: f64) -> &MeasuredOption {
+        let reaches = |option: &&MeasuredOption| option.from[0].quality.mean >= quality;
         self.options.iter().find(reaches).unwrap_or(self.best())
     }
 
@@ -186,7 +186,7 @@ impl Menu {
         noisier.share + (cleaner.share - noisier.share) * part.clamp(0.0, 1.0)
     }
 
-    fn check(&self) -> Result<(), MenuError> {
+    fn check(&self) -> Result<(), MenuFileError> {
         let of = &self.measured_for;
         check((1..=1000).contains(&of.full_steps), "for.full_steps", "from 1 to 1000")?;
         check((0.0..=100.0).contains(&of.guidance_scale), "for.guidance_scale", "from 0 to 100")?;
@@ -201,14 +201,14 @@ impl Menu {
         let ids: HashSet<&str> = self.options.iter().map(|option| option.option.id.as_str()).collect();
         check(ids.len() == self.options.len(), "options.id", "unlike every other")?;
         self.options.iter().try_for_each(|option| option.check(&self.starts))?;
-        let dearer = |w: &[MenuOption]| w[0].from[0].rows < w[1].from[0].rows;
+        let dearer = |w: &[MeasuredOption]| w[0].from[0].rows < w[1].from[0].rows;
         check(self.options.windows(2).all(dearer), "options.rows", "rising, from noise")?;
-        let better = |w: &[MenuOption]| w[0].from[0].quality.mean < w[1].from[0].quality.mean;
+        let better = |w: &[MeasuredOption]| w[0].from[0].quality.mean < w[1].from[0].quality.mean;
         check(self.options.windows(2).all(better), "options.quality", "rising with the rows, from noise")
     }
 }
 
-impl MenuOption {
+impl MeasuredOption {
     /// Quality of the picture where the share `done` of the full plan, 0 to 1, was painted as the full plan has it and
     /// the rest by this option. Linear between measured starts, and towards 1 where nothing is left to be lost.
     pub fn quality(&self, done: f64) -> Estimate {
@@ -237,8 +237,8 @@ impl MenuOption {
         (from, to, (done - from.share) / (end - from.share))
     }
 
-    fn check(&self, starts: &[MenuStart]) -> Result<(), MenuError> {
-        self.option.check().map_err(MenuError::Option)?;
+    fn check(&self, starts: &[MenuStart]) -> Result<(), MenuFileError> {
+        self.option.check().map_err(MenuFileError::Option)?;
         let from = &self.from;
         let same = from.len() == starts.len() && from.iter().zip(starts).all(|(p, s)| p.share == s.share);
         check(same, "options.from", "one point for each start")?;
@@ -247,7 +247,7 @@ impl MenuOption {
 }
 
 impl MenuPoint {
-    fn check(&self) -> Result<(), MenuError> {
+    fn check(&self) -> Result<(), MenuFileError> {
         check((1.0..=1000.0).contains(&self.steps), "steps", "from 1 to 1000")?;
         let rows = (self.steps..=MOST_ROWS * self.steps).contains(&self.rows);
         check(rows, "rows", "from 1 to 3 for each step")?;

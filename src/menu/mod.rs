@@ -6,10 +6,12 @@
 mod error;
 mod estimate;
 mod file;
+mod offered;
 mod unmeasured;
 
-pub use error::MenuError;
+pub use error::MenuFileError;
 pub use estimate::Estimate;
-pub use file::{Menu, MenuFor, MenuOption, MenuPoint, MenuStart};
+pub use file::{MeasuredOption, MenuFile, MenuFor, MenuPoint, MenuStart};
+pub use offered::{OfferError, menu_option};
 /// An option is data of the engine's that needs nothing of the engine.
 pub use pentimento_pipelines::{PlanOption, Sampler, Size};

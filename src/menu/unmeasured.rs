@@ -2,14 +2,14 @@
 
 use pentimento_pipelines::{PlanOption, Size};
 
-use super::error::MenuError;
+use super::error::MenuFileError;
 use super::estimate::Estimate;
-use super::file::{Menu, MenuFor, MenuOption, MenuPoint, MenuStart};
+use super::file::{MeasuredOption, MenuFile, MenuFor, MenuPoint, MenuStart};
 
 /// The step counts that are offered, those of `pentimento frontier`'s default grid and the ones below and above it.
 const STEPS: [usize; 16] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 35, 50, 100, 300];
 
-impl Menu {
+impl MenuFile {
     /// A menu of step counts up to the full plan's, all steps guided, of assumed quality 1 − (1/steps − 1/full).
     ///
     /// DDIM is a solver of first order (Lu et al., 2022, DPM-Solver, sec. 4.1), whose error falls with 1/steps. That a
@@ -17,14 +17,14 @@ impl Menu {
     /// for 0.99, where measured models need fewer. States of the full plan are assumed to be worth no more than noise.
     ///
     /// # Errors
-    /// [`MenuError::OutOfBounds`] for a full plan or a guidance scale out of bounds.
+    /// [`MenuFileError::OutOfBounds`] for a full plan or a guidance scale out of bounds.
     pub fn unmeasured(
         model: &str,
         weights: &str,
         size: Size,
         full_steps: usize,
         guidance_scale: f32,
-    ) -> Result<Self, MenuError> {
+    ) -> Result<Self, MenuFileError> {
         let rows_of_a_step = if guidance_scale > 1.0 { 2.0 } else { 1.0 };
         let option = |steps: usize| {
             let point = MenuPoint {
@@ -37,7 +37,7 @@ impl Menu {
                 clip_score: None,
                 closeness: None,
             };
-            MenuOption { option: PlanOption::guided(steps), from: vec![point] }
+            MeasuredOption { option: PlanOption::guided(steps), from: vec![point] }
         };
         let measured_for = MenuFor {
             model: model.to_owned(),

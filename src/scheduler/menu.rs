@@ -36,7 +36,7 @@ pub struct Measured {
 
 /// An option as the scheduler sees it: a name, a cost curve and a quality. `pipelines` turns the name into a step plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PlanOption {
+pub struct MenuOption {
     /// Its name, unique in its menu.
     pub id: OptionId,
     /// The denoiser that takes its steps; empty: the model's only one.
@@ -80,7 +80,7 @@ pub struct Remaining {
 
 /// The options of a model, checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Vec<PlanOption>", into = "Vec<PlanOption>")]
+#[serde(try_from = "Vec<MenuOption>", into = "Vec<MenuOption>")]
 pub struct Menu {
     options: Vec<Priced>,
 }
@@ -88,11 +88,11 @@ pub struct Menu {
 /// An option with what is left of it from each of its steps on.
 #[derive(Debug, Clone, PartialEq)]
 struct Priced {
-    option: PlanOption,
+    option: MenuOption,
     remaining: Vec<Remaining>,
 }
 
-impl PlanOption {
+impl MenuOption {
     /// An option of evenly spaced steps, of which those at noise levels above `guided_until` are guided.
     pub fn even(id: &str, steps: usize, guided_until: f64, quality: Vec<Measured>) -> Self {
         let step = |i: usize| {
@@ -138,7 +138,7 @@ impl PlanOption {
 }
 
 impl Priced {
-    fn new(option: PlanOption) -> Self {
+    fn new(option: MenuOption) -> Self {
         let mut remaining = Vec::with_capacity(option.steps.len());
         let mut left = Remaining { steps: 0, rows: 0, peak_rows: 0 };
         for step in option.steps.iter().rev() {
@@ -159,7 +159,7 @@ impl Menu {
     ///
     /// # Errors
     /// [`MenuError`] naming the option.
-    pub fn new(options: Vec<PlanOption>) -> Result<Self, MenuError> {
+    pub fn new(options: Vec<MenuOption>) -> Result<Self, MenuError> {
         if !(1..=MAX_OPTIONS).contains(&options.len()) {
             return Err(MenuError::Options(options.len()));
         }
@@ -183,12 +183,12 @@ impl Menu {
     }
 
     /// The options.
-    pub fn iter(&self) -> impl Iterator<Item = &PlanOption> {
+    pub fn iter(&self) -> impl Iterator<Item = &MenuOption> {
         self.options.iter().map(|priced| &priced.option)
     }
 
     /// The option at a place.
-    pub fn get(&self, place: usize) -> Option<&PlanOption> {
+    pub fn get(&self, place: usize) -> Option<&MenuOption> {
         self.options.get(place).map(|priced| &priced.option)
     }
 
@@ -210,14 +210,14 @@ impl Menu {
     }
 }
 
-impl TryFrom<Vec<PlanOption>> for Menu {
+impl TryFrom<Vec<MenuOption>> for Menu {
     type Error = MenuError;
-    fn try_from(options: Vec<PlanOption>) -> Result<Self, MenuError> {
+    fn try_from(options: Vec<MenuOption>) -> Result<Self, MenuError> {
         Self::new(options)
     }
 }
 
-impl From<Menu> for Vec<PlanOption> {
+impl From<Menu> for Vec<MenuOption> {
     fn from(menu: Menu) -> Self {
         menu.options.into_iter().map(|priced| priced.option).collect()
     }
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_counted_from_a_noise_level() {
-        let menu = Menu::new(vec![PlanOption::even("7+5", 12, 5.0 / 12.0, measured(&[(1.0, 0.9)]))]).unwrap();
+        let menu = Menu::new(vec![MenuOption::even("7+5", 12, 5.0 / 12.0, measured(&[(1.0, 0.9)]))]).unwrap();
         let left = |level| {
             let Remaining { steps, rows, peak_rows } = menu.remaining(0, level);
             (steps, rows, peak_rows)
@@ -250,19 +250,19 @@ mod tests {
 
     #[test]
     fn quality_is_read_between_what_was_measured() {
-        let option = PlanOption::even("4", 4, 0.0, measured(&[(1.0, 0.8), (0.6, 0.9), (0.4, 0.95)]));
+        let option = MenuOption::even("4", 4, 0.0, measured(&[(1.0, 0.8), (0.6, 0.9), (0.4, 0.95)]));
         for (level, wanted) in [(1.0, 0.8), (0.8, 0.85), (0.6, 0.9), (0.5, 0.925), (0.2, 0.975), (0.0, 1.0)] {
             let found = option.quality_at(level);
             assert!((found - wanted).abs() < 1e-9, "{level}: {found}, not {wanted}");
         }
         assert!(option.is_measured_in_flight());
-        assert!(!PlanOption::even("4", 4, 0.0, measured(&[(1.0, 0.8)])).is_measured_in_flight());
+        assert!(!MenuOption::even("4", 4, 0.0, measured(&[(1.0, 0.8)])).is_measured_in_flight());
     }
 
     #[test]
     fn what_is_wrong_with_a_menu_is_named() {
-        let good = PlanOption::even("good", 4, 0.0, measured(&[(1.0, 0.8)]));
-        let wrong = |change: fn(&mut PlanOption)| {
+        let good = MenuOption::even("good", 4, 0.0, measured(&[(1.0, 0.8)]));
+        let wrong = |change: fn(&mut MenuOption)| {
             let mut option = good.clone();
             change(&mut option);
             Menu::new(vec![option]).unwrap_err().to_string()

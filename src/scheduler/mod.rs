@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod core;
 mod ids;
+pub mod local;
 pub mod menu;
 pub mod messages;
 pub mod simulation;

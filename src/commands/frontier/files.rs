@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use pentimento_pipelines::Pipeline;
 
-use crate::menu::Menu;
+use crate::menu::MenuFile;
 use crate::plan::FrontierFile;
 
 /// A frontier's file within its model's folder: what the planner goes by until it chooses from menus.
@@ -15,7 +15,7 @@ const MENU: &str = "calibration/menu.json";
 ///
 /// # Errors
 /// It is damaged, or was measured of other weights.
-pub fn menu_of(pipeline: &Pipeline) -> anyhow::Result<Option<Menu>> {
+pub fn menu_of(pipeline: &Pipeline) -> anyhow::Result<Option<MenuFile>> {
     let Some(bytes) = pipeline.model().files().read(MENU)? else { return Ok(None) };
     checked_menu(&String::from_utf8_lossy(&bytes), pipeline).context(MENU).map(Some)
 }
@@ -24,8 +24,8 @@ pub fn menu_of(pipeline: &Pipeline) -> anyhow::Result<Option<Menu>> {
 ///
 /// # Errors
 /// It is damaged, or was measured of other weights.
-pub fn checked_menu(text: &str, pipeline: &Pipeline) -> anyhow::Result<Menu> {
-    let menu = Menu::from_json(text)?;
+pub fn checked_menu(text: &str, pipeline: &Pipeline) -> anyhow::Result<MenuFile> {
+    let menu = MenuFile::from_json(text)?;
     let (of, weights) = (menu.measured_for(), pipeline.model().digest()?);
     if of.weights != weights {
         bail!(

@@ -4,13 +4,13 @@ use anyhow::{anyhow, bail};
 
 use super::judge::Scores;
 use super::measure::{Row, Settings};
-use crate::menu::{Estimate, Menu, MenuFor, MenuOption, MenuPoint};
+use crate::menu::{Estimate, MeasuredOption, MenuFile, MenuFor, MenuPoint};
 use crate::quality::{Bootstrap, Bootstrapped, Interval};
 
 /// What was measured of every option.
 pub struct Fitted {
     /// All options, in the settings' order, each with a point for each start.
-    pub options: Vec<MenuOption>,
+    pub options: Vec<MeasuredOption>,
     /// Places in `options` of those on the quality–cost frontier, by rising rows.
     pub kept: Vec<usize>,
 }
@@ -46,7 +46,7 @@ pub fn fitted(settings: &Settings, rows: &[Row]) -> anyhow::Result<Fitted> {
                 qualities.push(quality);
             }
         }
-        options.push(MenuOption { option: option.clone(), from });
+        options.push(MeasuredOption { option: option.clone(), from });
     }
     let costs: Vec<f64> = options.iter().map(|option| option.from[0].rows).collect();
     let kept = frontier(&costs, &qualities);
@@ -58,7 +58,7 @@ impl Fitted {
     ///
     /// # Errors
     /// No option has any quality, or the settings are out of a menu's bounds.
-    pub fn menu(&self, settings: &Settings, prompts: usize) -> anyhow::Result<Menu> {
+    pub fn menu(&self, settings: &Settings, prompts: usize) -> anyhow::Result<MenuFile> {
         let full = settings.options.last().ok_or_else(|| anyhow!("no options"))?;
         let measured_for = MenuFor {
             model: settings.model.clone(),
@@ -75,7 +75,7 @@ impl Fitted {
         }
         let starts = settings.starts.iter().map(|start| start.start).collect();
         let options = self.kept.iter().map(|i| self.options[*i].clone()).collect();
-        Ok(Menu::new(measured_for, starts, options)?)
+        Ok(MenuFile::new(measured_for, starts, options)?)
     }
 }
 

@@ -1,11 +1,11 @@
 //! A menu for people.
 
 use super::fit::Fitted;
-use crate::menu::{Menu, MenuOption, MenuStart};
+use crate::menu::{MeasuredOption, MenuFile, MenuStart};
 use crate::plan::Tier;
 
 /// The menu as Markdown: what it was measured for, its options, and the cheapest option of each tier.
-pub fn menu(menu: &Menu) -> String {
+pub fn menu(menu: &MenuFile) -> String {
     let of = menu.measured_for();
     let mut text = format!(
         "{} at {}: {} prompts, full plan of {} steps, guidance {}. Quality: the smaller ratio of {}.\n\n",
@@ -32,14 +32,14 @@ pub fn all(starts: &[MenuStart], fitted: &Fitted) -> String {
 
 fn table<'a>(
     starts: &[MenuStart],
-    options: impl Iterator<Item = (&'a MenuOption, Option<bool>)> + Clone,
+    options: impl Iterator<Item = (&'a MeasuredOption, Option<bool>)> + Clone,
 ) -> String {
     let from = |start: &MenuStart| match start.share {
         0.0 => "rows | from noise".to_owned(),
         share => format!("rows | after {:.0} % of the full plan", 100.0 * share),
     };
     let judges = ["fidelity", "realism", "CLIP score", "closeness"];
-    let judged = |option: &MenuOption| {
+    let judged = |option: &MeasuredOption| {
         let point = &option.from[0];
         [point.fidelity, point.realism, point.clip_score, point.closeness]
     };

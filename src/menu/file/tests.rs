@@ -18,11 +18,11 @@ fn point(share: f64, steps: f64, rows: f64, quality: f64) -> MenuPoint {
     }
 }
 
-fn option(steps: usize, guided_until: f64, from: Vec<MenuPoint>) -> MenuOption {
+fn option(steps: usize, guided_until: f64, from: Vec<MenuPoint>) -> MeasuredOption {
     let option = serde_json::from_value(serde_json::json!({
         "id": format!("ddim-{steps}-until-{guided_until}"), "steps": steps, "guided_until": guided_until
     }));
-    MenuOption { option: option.unwrap(), from }
+    MeasuredOption { option: option.unwrap(), from }
 }
 
 fn starts() -> Vec<MenuStart> {
@@ -42,19 +42,19 @@ fn measured_for() -> MenuFor {
     }
 }
 
-fn menu() -> Menu {
+fn menu() -> MenuFile {
     let options = vec![
         option(4, 0.7, vec![point(0.0, 4.0, 6.0, 0.6), point(0.5, 2.0, 3.0, 0.8)]),
         option(10, 0.5, vec![point(0.0, 10.0, 15.0, 0.9), point(0.5, 5.0, 6.0, 0.96)]),
         option(20, 0.5, vec![point(0.0, 20.0, 32.0, 1.04), point(0.5, 10.0, 14.0, 1.02)]),
     ];
-    Menu::new(measured_for(), starts(), options).unwrap()
+    MenuFile::new(measured_for(), starts(), options).unwrap()
 }
 
 #[test]
 fn quality_and_cost_are_read_between_the_starts() {
     let menu = menu();
-    let read = Menu::from_json(&menu.to_json().unwrap()).unwrap();
+    let read = MenuFile::from_json(&menu.to_json().unwrap()).unwrap();
     assert_eq!(read, menu);
     assert!(read.is_measured() && read.starts().len() == 2);
     let middle = menu.get("ddim-10-until-0.5").unwrap();
@@ -117,32 +117,33 @@ fn what_is_wrong_with_a_file_is_named() {
         ("\"mean\": 0.6", "\"mean\": 0.97", "`options.quality` must be rising"),
     ] {
         assert!(good.contains(from), "{from}");
-        let error = Menu::from_json(&good.replacen(from, to, 1)).unwrap_err().to_string();
+        let error = MenuFile::from_json(&good.replacen(from, to, 1)).unwrap_err().to_string();
         assert!(error.contains(names), "{from}: {error}");
     }
     let rows = |rows| option(5, 0.1, vec![point(0.0, 5.0, rows, 0.1 * rows), point(0.5, 3.0, 3.0, 0.5)]);
-    let unsorted = Menu::new(measured_for(), starts(), vec![rows(9.0), rows(8.0)]).unwrap_err().to_string();
+    let unsorted =
+        MenuFile::new(measured_for(), starts(), vec![rows(9.0), rows(8.0)]).unwrap_err().to_string();
     assert!(unsorted.contains("`options.id`"), "{unsorted}");
     let mut other = rows(8.0);
     other.option.id = "other".into();
-    let unsorted = Menu::new(measured_for(), starts(), vec![rows(9.0), other]).unwrap_err().to_string();
+    let unsorted = MenuFile::new(measured_for(), starts(), vec![rows(9.0), other]).unwrap_err().to_string();
     assert!(unsorted.contains("`options.rows` must be rising"), "{unsorted}");
-    assert!(Menu::new(measured_for(), starts(), vec![]).unwrap_err().to_string().contains("`options`"));
-    assert!(Menu::new(measured_for(), vec![], vec![]).unwrap_err().to_string().contains("`starts`"));
+    assert!(MenuFile::new(measured_for(), starts(), vec![]).unwrap_err().to_string().contains("`options`"));
+    assert!(MenuFile::new(measured_for(), vec![], vec![]).unwrap_err().to_string().contains("`starts`"));
 }
 
 #[test]
 fn without_a_measurement_steps_are_thought_dear() {
-    let menu = Menu::unmeasured("m", "w", SIZE, 50, 5.0).unwrap();
+    let menu = MenuFile::unmeasured("m", "w", SIZE, 50, 5.0).unwrap();
     assert!(!menu.is_measured());
     assert_eq!([0.9, 0.95, 0.97, 0.99].map(|quality| menu.cheapest(quality).option.steps), [10, 16, 20, 35]);
     let best = menu.best();
     assert_eq!((best.option.id.as_str(), best.quality(0.0).mean, best.rows(0.0)), ("ddim-50", 1.0, 100.0));
-    assert_eq!(Menu::unmeasured("m", "w", SIZE, 50, 1.0).unwrap().best().rows(0.0), 50.0);
-    assert_eq!(Menu::unmeasured("m", "w", SIZE, 1, 5.0).unwrap().options().len(), 1);
-    assert!(Menu::unmeasured("m", "w", SIZE, 0, 5.0).is_err());
+    assert_eq!(MenuFile::unmeasured("m", "w", SIZE, 50, 1.0).unwrap().best().rows(0.0), 50.0);
+    assert_eq!(MenuFile::unmeasured("m", "w", SIZE, 1, 5.0).unwrap().options().len(), 1);
+    assert!(MenuFile::unmeasured("m", "w", SIZE, 0, 5.0).is_err());
     let json = menu.to_json().unwrap();
-    assert_eq!(Menu::from_json(&json).unwrap(), menu);
+    assert_eq!(MenuFile::from_json(&json).unwrap(), menu);
 }
 
 proptest! {

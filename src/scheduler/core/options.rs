@@ -172,7 +172,7 @@ pub(super) fn choose(offers: &[Offer], floor: f64, price: f64, seconds: f64) -> 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::scheduler::menu::{Measured, PlanOption};
+    use crate::scheduler::menu::{Measured, MenuOption};
 
     /// Options of 4, 8 and 16 guided steps with qualities 0.9, 0.96 and 1, measured at a half, too.
     pub fn menu() -> Menu {
@@ -180,7 +180,7 @@ pub(super) mod tests {
             let at = |noise_level, mean| Measured { noise_level, mean, low: mean, high: mean };
             vec![at(1.0, mean), at(0.5, half)]
         };
-        let option = |id, steps, mean, half| PlanOption::even(id, steps, 0.0, measured(mean, half));
+        let option = |id, steps, mean, half| MenuOption::even(id, steps, 0.0, measured(mean, half));
         Menu::new(vec![option("4", 4, 0.9, 0.97), option("8", 8, 0.96, 0.99), option("16", 16, 1.0, 1.0)])
             .unwrap()
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::scheduler::menu::PlanOption;
+use crate::scheduler::menu::MenuOption;
 use crate::scheduler::{ClientId, ModelId, OptionId, RequestId, TaskId};
 
 /// A request's pictures. All are accepted or none; sent again under the same name, it gets the same answer.
@@ -94,7 +94,7 @@ pub enum MenuChoice {
     /// One that is not in the menu: the client pinned a number of steps.
     Own {
         /// The option, with its cost and expected quality.
-        option: Box<PlanOption>,
+        option: Box<MenuOption>,
     },
 }
 

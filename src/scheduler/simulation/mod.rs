@@ -17,7 +17,7 @@ use rand_chacha::rand_core::Rng;
 pub use ledger::Violation;
 
 use super::core::Config;
-use super::menu::{Measured, Menu, PlanOption};
+use super::menu::{Measured, Menu, MenuOption};
 
 /// What is simulated.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +108,7 @@ pub fn menu() -> Menu {
         let at = |noise_level: f64, mean: f64| Measured { noise_level, mean, low: mean, high: mean };
         let own = |share: f64| 1.0 - (1.0 - mean) * share;
         let quality = vec![at(1.0, mean), at(0.6, own(0.4)), at(0.4, own(0.2))];
-        PlanOption::even(&steps.to_string(), steps, 1.0 / 3.0, quality)
+        MenuOption::even(&steps.to_string(), steps, 1.0 / 3.0, quality)
     };
     let options = [(4, 0.90), (6, 0.94), (8, 0.96), (12, 0.98), (20, 0.995), (32, 1.0)];
     let menu = Menu::new(options.into_iter().map(|(steps, mean)| option(steps, mean)).collect());

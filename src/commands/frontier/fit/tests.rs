@@ -82,7 +82,7 @@ fn quality_is_the_smaller_ratio_and_the_menu_is_the_frontier() {
     assert_eq!(menu.measured_for().scorer, "fidelity, realism");
     assert_eq!((menu.measured_for().full_steps, menu.measured_for().prompts), (20, 40));
     assert_eq!(menu.get("ddim-8-g5").unwrap().quality(0.5).mean, 1.0);
-    assert_eq!(crate::menu::Menu::from_json(&menu.to_json().unwrap()).unwrap(), menu);
+    assert_eq!(crate::menu::MenuFile::from_json(&menu.to_json().unwrap()).unwrap(), menu);
 }
 
 /// Two options that differ by chance alone: the cheaper one stays.
