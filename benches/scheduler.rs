@@ -106,6 +106,7 @@ fn submit(core: &mut Scheduler, now: Time, asked: &mut u64) {
         },
         menu: MenuChoice::Whole,
         start: None,
+        previews: 0,
     };
     let client = format!("client-{}", *asked as usize % CLIENTS);
     let submit = Submit { request: format!("r{asked}").into(), client: client.into(), tasks: vec![task] };

@@ -5,12 +5,20 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use pentimento_cache::{Decision, Stats};
+use pentimento_cache::Stats;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
-use crate::queue::{Hit, Reused};
+use crate::queue::Reused;
+use crate::scheduler::core::Load;
 
+const WORKERS: &str = "pentimento_workers";
+const RUNNING: &str = "pentimento_running_pictures";
+const PRICE: &str = "pentimento_machine_price";
+const CACHE_PICTURES: &str = "pentimento_cache_pictures";
+const CACHE_PICTURE_MEMORY_BYTES: &str = "pentimento_cache_picture_memory_bytes";
+const CACHE_DUPLICATES: &str = "pentimento_cache_duplicates_total";
+const CACHE_REPLACEMENTS: &str = "pentimento_cache_replacements_total";
 const REQUESTS: &str = "pentimento_http_requests_total";
 const REQUEST_SECONDS: &str = "pentimento_http_request_duration_seconds";
 const QUEUE_LENGTH: &str = "pentimento_queue_length";
@@ -104,18 +112,25 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
         "Look-ups in the cache, by what was decided; `failed` where it could not be asked"
     );
     describe_histogram!(LOOK_UP_SECONDS, "Time of a request's look-ups, embedding included");
-    describe_counter!(LOADS, "Stored states asked for, by whether they came");
-    describe_histogram!(LOAD_SECONDS, "Time a picture waited for its stored state");
+    describe_counter!(LOADS, "Stored states and pictures asked for, by whether they came");
+    describe_histogram!(LOAD_SECONDS, "Time a picture waited for its stored state, or its stored file");
     describe_counter!(SHOWN, "Whole stored pictures shown: held decoded, or decoded for it");
-    describe_counter!(HITS, "Pictures made from a stored state, by outcome and share of the plan skipped");
-    describe_counter!(STEPS_SKIPPED, "Steps that stored states spared");
-    describe_gauge!(CACHE_ENTRIES, "Pictures that the cache holds states of");
-    describe_gauge!(CACHE_BYTES, "Bytes of states in the cache's store");
+    describe_counter!(HITS, "Pictures that the cache had a part in, by outcome and share of the plan skipped");
+    describe_counter!(STEPS_SKIPPED, "Steps that the cache spared");
+    describe_gauge!(CACHE_ENTRIES, "Pictures that the cache holds anything of");
+    describe_gauge!(CACHE_PICTURES, "Pictures whose file the cache holds");
+    describe_gauge!(CACHE_PICTURE_MEMORY_BYTES, "Bytes of pictures' files in memory");
+    describe_counter!(CACHE_DUPLICATES, "Pictures not kept because one as good was kept already");
+    describe_counter!(CACHE_REPLACEMENTS, "Pictures that took the place of a stored one of the same specification");
+    describe_gauge!(WORKERS, "Workers that poll");
+    describe_gauge!(RUNNING, "Pictures that workers hold");
+    describe_gauge!(PRICE, "Price of a second of machine time, in worth, by the first model of its workers");
+    describe_gauge!(CACHE_BYTES, "Bytes of states and pictures in the cache's store");
     describe_gauge!(CACHE_MEMORY_BYTES, "Bytes of states in memory");
     describe_gauge!(CACHE_QUEUED, "Pictures that wait to be written to the cache");
     describe_counter!(CACHE_INSERT_DROPS, "Pictures not kept because too many waited to be written");
-    describe_counter!(CACHE_EVICTIONS, "States evicted, and entries that were too old");
-    describe_counter!(CACHE_FAILURES, "Failures of the cache's index and store, damaged states among them");
+    describe_counter!(CACHE_EVICTIONS, "States and pictures evicted, and entries that were too old");
+    describe_counter!(CACHE_FAILURES, "Failures of the cache's index and store, damaged files among them");
     queue_length(0);
     counter!(CANCELLED).absolute(0);
     counter!(FAILED).absolute(0);
@@ -197,14 +212,33 @@ pub fn webhook(outcome: &'static str) {
     counter!(WEBHOOKS, "outcome" => outcome).increment(1);
 }
 
-/// A picture was looked up in the cache.
-pub fn looked_up(decision: &Decision) {
-    let decision = match decision {
-        Decision::Miss { .. } => "miss",
-        Decision::State { .. } => Hit::State.name(),
-        Decision::Semantic { .. } => Hit::Semantic.name(),
-        Decision::Exact { .. } => Hit::Exact.name(),
-    };
+/// What a scheduler has to do.
+pub fn load(load: &Load) {
+    queue_length(load.tasks.saturating_sub(load.running));
+    gauge!(WORKERS).set(load.workers as f64);
+    gauge!(RUNNING).set(load.running as f64);
+    for set in &load.sets {
+        if let Some(model) = set.models.first() {
+            gauge!(PRICE, "model" => model.as_str().to_owned()).set(set.price);
+        }
+    }
+}
+
+/// A painted picture waited for its turn.
+pub fn queue_wait(time: Duration) {
+    histogram!(QUEUE_SECONDS).record(time.as_secs_f64());
+}
+
+/// The cache had a part in a picture, and spared so many of its steps.
+pub fn hit(outcome: &'static str, skipped: usize, steps: usize) {
+    // In twentieths: NIRVANA's K of 50 are even ones.
+    let share = (20 * skipped).checked_div(steps).unwrap_or(0) as f64 / 20.0;
+    counter!(HITS, "outcome" => outcome, "share" => format!("{share:.2}")).increment(1);
+    counter!(STEPS_SKIPPED).increment(skipped as u64);
+}
+
+/// A picture was looked up in the cache: `miss`, `state`, `semantic` or `exact`.
+pub fn looked_up(decision: &'static str) {
     counter!(LOOK_UPS, "decision" => decision).increment(1);
 }
 
@@ -218,7 +252,7 @@ pub fn look_up_time(time: Duration) {
     histogram!(LOOK_UP_SECONDS).record(time.as_secs_f64());
 }
 
-/// A picture waited for its state, which came or did not.
+/// A picture waited for its stored state, or its stored file, which came or did not.
 pub fn state_loaded(time: Duration, came: bool) {
     counter!(LOADS, "result" => if came { "ok" } else { "failed" }).increment(1);
     histogram!(LOAD_SECONDS).record(time.as_secs_f64());
@@ -226,11 +260,9 @@ pub fn state_loaded(time: Duration, came: bool) {
 
 /// A picture is finished that skipped so many of its plan's steps.
 pub fn reused(reused: Option<&Reused>, skipped: usize, steps: usize) {
-    let Some(Reused { hit, .. }) = reused else { return };
-    // In twentieths: NIRVANA's K of 50 are even ones.
-    let share = (20 * skipped).checked_div(steps).unwrap_or(0) as f64 / 20.0;
-    counter!(HITS, "outcome" => hit.name(), "share" => format!("{share:.2}")).increment(1);
-    counter!(STEPS_SKIPPED).increment(skipped as u64);
+    if let Some(reused) = reused {
+        hit(reused.hit.name(), skipped, steps);
+    }
 }
 
 /// A whole stored picture was shown, which was `held` decoded or had to be `decoded`.
@@ -241,6 +273,10 @@ pub fn shown(how: &'static str) {
 /// How the cache is doing.
 pub fn cache(stats: &Stats) {
     gauge!(CACHE_ENTRIES).set(stats.entries as f64);
+    gauge!(CACHE_PICTURES).set(stats.pictures as f64);
+    gauge!(CACHE_PICTURE_MEMORY_BYTES).set(stats.picture_memory_bytes as f64);
+    counter!(CACHE_DUPLICATES).absolute(stats.duplicates);
+    counter!(CACHE_REPLACEMENTS).absolute(stats.replacements);
     gauge!(CACHE_BYTES).set(stats.bytes as f64);
     gauge!(CACHE_MEMORY_BYTES).set(stats.memory_bytes as f64);
     gauge!(CACHE_QUEUED).set(stats.queued as f64);

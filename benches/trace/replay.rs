@@ -145,6 +145,7 @@ impl<'a> Desk<'a> {
             seeded: seed.is_some(),
             whole: true,
             least_quality: 0.0,
+            most_loss: 1.0,
             timesteps: &timesteps,
             chance,
         };

@@ -10,9 +10,8 @@ use super::wire::{
     Appearance, Background, ImageData, ImageProvenance, ImageRequest, ImagesResponse, OutputFormat, PlanGot,
     Provenance, Quality, ResponseFormat, Reuse, TimingsMs, Usage,
 };
-use crate::gateway::Accepted;
-use crate::plan::Terms;
-use crate::queue::{Painted, Timings};
+use crate::gateway::{AnsweredPicture, PictureRequest, Tier};
+use crate::picture::PaintTimings;
 
 /// Bytes of an end user's name, which every event repeats.
 const MAX_IDENTIFIER: usize = 512;
@@ -69,54 +68,55 @@ pub struct About {
     pub appearance: Appearance,
     urls: bool,
     model: String,
-    terms: Terms,
+    tier: Tier,
+    objective: Duration,
     seeds: Vec<u64>,
     started: Instant,
     look_up: Duration,
 }
 
 impl About {
-    /// Of an accepted request.
-    pub fn new(answer: Answer, accepted: &Accepted, started: Instant) -> Self {
-        let request = &accepted.request;
+    /// Of a request that was accepted, after it was looked up in the cache for `look_up`.
+    pub fn new(answer: Answer, request: &PictureRequest, look_up: Duration, started: Instant) -> Self {
         Self {
             appearance: Appearance {
-                size: request.size().to_string(),
+                size: request.first().size.to_string(),
                 quality: answer.quality.echo(),
                 background: "opaque",
                 output_format: answer.output_format,
                 safety_identifier: answer.safety_identifier,
             },
             urls: answer.urls,
-            model: request.model().to_owned(),
-            terms: *request.terms(),
-            seeds: request.seeds().to_vec(),
+            model: request.first().model.clone(),
+            tier: request.tier(),
+            objective: request.objective().time,
+            seeds: request.specs().iter().map(|spec| spec.seed).collect(),
             started,
-            look_up: accepted.look_up,
+            look_up,
         }
     }
 
     /// How pictures came about: all, or the one of an index.
-    pub fn provenance(&self, one: Option<usize>, painted: &[Painted], ended: Instant) -> Provenance {
+    pub fn provenance(&self, one: Option<usize>, painted: &[AnsweredPicture], ended: Instant) -> Provenance {
         let seeds = match one {
             Some(index) => self.seeds.iter().skip(index).take(1).copied().collect(),
             None => self.seeds.clone(),
         };
         let timings = || painted.iter().map(|picture| &picture.timings);
-        let sum = |part: fn(&Timings) -> Duration| milliseconds(timings().map(part).sum());
-        let least = painted.iter().min_by_key(|picture| (picture.skipped_steps, picture.reused.is_some()));
+        let sum = |part: fn(&PaintTimings) -> Duration| milliseconds(timings().map(part).sum());
+        let least = painted.iter().min_by_key(|picture| (picture.skipped_steps, picture.hit.is_some()));
         let fewest = painted.iter().min_by_key(|picture| picture.steps);
         Provenance {
             reuse: least.map_or_else(Reuse::default, Reuse::of),
             model: self.model.clone(),
-            tier: self.terms.tier.name(),
-            objective_ms: milliseconds(self.terms.objective),
+            tier: self.tier.name(),
+            objective_ms: milliseconds(self.objective),
             plan: fewest.map(PlanGot::of).unwrap_or_default(),
             seeds,
             image_index: one,
             timings_ms: TimingsMs {
                 lookup: milliseconds(self.look_up),
-                queue: milliseconds(timings().map(|t| t.queue).min().unwrap_or_default()),
+                queue: milliseconds(painted.iter().map(|picture| picture.queue).min().unwrap_or_default()),
                 load: sum(|t| t.load),
                 encode: sum(|t| t.encode),
                 wait: sum(|t| t.wait),
@@ -134,10 +134,10 @@ impl About {
     /// Those of `url`.
     pub fn response(
         &self,
-        painted: &[Painted],
+        painted: &[AnsweredPicture],
         ended: Instant,
         created: SystemTime,
-        url: impl Fn(usize, &Painted) -> Result<String, ApiError>,
+        url: impl Fn(usize, &AnsweredPicture) -> Result<String, ApiError>,
     ) -> Result<ImagesResponse, ApiError> {
         let data = painted.iter().enumerate().map(|(index, picture)| {
             let pentimento = ImageProvenance { reuse: Reuse::of(picture), plan: PlanGot::of(picture) };

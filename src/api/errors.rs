@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::gateway::{JobError, JobFailure, Rejection};
-use crate::queue::{Busy, Failure};
+use crate::gateway::{JobError, JobFailure, PictureFailure, Rejection};
+use crate::scheduler::messages::{Busy, Failure};
 
 /// An error's answer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -35,6 +35,9 @@ pub struct ErrorDetail {
 pub(super) const INVALID_REQUEST: &str = "invalid_request_error";
 const RATE_LIMIT: &str = "rate_limit_error";
 pub(super) const SERVER: &str = "server_error";
+
+/// When a client that is refused because the server shuts down may come again: another server may be there.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// As much of the client's own words as an error repeats, in characters.
 const MAX_ECHO: usize = 300;
@@ -182,8 +185,8 @@ impl ApiError {
     /// Why a job failed. Asked for again and again, so nothing goes to the log.
     pub fn of_job(failure: &JobFailure) -> Self {
         match failure {
-            JobFailure::Picture(Failure::Engine(_)) => Self::fault(),
-            JobFailure::Picture(failure) => failure.clone().into(),
+            JobFailure::Picture(PictureFailure::Painting(Failure::Stopped)) => Self::closing(),
+            JobFailure::Picture(_) => Self::fault(),
             JobFailure::TimedOut => Self::timeout(),
             JobFailure::NoRoom => {
                 let message = "There was no room for the job's pictures beside those of other jobs.";
@@ -196,6 +199,12 @@ impl ApiError {
     pub fn timeout() -> Self {
         let message = "The picture was not finished in time.";
         Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, "timeout", message)
+    }
+
+    /// Shutting down.
+    fn closing() -> Self {
+        let message = "The server is shutting down.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down", message).retry_after(CLOSING)
     }
 
     /// Our fault: the reason goes to the log, not to the client.
@@ -227,33 +236,26 @@ impl From<Rejection> for ApiError {
             }
             Rejection::CacheMiss => Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "cache_miss", message)
                 .param("pentimento.cache"),
-            Rejection::Overloaded { retry_after } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "overloaded", message)
-                    .retry_after(retry_after)
+            Rejection::Later { why: Busy::Closing, .. } => Self::closing(),
+            Rejection::Later { after, why } => {
+                let code = match why {
+                    Busy::Full => "queue_full",
+                    Busy::ClientFull => "rate_limit_exceeded",
+                    Busy::Overloaded | Busy::Closing => "overloaded",
+                };
+                let message = message.replacen("too", "Too", 1).replacen("the m", "The m", 1);
+                Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, code, message).retry_after(after)
             }
-            Rejection::Busy(Busy::Full { retry_after }) => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "queue_full", message)
-                    .retry_after(retry_after)
-            }
-            Rejection::Busy(Busy::ClientFull { retry_after }) => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, "rate_limit_exceeded", message)
-                    .retry_after(retry_after)
-            }
-            Rejection::Busy(Busy::Closed) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down", message)
-                    .retry_after(Duration::from_secs(5))
-            }
-            Rejection::Engine(error) => Self::internal(&error),
+            Rejection::Internal(reason) => Self::internal(&reason),
         }
     }
 }
 
-impl From<Failure> for ApiError {
-    fn from(failure: Failure) -> Self {
+impl From<PictureFailure> for ApiError {
+    fn from(failure: PictureFailure) -> Self {
         match failure {
-            Failure::Engine(reason) => Self::internal(&reason),
-            Failure::StateGone => Self::from(Rejection::CacheMiss),
-            Failure::Stopped => Self::from(Rejection::Busy(Busy::Closed)),
+            PictureFailure::Painting(Failure::Stopped) => Self::closing(),
+            other => Self::internal(&other),
         }
     }
 }

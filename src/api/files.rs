@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, header};
@@ -20,7 +21,7 @@ pub const PATH: &str = "/v1/images/files";
 struct File {
     name: String,
     format: OutputFormat,
-    bytes: Arc<[u8]>,
+    bytes: Bytes,
     expires: Instant,
 }
 
@@ -41,7 +42,7 @@ impl FileStore {
     ///
     /// # Errors
     /// Where the system has no randomness, or the picture alone is beyond the budget.
-    pub fn put(&self, bytes: &[u8], format: OutputFormat, now: Instant) -> Result<String, ApiError> {
+    pub fn put(&self, bytes: &Bytes, format: OutputFormat, now: Instant) -> Result<String, ApiError> {
         let mut secret = [0; 24];
         getrandom::fill(&mut secret).map_err(|e| ApiError::internal(&e))?;
         self.put_as(&secret, bytes, format, now)
@@ -54,7 +55,7 @@ impl FileStore {
     pub fn put_as(
         &self,
         secret: &[u8; 24],
-        bytes: &[u8],
+        bytes: &Bytes,
         format: OutputFormat,
         now: Instant,
     ) -> Result<String, ApiError> {
@@ -69,11 +70,11 @@ impl FileStore {
             total -= files.pop_front().map_or(0, |f| f.bytes.len());
         }
         let expires = now + self.lifetime;
-        files.push_back(File { name: name.clone(), format, bytes: bytes.into(), expires });
+        files.push_back(File { name: name.clone(), format, bytes: bytes.clone(), expires });
         Ok(name)
     }
 
-    fn get(&self, name: &str, now: Instant) -> Option<(OutputFormat, Arc<[u8]>, Duration)> {
+    fn get(&self, name: &str, now: Instant) -> Option<(OutputFormat, Bytes, Duration)> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let file = files.iter().find(|f| f.name == name && f.expires > now)?;
         Some((file.format, file.bytes.clone(), file.expires - now))
@@ -91,7 +92,7 @@ pub async fn file(
 ) -> Result<Response, ApiError> {
     let Path(name) = name.map_err(|_| ApiError::file())?;
     let (format, bytes, left) = app.files.get(&name, Instant::now()).ok_or_else(ApiError::file)?;
-    let mut response = axum::body::Bytes::from_owner(bytes).into_response();
+    let mut response = bytes.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -109,7 +110,7 @@ mod tests {
     fn pictures_expire_and_the_oldest_give_way() {
         let store = FileStore::new(Duration::from_secs(10), 100);
         let start = Instant::now();
-        let put = |bytes, at| store.put(&vec![0; bytes], OutputFormat::Png, start + Duration::from_secs(at));
+        let put = |bytes, at| store.put(&vec![0; bytes].into(), OutputFormat::Png, start + Duration::from_secs(at));
         let there = |name: &str, at| store.get(name, start + Duration::from_secs(at)).is_some();
         let a = put(40, 0).unwrap();
         let b = put(40, 1).unwrap();
@@ -118,7 +119,7 @@ mod tests {
         assert!(!there(&a, 2) && there(&b, 2) && there(&c, 2), "a gave way, b still fits");
         assert!(put(101, 3).is_err() && there(&c, 3));
         let put_again = |at| {
-            store.put_as(&[7; 24], &[0; 40], OutputFormat::Png, start + Duration::from_secs(at)).unwrap()
+            store.put_as(&[7; 24], &vec![0; 40].into(), OutputFormat::Png, start + Duration::from_secs(at)).unwrap()
         };
         let again = put_again(4);
         assert_eq!(put_again(9), again);

@@ -11,8 +11,8 @@ use super::answer::{About, Answer};
 use super::observe::RequestId;
 use super::wire::{ImageRequest, ImagesResponse, Quality};
 use super::{ApiError, App, ErrorBody, body, events};
-use crate::gateway::{Accepted, CacheMode, Client, Wanted};
-use crate::queue::{Event, JobSubscription, Painted, Subscription};
+use crate::gateway::{AnsweredPicture, CacheMode, Client, PictureEvent, PictureFailure, Pictures, Wanted};
+use crate::scheduler::messages::Failure;
 
 /// Paints pictures.
 #[utoipa::path(post, path = "/v1/images/generations", tag = "images", request_body = ImageRequest,
@@ -45,13 +45,13 @@ pub async fn generate(
     let accepted = app.gateway.accept(request, &client, &id, started, app.request_timeout).await?;
     let deadline = started + app.request_timeout;
     let stream = answer.stream;
-    let about = About::new(answer, &accepted, started);
+    let about = About::new(answer, &accepted.request, accepted.look_up, started);
     if stream {
         return Ok(events::stream(about, accepted.pictures, deadline).into_response());
     }
-    let painted = tokio::time::timeout_at(deadline.into(), collect(accepted)).await;
+    let painted = tokio::time::timeout_at(deadline.into(), collect(accepted.pictures)).await;
     let painted = painted.map_err(|_| ApiError::timeout())??;
-    let keep = |_, picture: &Painted| {
+    let keep = |_, picture: &AnsweredPicture| {
         let name = app.files.put(&picture.file, about.appearance.output_format, Instant::now())?;
         Ok(app.file_url(&name))
     };
@@ -71,22 +71,17 @@ fn only_for_jobs_or_streams(request: &ImageRequest) -> Result<(), ApiError> {
 }
 
 /// Waits for every picture. Dropped half-way (the client hung up, or time ran out), it cancels the rest.
-async fn collect(accepted: Accepted) -> Result<Vec<Painted>, ApiError> {
-    let mut painted = Vec::with_capacity(accepted.pictures.len());
-    for mut picture in accepted.pictures {
-        painted.push(last_event(&mut picture).await?);
-    }
-    Ok(painted)
-}
-
-async fn last_event(picture: &mut Subscription) -> Result<Painted, ApiError> {
-    loop {
-        match picture.next().await {
-            Event::Preview { .. } => {}
-            Event::Done(painted) => return Ok(painted),
-            Event::Failed(failure) => return Err(failure.into()),
+async fn collect(mut pictures: Pictures) -> Result<Vec<AnsweredPicture>, ApiError> {
+    let mut answered: Vec<Option<AnsweredPicture>> = vec![None; pictures.count()];
+    while answered.iter().any(Option::is_none) {
+        match pictures.next().await {
+            Some(PictureEvent::Begun { .. } | PictureEvent::Preview { .. }) => {}
+            Some(PictureEvent::Done { picture, answer }) => answered[picture] = Some(answer),
+            Some(PictureEvent::Failed { failure, .. }) => return Err(failure.into()),
+            None => return Err(PictureFailure::Painting(Failure::Stopped).into()),
         }
     }
+    Ok(answered.into_iter().flatten().collect())
 }
 
 /// What the gateway is asked for.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{ApiError, App, ErrorBody};
-use crate::gateway::ModelInfo;
+use crate::gateway::ServedModel;
 
 /// A model, as OpenAI lists it, and what it can do.
 #[derive(Debug, Serialize, ToSchema)]
@@ -56,21 +56,22 @@ pub struct ModelList {
     data: Vec<ModelObject>,
 }
 
-fn object(app: &App, info: ModelInfo) -> ModelObject {
+/// A model as a name of its own calls it.
+fn object(app: &App, name: &str, model: &ServedModel) -> ModelObject {
     ModelObject {
-        id: info.name,
+        id: name.to_owned(),
         object: "model",
         created: app.started,
         owned_by: "pentimento",
         pentimento: ModelAbilities {
-            model: info.id,
-            description: info.description,
-            default_size: info.defaults.size.to_string(),
-            size_grid: info.sizes.grid,
-            min_side: info.sizes.min,
-            max_side: info.sizes.max,
-            default_steps: info.defaults.steps,
-            default_guidance_scale: info.defaults.guidance_scale,
+            model: model.id.as_str().to_owned(),
+            description: model.description.clone(),
+            default_size: model.defaults.size.to_string(),
+            size_grid: model.sizes.grid,
+            min_side: model.sizes.min,
+            max_side: model.sizes.max,
+            default_steps: model.defaults.steps,
+            default_guidance_scale: model.defaults.guidance_scale,
         },
     }
 }
@@ -80,7 +81,7 @@ fn object(app: &App, info: ModelInfo) -> ModelObject {
     responses((status = 200, body = ModelList), (status = 401, body = ErrorBody)))]
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
     let catalogue = &app.gateway.catalogue;
-    let data = catalogue.names().map(|name| Ok(object(&app, catalogue.describe(name)?)));
+    let data = catalogue.names().map(|name| Ok(object(&app, name, catalogue.find(Some(name))?)));
     Ok(Json(ModelList { object: "list", data: data.collect::<Result<_, ApiError>>()? }))
 }
 
@@ -93,5 +94,5 @@ pub async fn one(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelObject>, ApiError> {
     let Path(id) = id.unwrap_or_else(|_| Path(String::new())); // not UTF-8: no model is called that
-    Ok(Json(object(&app, app.gateway.catalogue.describe(&id)?)))
+    Ok(Json(object(&app, &id, app.gateway.catalogue.find(Some(&id))?)))
 }

@@ -7,8 +7,9 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{ApiError, App, ErrorBody};
-use crate::plan::{Asked, Tier};
+use super::{App, ErrorBody};
+use crate::gateway::{QualityRange, ServedModel, Tier, Tolerance};
+use crate::menu::MeasuredOption;
 
 /// What each quality means, by model.
 #[derive(Debug, Serialize, ToSchema)]
@@ -28,49 +29,48 @@ pub struct TierObject {
     model: String,
     /// The value of `quality`.
     quality: &'static str,
-    /// Steps of the plan that a picture gets at least, whatever the load.
-    min_steps: usize,
-    /// Steps of the plan that a picture gets without load.
-    max_steps: usize,
-    /// What a picture of `min_steps` is worth on average, 0 to 1 relative to the model's full plan.
+    /// The least quality that a picture gets, whatever the load, 0 to 1 relative to the model's full plan.
     min_quality: f64,
-    /// What a picture of `max_steps` is worth.
+    /// The plan menu's cheapest option that reaches it.
+    min_option: String,
+    /// That option's steps.
+    min_steps: usize,
+    /// The quality beyond which more is worth nothing to this tier.
     max_quality: f64,
-    /// Whether these were measured of this model; otherwise they are a careful guess.
+    /// The option that a picture gets without load: the cheapest that reaches it.
+    max_option: String,
+    /// That option's steps.
+    max_steps: usize,
+    /// Whether the options of this model were measured; otherwise their qualities are a careful guess.
     measured: bool,
     /// Time from a request's arrival within which its answer should be there.
     objective_ms: f64,
 }
 
-/// What `quality` means: steps, expected quality and latency objective of each tier and model.
+/// What `quality` means: options, expected quality and latency objective of each tier and model.
 #[utoipa::path(get, path = "/v1/tiers", tag = "models",
     responses((status = 200, body = TierList), (status = 401, body = ErrorBody)))]
-pub async fn list(State(app): State<Arc<App>>) -> Result<Json<TierList>, ApiError> {
-    let gateway = &app.gateway;
-    let mut data: Vec<TierObject> = Vec::new();
-    for name in gateway.catalogue.names() {
-        let model = gateway.catalogue.describe(name)?.id;
-        let Some(offer) = gateway.planner.offer(&model) else { continue };
-        if data.iter().any(|known| known.model == model) {
-            continue; // an alias
-        }
-        for tier in Tier::ALL {
-            let asked = Asked { tier, ..Asked::default() };
-            let terms =
-                gateway.planner.terms(&model, offer.size, 1, &asked).map_err(|e| ApiError::internal(&e))?;
-            let quality = |steps| offer.frontier.quality(steps, 0.0);
-            data.push(TierObject {
-                object: "tier",
-                model: model.clone(),
-                quality: tier.name(),
-                min_steps: terms.floor,
-                max_steps: terms.best,
-                min_quality: quality(terms.floor),
-                max_quality: quality(terms.best),
-                measured: offer.measured,
-                objective_ms: terms.objective.as_micros() as f64 / 1000.0,
-            });
-        }
+pub async fn list(State(app): State<Arc<App>>) -> Json<TierList> {
+    let models = app.gateway.catalogue.models();
+    let data = models.iter().flat_map(|model| Tier::ALL.map(|tier| object(&app, model, tier)));
+    Json(TierList { object: "list", data: data.collect() })
+}
+
+fn object(app: &App, model: &ServedModel, tier: Tier) -> TierObject {
+    let tolerance = Tolerance { tier, ..Tolerance::default() };
+    let QualityRange { floor, best } = QualityRange::of_menu(&tolerance, &model.menu);
+    let [least, most]: [&MeasuredOption; 2] = [floor, best].map(|quality| model.menu.cheapest(quality));
+    TierObject {
+        object: "tier",
+        model: model.id.as_str().to_owned(),
+        quality: tier.name(),
+        min_quality: floor,
+        min_option: least.option.id.clone(),
+        min_steps: least.option.steps,
+        max_quality: best,
+        max_option: most.option.id.clone(),
+        max_steps: most.option.steps,
+        measured: model.menu.is_measured(),
+        objective_ms: app.gateway.objective(model, &tolerance).time.as_micros() as f64 / 1000.0,
     }
-    Ok(Json(TierList { object: "list", data }))
 }

@@ -86,11 +86,6 @@ impl Reuse {
         }
         Ok(self.cache().import(input, max_bytes).await?)
     }
-
-    /// Tells secrets apart and gives none away.
-    fn secret_name(&self) -> String {
-        self.hash("secret", "")
-    }
 }
 
 fn read_head(input: &mut impl Read) -> Result<Head, MoveError> {

@@ -1,10 +1,14 @@
-//! The models served, by id and by alias.
+//! The models served, by id and by alias: what is known of them as data.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use pentimento_pipelines::{Defaults, Pipeline, SizeRange};
+use pentimento_pipelines::{Defaults, NoiseSchedule, Pipeline, PlanOption, SizeRange};
 
 use super::Rejection;
+use crate::menu::{MenuFile, MenuFileError, OfferError, menu_option};
+use crate::scheduler::ModelId;
+use crate::scheduler::menu::{Menu, MenuOption};
 
 /// What an alias calls the default model.
 const DEFAULT: &str = "default";
@@ -28,39 +32,104 @@ pub enum CatalogueError {
     },
 }
 
-/// A name that requests may use, and the model behind it.
+/// Why a model cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServedModelError {
+    /// Its weights have no digest, or its full plan cannot be.
+    #[error(transparent)]
+    Engine(#[from] pentimento_pipelines::Error),
+    /// Its menu.
+    #[error(transparent)]
+    Menu(#[from] MenuFileError),
+    /// Its menu does not fit its noise schedule.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
+}
+
+/// What the gateway knows of a model.
 #[derive(Debug, Clone)]
-pub struct ModelInfo {
-    /// The name.
-    pub name: String,
-    /// The model's id.
-    pub id: String,
+pub struct ServedModel {
+    /// Its id.
+    pub id: ModelId,
     /// What it paints, in a line.
     pub description: String,
     /// The values it paints best with.
     pub defaults: Defaults,
     /// The sizes it can paint.
     pub sizes: SizeRange,
+    /// Its noise schedule.
+    pub schedule: NoiseSchedule,
+    /// Digest of its weights, and the precision that they are used in.
+    pub weights: String,
+    /// Its plan menu.
+    pub menu: MenuFile,
+    /// The same as the scheduler sees it.
+    pub offered: Menu,
+    /// The full plan, all of its steps guided.
+    pub full: MenuOption,
+}
+
+impl ServedModel {
+    /// A loaded model with its measured menu; without one it gets a menu of assumed qualities. No option has more than
+    /// `max_steps` steps.
+    ///
+    /// # Errors
+    /// [`ServedModelError`]
+    pub fn new(pipeline: &Pipeline, menu: Option<MenuFile>, max_steps: usize) -> Result<Self, ServedModelError> {
+        let Defaults { steps, guidance_scale, size } = *pipeline.defaults();
+        let steps = steps.min(max_steps).max(1);
+        let schedule = pipeline.schedule().clone();
+        let digest = pipeline.model().digest()?.to_owned();
+        let assumed = || MenuFile::unmeasured(pipeline.id(), &digest, size, steps, guidance_scale);
+        let menu = match menu.map(|menu| at_most(&menu, max_steps)).transpose()?.flatten() {
+            Some(menu) => menu,
+            None => assumed()?,
+        };
+        let full = menu_option(&PlanOption::guided(steps), vec![], &schedule, guidance_scale)?;
+        Ok(Self {
+            id: pipeline.id().into(),
+            description: pipeline.model().description().to_owned(),
+            defaults: Defaults { steps, guidance_scale, size },
+            sizes: pipeline.sizes(),
+            weights: format!("{digest} {}", pipeline.precision()),
+            offered: menu.offered(&schedule, guidance_scale)?,
+            schedule,
+            menu,
+            full,
+        })
+    }
+}
+
+/// The options of a menu that have so many steps at most; `None` where there is none.
+fn at_most(menu: &MenuFile, steps: usize) -> Result<Option<MenuFile>, MenuFileError> {
+    let options: Vec<_> = menu.options().iter().filter(|option| option.option.steps <= steps).cloned().collect();
+    if options.is_empty() {
+        return Ok(None);
+    }
+    MenuFile::new(menu.measured_for().clone(), menu.starts().to_vec(), options).map(Some)
 }
 
 /// The models served; the first is the default.
 pub struct Catalogue {
-    models: Vec<Pipeline>,
+    models: Vec<Arc<ServedModel>>,
     aliases: BTreeMap<String, usize>,
 }
 
 impl Catalogue {
-    /// Of loaded models and their aliases.
+    /// Of models and their aliases.
     ///
     /// # Errors
     /// [`CatalogueError`] where a name would mean two models, or none.
-    pub fn new(models: Vec<Pipeline>, aliases: &BTreeMap<String, String>) -> Result<Self, CatalogueError> {
+    pub fn new(models: Vec<ServedModel>, aliases: &BTreeMap<String, String>) -> Result<Self, CatalogueError> {
+        let models: Vec<Arc<ServedModel>> = models.into_iter().map(Arc::new).collect();
         if models.is_empty() {
             return Err(CatalogueError::Empty);
         }
-        let position = |id: &str| models.iter().position(|m| m.id() == id);
-        if let Some((_, twice)) = models.iter().enumerate().find(|(i, m)| position(m.id()) != Some(*i)) {
-            return Err(CatalogueError::Twice(twice.id().to_owned()));
+        let position = |id: &str| models.iter().position(|model| model.id.as_str() == id);
+        if let Some((_, twice)) =
+            models.iter().enumerate().find(|(i, model)| position(model.id.as_str()) != Some(*i))
+        {
+            return Err(CatalogueError::Twice(twice.id.as_str().to_owned()));
         }
         let mut known = BTreeMap::new();
         for (alias, model) in aliases {
@@ -72,36 +141,26 @@ impl Catalogue {
         Ok(Self { models, aliases: known })
     }
 
+    /// The models, the default one first.
+    pub fn models(&self) -> &[Arc<ServedModel>] {
+        &self.models
+    }
+
     /// The model of an id or an alias; without one, the default.
     ///
     /// # Errors
     /// [`Rejection::UnknownModel`].
-    pub fn find(&self, name: Option<&str>) -> Result<&Pipeline, Rejection> {
+    pub fn find(&self, name: Option<&str>) -> Result<&Arc<ServedModel>, Rejection> {
         let Some(name) = name else { return Ok(&self.models[0]) };
-        let by_id = self.models.iter().find(|m| m.id() == name);
+        let by_id = self.models.iter().find(|model| model.id.as_str() == name);
         by_id
             .or_else(|| self.aliases.get(name).map(|&at| &self.models[at]))
             .ok_or_else(|| Rejection::UnknownModel(name.to_owned()))
     }
 
-    /// What there is to know about a name: an id or an alias.
-    ///
-    /// # Errors
-    /// [`Rejection::UnknownModel`].
-    pub fn describe(&self, name: &str) -> Result<ModelInfo, Rejection> {
-        let model = self.find(Some(name))?;
-        Ok(ModelInfo {
-            name: name.to_owned(),
-            id: model.id().to_owned(),
-            description: model.model().description().to_owned(),
-            defaults: model.defaults().clone(),
-            sizes: model.sizes(),
-        })
-    }
-
     /// Every name a request may use: ids first, then aliases.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let aliases = self.aliases.keys().map(String::as_str);
-        self.models.iter().map(Pipeline::id).chain(aliases)
+        self.models.iter().map(|model| model.id.as_str()).chain(aliases)
     }
 }

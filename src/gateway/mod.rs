@@ -1,32 +1,41 @@
-//! What happens to a request before a worker sees it: validated, planned, queued.
+//! What happens to a request before a worker sees it: validated, looked up, answered from the cache or submitted.
 
 mod archive;
 mod catalogue;
 pub mod embedder;
 mod jobs;
+mod pictures;
 mod request;
 mod reuse;
+mod tasks;
+mod terms;
+mod wanted;
 pub mod webhook;
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::plan::{Planner, Verdict};
-use crate::queue::{self, Busy, JobQueue, Line, LocalQueue, Subscription};
-
+use crate::picture::{FinishedPicture, PaintTask};
+use crate::scheduler::local::{LocalScheduler, NotAccepted};
+use crate::scheduler::messages::{Busy, NewTask, Refusal, Shape, Submit};
 use crate::telemetry;
 
 pub use archive::MoveError;
-pub use catalogue::{Catalogue, CatalogueError, ModelInfo};
+pub use catalogue::{Catalogue, CatalogueError, ServedModel, ServedModelError};
 pub use jobs::{
     End, Idempotency, Job, JobError, JobFailure, JobId, Jobs, NewJob, Outcome, PictureProgress, Preview,
     Progress, Status,
 };
-pub use request::{CacheMode, GenerationRequest, Limits, MAX_SEED, Wanted};
-pub use reuse::{LookUpError, Reuse, ReuseError, ReuseOptions};
+pub use pictures::{AnsweredPicture, Hit, HitKind, PictureEvent, PictureFailure, Pictures, Transcoder};
+pub use request::{FileWishes, MAX_SEED, PictureRequest, RequestLimits};
+pub use reuse::{LookUpError, Prepared, Reuse, ReuseError, ReuseOptions, StoredPicture};
+pub use tasks::tasks;
+pub use terms::{Objective, QualityRange, Tier, Tolerance, terms};
+pub use wanted::{CacheMode, Wanted};
+
+/// The scheduler of pictures, as the gateway uses it.
+pub type PictureScheduler = LocalScheduler<PaintTask, FinishedPicture>;
 
 /// Why a request is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -45,168 +54,192 @@ pub enum Rejection {
     /// Nothing cached fits, and nothing else was wanted.
     #[error("nothing in the cache fits this request, and pentimento.cache is \"only\"")]
     CacheMiss,
-    /// It could not be painted in time.
-    #[error("too much is being painted to answer in time")]
-    Overloaded {
-        /// When it could be.
-        retry_after: Duration,
-    },
     /// Not now.
-    #[error(transparent)]
-    Busy(#[from] Busy),
-    /// The engine's failure.
-    #[error(transparent)]
-    Engine(pentimento_pipelines::Error),
+    #[error("{why}")]
+    Later {
+        /// When there is room, as predicted. No place is kept.
+        after: Duration,
+        /// What is full.
+        why: Busy,
+    },
+    /// The server's fault.
+    #[error("{0}")]
+    Internal(String),
 }
 
 impl From<pentimento_pipelines::Error> for Rejection {
     fn from(error: pentimento_pipelines::Error) -> Self {
         match error {
             pentimento_pipelines::Error::Invalid { field, reason } => Self::Invalid { field, reason },
-            other => Self::Engine(other),
+            other => Self::Internal(other.to_string()),
         }
     }
 }
 
-/// A request that is in the queue.
+impl From<NotAccepted> for Rejection {
+    fn from(answer: NotAccepted) -> Self {
+        let refusal = match answer {
+            NotAccepted::Later { after, why } => return Self::Later { after, why },
+            NotAccepted::Never(refusal) => refusal,
+        };
+        let (field, reason) = match &refusal {
+            Refusal::Pictures { .. } => ("n", refusal.to_string()),
+            Refusal::Model { model } => return Self::UnknownModel(model.as_str().to_owned()),
+            Refusal::Menu { reason } => ("num_inference_steps", reason.clone()),
+            Refusal::Deadline => (
+                "pentimento.max_latency_ms",
+                "is less than the fewest steps that the quality allows take on an idle machine".to_owned(),
+            ),
+            // Terms are the gateway's own, and within their bounds.
+            Refusal::Terms { .. } => return Self::Internal(refusal.to_string()),
+        };
+        Self::Invalid { field, reason }
+    }
+}
+
+/// A request that was accepted.
 pub struct Accepted {
     /// The request.
-    pub request: GenerationRequest,
-    /// One subscription per picture, in order.
-    pub pictures: Vec<Subscription>,
-    /// How long the look-up in the cache took.
+    pub request: PictureRequest,
+    /// Its pictures, as they come.
+    pub pictures: Pictures,
+    /// How long the look-ups in the cache took.
     pub look_up: Duration,
 }
 
 /// The tenant of all clients where there are no API keys.
 pub const ANONYMOUS: &str = "anonymous";
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
-    /// Who is served in turn: a tenant, or an address.
+    /// The name by which it takes turns: a tenant, or an address.
     pub turn: Arc<str>,
-    /// Whose pictures may be reused.
+    /// The tenant whose pictures may be reused.
     pub tenant: Arc<str>,
 }
 
-/// The way from a client's wishes to queued jobs.
+/// The way from a client's wishes to pictures.
 pub struct Gateway {
     /// The models served.
     pub catalogue: Catalogue,
-    /// The cache, where there is one.
-    pub reuse: Option<Arc<Reuse>>,
-    /// Who decides how many steps pictures get.
-    pub planner: Arc<Planner>,
-    limits: Limits,
-    queue: LocalQueue,
+    /// The cache.
+    pub reuse: Arc<Reuse>,
+    /// The scheduler that has the rest painted.
+    pub scheduler: PictureScheduler,
+    limits: RequestLimits,
+    transcoder: Transcoder,
 }
 
 impl Gateway {
-    /// A gateway to a queue.
+    /// A gateway to a scheduler, which is told the models' menus.
     pub fn new(
         catalogue: Catalogue,
-        reuse: Option<Arc<Reuse>>,
-        planner: Arc<Planner>,
+        reuse: Arc<Reuse>,
         config: &Config,
-        queue: LocalQueue,
+        scheduler: PictureScheduler,
     ) -> Self {
-        Self { catalogue, reuse, planner, limits: Limits::from(config), queue }
+        for model in catalogue.models() {
+            scheduler.set_menu(model.id.clone(), model.offered.clone());
+        }
+        let limits = RequestLimits::from(config);
+        Self { catalogue, reuse, scheduler, limits, transcoder: Transcoder::default() }
     }
 
     /// Validates what is wanted. `random_seed` serves where no seed is named.
     ///
     /// # Errors
     /// [`Rejection`], naming the field.
-    pub fn validate(&self, wanted: Wanted, random_seed: u64) -> Result<GenerationRequest, Rejection> {
+    pub fn validate(&self, wanted: Wanted, random_seed: u64) -> Result<PictureRequest, Rejection> {
         let model = self.catalogue.find(wanted.model.as_deref())?;
-        let terms = |size, n, asked: &_| self.planner.terms(model.id(), size, n, asked);
-        GenerationRequest::new(wanted, model, &self.limits, terms, random_seed)
+        PictureRequest::new(wanted, model, &self.limits, |shape| self.unloaded(model, shape), random_seed)
     }
 
-    /// Finds what a request can start from, and queues its pictures if they can be painted in time: counted from when it
-    /// was `received`, and within `timeout`, after which nobody waits for them.
+    /// A tier's objective for one picture of a model at its own size.
+    pub fn objective(&self, model: &ServedModel, tolerance: &Tolerance) -> Objective {
+        let shape = Shape { width: model.defaults.size.width, height: model.defaults.size.height };
+        let unloaded = self.unloaded(model, shape).and_then(|s| Duration::try_from_secs_f64(s).ok());
+        Objective::new(tolerance, unloaded, self.limits.objective, 1.0)
+    }
+
+    fn unloaded(&self, model: &ServedModel, shape: Shape) -> Option<f64> {
+        self.scheduler.unloaded_seconds(&model.id, shape, &model.full)
+    }
+
+    /// A request's pictures as tasks from noise. It was `received` a while ago, and is waited for `timeout` at most.
+    ///
+    /// # Errors
+    /// [`Rejection::Internal`]
+    pub fn tasks(
+        &self,
+        request: &PictureRequest,
+        tenant: &str,
+        request_id: &str,
+        received: Instant,
+        timeout: Duration,
+    ) -> Result<Vec<NewTask<PaintTask>>, Rejection> {
+        let terms = terms(request.tier(), request.range(), request.objective(), received.elapsed(), timeout);
+        let scope = self.reuse.scope(tenant, request.namespace());
+        tasks(request, request_id, &scope, self.reuse.secret(), &terms)
+    }
+
+    /// Answers what is stored, and submits the rest: all of it is accepted, or none.
     ///
     /// # Errors
     /// [`Rejection`]
     pub async fn accept(
         &self,
-        request: GenerationRequest,
+        request: PictureRequest,
         client: &Client,
         request_id: &str,
         received: Instant,
         timeout: Duration,
     ) -> Result<Accepted, Rejection> {
+        if self.scheduler.is_closed() {
+            return Err(Rejection::Later { after: Duration::ZERO, why: Busy::Closing });
+        }
         let started = Instant::now();
-        let mut jobs = request.jobs(&client.turn, request_id);
-        // Who is refused anyway costs no look-up.
-        self.queue.has_room(&client.turn, jobs.len())?;
-        match &self.reuse {
-            Some(reuse) => reuse.prepare(&request, &client.tenant, &mut jobs).await?,
-            None if request.cache() == CacheMode::Only => return Err(Rejection::CacheMiss),
-            None => {}
-        }
+        let tasks = self.tasks(&request, &client.tenant, request_id, received, timeout)?;
+        let now = |task: &_| self.scheduler.quality_now(task);
+        let prepared = self.reuse.prepare(&request, &client.tenant, tasks, &now).await?;
         let look_up = started.elapsed();
-        let states: Vec<_> = jobs.iter().filter_map(|job| job.start.reused().cloned()).collect();
-        // The same for all: their deadlines are one.
-        let spent = received.elapsed();
-        for job in &mut jobs {
-            job.terms.objective = job.terms.objective.min(timeout);
-            job.spent = spent;
+        let (mut stored, mut painted, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, picture) in prepared.into_iter().enumerate() {
+            match picture {
+                Prepared::Stored(picture) => stored.push((index, picture)),
+                Prepared::Paint(task) => {
+                    painted.push(index);
+                    tasks.push(*task);
+                }
+            }
         }
-        // Who named more time than there is insists on nothing.
-        let insists = request.has_max_latency() && request.terms().objective <= timeout;
-        // What is painted for this client already costs nothing more.
-        if !self.queue.has_all(&jobs) {
-            self.admit(&request, &jobs, insists)?;
-        }
-        let pictures = self.queue.submit(jobs)?;
-        if let Some(reuse) = &self.reuse {
-            reuse.prefetch(&states);
-        }
+        let listener = if tasks.is_empty() { None } else { Some(self.submit(client, tasks)?) };
+        let encoding = request.wishes().encoding;
+        let transcoder = self.transcoder.clone();
+        let pictures =
+            Pictures::new(encoding, transcoder, request.is_measured(), stored, listener, painted);
         Ok(Accepted { request, pictures, look_up })
     }
 
-    /// Whether all of a request's pictures can be painted in time.
-    fn admit(
+    fn submit(
         &self,
-        request: &GenerationRequest,
-        jobs: &[queue::Job],
-        insists: bool,
-    ) -> Result<(), Rejection> {
-        // What is painted and what is shown do not wait for each other.
-        let line = self.planner.line(jobs);
-        let mut waiting = self.queue.waiting(line, |job, deadline| self.planner.in_line(line, job, deadline));
-        if line == Line::Paint && self.planner.store_fails() {
-            let painted = |job: &queue::Job, deadline| self.planner.in_line(line, job, deadline);
-            waiting.extend(self.queue.waiting(Line::Show, painted));
-        }
-        match self.planner.admit(key(request, jobs), line, jobs, waiting, insists) {
-            Verdict::Admit => Ok(()),
-            Verdict::Later(retry_after) => {
+        client: &Client,
+        tasks: Vec<NewTask<PaintTask>>,
+    ) -> Result<crate::scheduler::local::Listener<FinishedPicture>, Rejection> {
+        // Not the request's id in the log, which the client may name: a second request of that name would be taken for it.
+        let random = getrandom::u64().map_err(|error| Rejection::Internal(error.to_string()))?;
+        let submit =
+            Submit { request: format!("{random:016x}").into(), client: (&*client.turn).into(), tasks };
+        self.scheduler.submit(submit).map_err(|answer| {
+            if matches!(answer, NotAccepted::Later { why: Busy::Overloaded, .. }) {
                 telemetry::overloaded();
-                Err(Rejection::Overloaded { retry_after })
             }
-            Verdict::Never => {
-                let reason = "is less than the fewest steps that the quality allows take on an idle machine";
-                Err(Rejection::Invalid { field: "pentimento.max_latency_ms", reason: reason.into() })
-            }
-        }
+            answer.into()
+        })
     }
 
     /// Whether new requests are refused because the server is shutting down.
     pub fn is_closed(&self) -> bool {
-        self.queue.is_closed()
+        self.scheduler.is_closed()
     }
-}
-
-/// Knows a client and his request again, when he comes back after a refusal.
-fn key(request: &GenerationRequest, jobs: &[queue::Job]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    request.has_seed().then(|| request.seeds()).hash(&mut hasher);
-    if let Some(queue::Job { client, model, prompt, negative_prompt, size, terms, .. }) = jobs.first() {
-        (jobs.len(), client, model, prompt, negative_prompt, size.width, size.height).hash(&mut hasher);
-        (terms.tier, terms.floor, terms.best, terms.objective).hash(&mut hasher);
-    }
-    hasher.finish()
 }

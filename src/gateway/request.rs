@@ -1,13 +1,19 @@
-//! From what a client asks for to what will be painted.
+//! From what a client asks for to the pictures that will be painted: validated, and complete.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use pentimento_pipelines::{NoiseSource, Pipeline, Size, StepPlan};
+use pentimento_pipelines::{PlanOption, Size};
 
-use super::Rejection;
+use super::catalogue::ServedModel;
+use super::terms::{Objective, QualityRange, Tolerance};
+use super::{CacheMode, Rejection, Tier, Wanted};
 use crate::config::Config;
-use crate::plan::{Asked, Terms, TermsError, Tier};
-use crate::queue::{Encoding, Format, Job, Start};
+use crate::menu::menu_option;
+use crate::picture::PictureSpec;
+use crate::picture::file::{Encoding, Format};
+use crate::scheduler::menu::{Measured, MenuOption};
+use crate::scheduler::messages::{MenuChoice, Shape};
 
 /// The largest seed: the largest integer that every JSON implementation carries unharmed.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
@@ -17,198 +23,182 @@ const MAX_NAMESPACE: usize = 64;
 /// The namespace of requests that name none.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// The bounds of a request, from the configuration.
+/// The bounds of a request, and the operator's objective, from the configuration.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct RequestLimits {
     /// Bytes of a prompt.
     pub prompt_bytes: usize,
     /// Pictures.
     pub n: usize,
     /// Steps of a picture.
     pub steps: usize,
+    /// The latency objective of the tier `auto`; `None`: as measured.
+    pub objective: Option<Duration>,
 }
 
-impl From<&Config> for Limits {
+impl From<&Config> for RequestLimits {
     fn from(config: &Config) -> Self {
-        Self { prompt_bytes: config.max_prompt_bytes, n: config.max_n, steps: config.max_steps }
+        Self {
+            prompt_bytes: config.max_prompt_bytes,
+            n: config.max_n,
+            steps: config.max_steps,
+            objective: Some(Duration::from_millis(config.latency_objective_ms)).filter(|time| !time.is_zero()),
+        }
     }
 }
 
-/// What a client asks for, as he wrote it.
-#[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// A model's id or alias.
-    pub model: Option<String>,
-    /// The prompt.
-    pub prompt: Option<String>,
-    /// The negative prompt.
-    pub negative_prompt: Option<String>,
-    /// How many pictures.
-    pub n: Option<i64>,
-    /// `WIDTHxHEIGHT` or `auto`.
-    pub size: Option<String>,
-    /// How many steps.
-    pub steps: Option<i64>,
-    /// What quality is tolerated.
-    pub tier: Tier,
-    /// The time that an answer may take, in milliseconds; the tier's objective where there is none.
-    pub max_latency_ms: Option<f64>,
-    /// The least quality, 0 to 1, in place of the tier's.
-    pub min_quality: Option<f64>,
-    /// Guidance scale.
-    pub guidance_scale: Option<f64>,
-    /// The first picture's seed; each further one has the next.
-    pub seed: Option<i64>,
-    /// The generator of the initial noise.
-    pub noise: NoiseSource,
+/// What each listener of a picture wants for itself: it decides nothing of the pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileWishes {
+    /// The image file.
+    pub encoding: Encoding,
     /// How many previews of each picture.
-    pub previews: Option<i64>,
-    /// The image files' format.
-    pub format: Option<Format>,
-    /// JPEG's quality, 0 to 100.
-    pub compression: Option<i64>,
-    /// How to use the cache.
-    pub cache: CacheMode,
-    /// Whose pictures within the tenant's may be reused, and who may reuse this one.
-    pub namespace: Option<String>,
+    pub previews: u32,
 }
 
-/// How a request uses the cache. It can only narrow what the operator's policy allows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum CacheMode {
-    /// Whatever fits.
-    #[default]
-    Auto,
-    /// Not at all: nothing is looked up, nothing is kept.
-    Off,
-    /// No look-up; the result replaces what is stored.
-    Refresh,
-    /// Nothing is painted from scratch: a rejection where nothing fits.
-    Only,
-}
-
-/// A request that a worker can fulfil: whatever this holds is possible.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GenerationRequest {
-    model: String,
-    prompt: String,
-    negative_prompt: String,
-    size: Size,
-    seeds: Vec<u64>,
+/// A valid request. All of its pictures are of one model, size and prompt.
+#[derive(Debug, Clone)]
+pub struct PictureRequest {
+    model: Arc<ServedModel>,
+    specs: Vec<PictureSpec>,
     has_seed: bool,
-    noise: NoiseSource,
-    plan: StepPlan,
-    terms: Terms,
-    min_quality: Option<f64>,
-    has_max_latency: bool,
-    previews: Vec<usize>,
-    encoding: Encoding,
+    tolerance: Tolerance,
+    range: QualityRange,
+    objective: Objective,
+    menu: MenuChoice,
+    wishes: FileWishes,
     cache: CacheMode,
     namespace: String,
 }
 
-impl GenerationRequest {
-    /// Validates what is wanted of `model`; what is left open takes the model's own values. `terms` says how many steps
-    /// it gets, and by when.
+impl PictureRequest {
+    /// Validates what is wanted of `model`; what is left open takes the model's own values. `unloaded` is the time of the
+    /// model's full plan at a size on an idle machine, if it is known.
     ///
     /// # Errors
     /// [`Rejection::Invalid`], naming the field.
     pub fn new(
         wanted: Wanted,
-        model: &Pipeline,
-        limits: &Limits,
-        terms: impl FnOnce(Size, usize, &Asked) -> Result<Terms, TermsError>,
+        model: &Arc<ServedModel>,
+        limits: &RequestLimits,
+        unloaded: impl FnOnce(Shape) -> Option<f64>,
         random_seed: u64,
     ) -> Result<Self, Rejection> {
-        let defaults = model.defaults();
         let prompt = checked_prompt("prompt", wanted.prompt.unwrap_or_default(), limits)?;
         if prompt.trim().is_empty() {
             return invalid("prompt", "must not be empty");
         }
-        let negative_prompt =
-            checked_prompt("negative_prompt", wanted.negative_prompt.unwrap_or_default(), limits)?;
+        let negative = wanted.negative_prompt.map(|text| checked_prompt("negative_prompt", text, limits));
+        let negative = negative.transpose()?;
         let n = within("n", wanted.n.unwrap_or(1), 1, limits.n as i64)? as usize;
         let size = match wanted.size.as_deref() {
-            None | Some("auto") => defaults.size,
+            None | Some("auto") => model.defaults.size,
             Some(text) => text.parse()?,
         };
-        model.sizes().check(size)?;
-        let most = limits.steps.min(model.schedule().num_train_timesteps()) as i64;
+        model.sizes.check(size)?;
+        let guidance_scale = guidance_scale(wanted.guidance_scale, model)?;
+        let most = limits.steps.min(model.schedule.num_train_timesteps()) as i64;
         let steps = wanted.steps.map(|steps| within("num_inference_steps", steps, 1, most)).transpose()?;
-        let asked = asked(wanted.tier, steps, wanted.max_latency_ms, wanted.min_quality)?;
-        let terms = terms(size, n, &asked).map_err(wrong_terms)?;
-        let steps = terms.best.min(limits.steps);
-        let guidance = wanted.guidance_scale.unwrap_or_else(|| f64::from(defaults.guidance_scale));
-        if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
-            let reason = format!("must be a number between 0 and {MAX_GUIDANCE}, not {guidance}");
-            return invalid("guidance_scale", reason);
-        }
-        let plan = model.plan(steps, guidance as f32)?;
-        // Without guidance a negative prompt has no effect, and the picture's metadata must not say that it had.
-        let guided = plan.steps().iter().any(|step| step.guidance.rows() > 1);
-        let negative_prompt = if guided { negative_prompt } else { String::new() };
-        let previews = within("partial_images", wanted.previews.unwrap_or(0), 0, MAX_PREVIEWS)? as usize;
-        Ok(Self {
-            model: model.id().to_owned(),
-            prompt,
-            negative_prompt,
+        let steps = steps.map(|steps| steps as usize);
+        let tolerance = Tolerance::new(wanted.tier, wanted.min_quality, wanted.max_latency_ms)?;
+        let (menu, range) = match steps {
+            None => (MenuChoice::Whole, QualityRange::of_menu(&tolerance, &model.menu)),
+            Some(steps) => {
+                let (menu, quality) = named_plan(steps, guidance_scale, model)?;
+                (menu, QualityRange::of_plan(&tolerance, quality))
+            }
+        };
+        let full = model.defaults.steps;
+        let longer = n as f64 * (steps.unwrap_or(full) as f64 / full as f64).max(1.0);
+        let unloaded = unloaded(shape(size)).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let spec = |seed| PictureSpec {
+            model: model.id.as_str().to_owned(),
+            weights: model.weights.clone(),
+            prompt: prompt.clone(),
+            // At a scale of 1 and below the negative prompt has no effect, and the picture is the same with any.
+            negative_prompt: negative.clone().filter(|_| guidance_scale > 1.0),
             size,
-            seeds: seeds(wanted.seed, n, random_seed)?,
-            has_seed: wanted.seed.is_some(),
+            seed,
             noise: wanted.noise,
-            previews: preview_steps(plan.steps().len(), previews),
-            // A plan of as many steps as the model has timesteps may have one less.
-            terms: Terms { floor: terms.floor.min(plan.steps().len()), best: plan.steps().len(), ..terms },
-            min_quality: wanted.min_quality,
-            has_max_latency: wanted.max_latency_ms.is_some(),
-            plan,
-            encoding: encoding(wanted.format.unwrap_or(Format::Png), wanted.compression)?,
+            guidance_scale,
+            steps,
+        };
+        Ok(Self {
+            specs: seeds(wanted.seed, n, random_seed)?.into_iter().map(spec).collect(),
+            has_seed: wanted.seed.is_some(),
+            objective: Objective::new(&tolerance, unloaded, limits.objective, longer),
+            tolerance,
+            range,
+            menu,
+            wishes: FileWishes {
+                encoding: encoding(wanted.format.unwrap_or_default(), wanted.compression)?,
+                previews: within("partial_images", wanted.previews.unwrap_or(0), 0, MAX_PREVIEWS)? as u32,
+            },
             cache: wanted.cache,
             namespace: namespace(wanted.namespace)?,
+            model: Arc::clone(model),
         })
     }
 
-    /// One job per picture, from noise.
-    pub fn jobs(&self, client: &str, request_id: &str) -> Vec<Job> {
-        let job = |(index, &seed)| Job {
-            request_id: request_id.to_owned(),
-            index,
-            client: client.to_owned(),
-            model: self.model.clone(),
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone(),
-            size: self.size,
-            seed,
-            noise: self.noise,
-            plan: self.plan.clone(),
-            terms: self.terms,
-            spent: Duration::ZERO,
-            start: Start::Noise,
-            keep: None,
-            previews: self.previews.clone(),
-            encoding: self.encoding,
-        };
-        self.seeds.iter().enumerate().map(job).collect()
-    }
-
-    /// The model's id.
-    pub fn model(&self) -> &str {
+    /// The model.
+    pub fn model(&self) -> &Arc<ServedModel> {
         &self.model
     }
 
-    /// The prompt.
-    pub fn prompt(&self) -> &str {
-        &self.prompt
+    /// What is to be painted: one for each picture, by rising seed.
+    pub fn specs(&self) -> &[PictureSpec] {
+        &self.specs
     }
 
-    /// The negative prompt; empty where there is none.
-    pub fn negative_prompt(&self) -> &str {
-        &self.negative_prompt
+    /// What all pictures have in common.
+    pub fn first(&self) -> &PictureSpec {
+        // `n` is at least 1.
+        &self.specs[0]
     }
 
-    /// Whether the client gave the seed.
+    /// Whether the client named the seed.
     pub fn has_seed(&self) -> bool {
         self.has_seed
+    }
+
+    /// The tier.
+    pub fn tier(&self) -> Tier {
+        self.tolerance.tier
+    }
+
+    /// Whether the client named the least quality.
+    pub fn names_quality(&self) -> bool {
+        self.tolerance.min_quality.is_some()
+    }
+
+    /// The qualities that it accepts.
+    pub fn range(&self) -> QualityRange {
+        self.range
+    }
+
+    /// The time within which it is wanted.
+    pub fn objective(&self) -> Objective {
+        self.objective
+    }
+
+    /// The options that its pictures may get.
+    pub fn menu(&self) -> &MenuChoice {
+        &self.menu
+    }
+
+    /// Whether the quality of its options was measured.
+    pub fn is_measured(&self) -> bool {
+        self.model.menu.is_measured() && !matches!(self.menu, MenuChoice::Own { .. })
+    }
+
+    /// Steps of its full plan: those that the client named, or the model's own.
+    pub fn full_steps(&self) -> usize {
+        self.first().steps.unwrap_or(self.model.defaults.steps)
+    }
+
+    /// What its listener wants for itself.
+    pub fn wishes(&self) -> FileWishes {
+        self.wishes
     }
 
     /// How it uses the cache.
@@ -222,76 +212,48 @@ impl GenerationRequest {
     }
 
     /// The pictures' size.
-    pub fn size(&self) -> Size {
-        self.size
+    pub fn shape(&self) -> Shape {
+        shape(self.first().size)
     }
+}
 
-    /// Each picture's seed.
-    pub fn seeds(&self) -> &[u64] {
-        &self.seeds
-    }
-
-    /// Steps of each picture.
-    pub fn steps(&self) -> usize {
-        self.plan.steps().len()
-    }
-
-    /// How few steps it may get, and its time budget.
-    pub fn terms(&self) -> &Terms {
-        &self.terms
-    }
-
-    /// Whether the client gave the time that an answer may take.
-    pub fn has_max_latency(&self) -> bool {
-        self.has_max_latency
-    }
-
-    /// The quality that may be lost to reuse, where the client says what he tolerates: half of it, the other half is
-    /// for plans of fewer steps.
-    pub fn tolerated_loss(&self) -> Option<f64> {
-        self.min_quality.map(|quality| (1.0 - quality) / 2.0)
-    }
-
-    /// The image files' format.
-    pub fn format(&self) -> Format {
-        self.encoding.format
-    }
+fn shape(size: Size) -> Shape {
+    Shape { width: size.width, height: size.height }
 }
 
 fn invalid<T>(field: &'static str, reason: impl Into<String>) -> Result<T, Rejection> {
     Err(Rejection::Invalid { field, reason: reason.into() })
 }
 
-/// What a client says of his plan.
-fn asked(
-    tier: Tier,
-    steps: Option<i64>,
-    max_latency_ms: Option<f64>,
-    min_quality: Option<f64>,
-) -> Result<Asked, Rejection> {
-    let max_latency = match max_latency_ms {
-        None => None,
-        Some(ms) => match Duration::try_from_secs_f64(ms / 1000.0) {
-            Ok(time) => Some(time),
-            Err(_) => {
-                return invalid("pentimento.max_latency_ms", "must be a number of milliseconds above 0");
-            }
-        },
-    };
-    if !min_quality.is_none_or(|quality| (0.0..=1.0).contains(&quality)) {
-        return invalid("pentimento.min_quality", "must be between 0 and 1");
+/// The plan of a number of steps that the client named, all of them guided, and its expected quality: measured where the
+/// model's menu has that option, otherwise that of a menu without measurements.
+fn named_plan(
+    steps: usize,
+    guidance_scale: f32,
+    model: &ServedModel,
+) -> Result<(MenuChoice, f64), Rejection> {
+    let option = PlanOption::guided(steps);
+    if let Some(known) = model.menu.get(&option.id).filter(|known| known.option == option) {
+        let quality = known.from[0].quality.mean.clamp(0.0, 1.0);
+        return Ok((MenuChoice::Only { options: vec![option.id.as_str().into()] }, quality));
     }
-    let min_quality = min_quality.map(|quality| 1.0 - (1.0 - quality) / 2.0);
-    Ok(Asked { tier, steps: steps.map(|steps| steps as usize), max_latency, min_quality })
+    let assumed = 1.0 - (1.0 / steps as f64 - 1.0 / model.defaults.steps as f64);
+    let quality = assumed.clamp(0.0, 1.0);
+    let measured = Measured { noise_level: 1.0, mean: quality, low: quality, high: quality };
+    let own: MenuOption = menu_option(&option, vec![measured], &model.schedule, guidance_scale)
+        .map_err(|error| Rejection::Invalid { field: "num_inference_steps", reason: error.to_string() })?;
+    Ok((MenuChoice::Own { option: Box::new(own) }, quality))
 }
 
-fn wrong_terms(error: TermsError) -> Rejection {
-    let field = match error.field {
-        "max_latency_ms" => "pentimento.max_latency_ms",
-        "min_quality" => "pentimento.min_quality",
-        other => other,
-    };
-    Rejection::Invalid { field, reason: format!("must be {}", error.must) }
+fn guidance_scale(wanted: Option<f64>, model: &ServedModel) -> Result<f32, Rejection> {
+    let scale = wanted.unwrap_or_else(|| f64::from(model.defaults.guidance_scale));
+    if !(0.0..=MAX_GUIDANCE).contains(&scale) {
+        return invalid(
+            "guidance_scale",
+            format!("must be a number between 0 and {MAX_GUIDANCE}, not {scale}"),
+        );
+    }
+    Ok(scale as f32)
 }
 
 fn within(field: &'static str, value: i64, least: i64, most: i64) -> Result<i64, Rejection> {
@@ -301,7 +263,7 @@ fn within(field: &'static str, value: i64, least: i64, most: i64) -> Result<i64,
     invalid(field, format!("must be between {least} and {most}, not {value}"))
 }
 
-fn checked_prompt(field: &'static str, text: String, limits: &Limits) -> Result<String, Rejection> {
+fn checked_prompt(field: &'static str, text: String, limits: &RequestLimits) -> Result<String, Rejection> {
     let most = limits.prompt_bytes;
     if text.len() > most {
         return invalid(field, format!("must be at most {most} bytes long, not {}", text.len()));
@@ -340,30 +302,78 @@ fn encoding(format: Format, compression: Option<i64>) -> Result<Encoding, Reject
     Ok(Encoding { format, quality: compression.max(1) as u8 })
 }
 
-/// After which steps `previews` previews of a plan of `steps` steps are made: evenly spread, none after
-/// the last step, fewer where there are not enough steps.
-fn preview_steps(steps: usize, previews: usize) -> Vec<usize> {
-    let previews = previews.min(steps.saturating_sub(1));
-    (1..=previews).map(|i| i * steps / (previews + 1)).collect()
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use pentimento_pipelines::{Defaults, NoiseSchedule, SizeRange};
+
     use super::*;
+    use crate::menu::MenuFile;
+
+    /// A model without a measured menu.
+    pub fn model() -> Arc<ServedModel> {
+        let json = br#"{"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}"#;
+        let schedule = NoiseSchedule::from_json(json).unwrap();
+        let size = Size { width: 64, height: 64 };
+        let menu = MenuFile::unmeasured("m", "w", size, 50, 5.0).unwrap();
+        Arc::new(ServedModel {
+            id: "m".into(),
+            description: String::new(),
+            defaults: Defaults { steps: 50, guidance_scale: 5.0, size },
+            sizes: SizeRange { grid: 16, min: 64, max: 128 },
+            weights: "w f32".into(),
+            offered: menu.offered(&schedule, 5.0).unwrap(),
+            full: menu_option(&PlanOption::guided(50), vec![], &schedule, 5.0).unwrap(),
+            menu,
+            schedule,
+        })
+    }
+
+    /// A request for what is wanted.
+    pub fn request(wanted: Wanted) -> Result<PictureRequest, Rejection> {
+        let wanted = Wanted { prompt: wanted.prompt.or(Some("a house".into())), ..wanted };
+        let limits = RequestLimits { prompt_bytes: 100, n: 10, steps: 1000, objective: None };
+        PictureRequest::new(wanted, &model(), &limits, |_| None, 7)
+    }
 
     #[test]
-    fn previews_are_spread_and_never_the_last_step() {
-        assert_eq!(preview_steps(50, 3), [12, 25, 37]);
-        assert!(preview_steps(50, 0).is_empty());
-        assert_eq!(preview_steps(3, 3), [1, 2]);
-        assert!(preview_steps(1, 3).is_empty());
-        for steps in 1..60 {
-            for previews in 0..=3 {
-                let at = preview_steps(steps, previews);
-                assert_eq!(at.len(), previews.min(steps - 1));
-                assert!(at.windows(2).all(|w| w[0] < w[1]) && at.iter().all(|s| (1..steps).contains(s)));
-            }
-        }
+    fn pictures_differ_in_their_seed_alone() {
+        let request = request(Wanted { n: Some(3), seed: Some(5), ..Wanted::default() }).unwrap();
+        let seeds: Vec<u64> = request.specs().iter().map(|spec| spec.seed).collect();
+        assert_eq!(seeds, [5, 6, 7]);
+        let other = PictureSpec { seed: 5, ..request.specs()[2].clone() };
+        assert_eq!(other, request.specs()[0]);
+        assert_eq!((request.full_steps(), request.menu()), (50, &MenuChoice::Whole));
+        assert!(request.has_seed() && !request.is_measured());
+    }
+
+    #[test]
+    fn no_negative_prompt_is_another_than_an_empty_one_and_without_guidance_there_is_none() {
+        let of = |negative: Option<&str>, guidance_scale| {
+            let negative_prompt = negative.map(str::to_owned);
+            let wanted = Wanted { negative_prompt, guidance_scale, ..Wanted::default() };
+            request(wanted).unwrap().first().negative_prompt.clone()
+        };
+        assert_eq!(of(None, None), None);
+        assert_eq!(of(Some(""), None), Some(String::new()));
+        assert_eq!(of(Some("fog"), None), Some("fog".to_owned()));
+        assert_eq!(of(Some("fog"), Some(1.0)), None);
+    }
+
+    #[test]
+    fn named_steps_are_one_option_all_of_it_guided() {
+        let of = |steps| request(Wanted { steps: Some(steps), ..Wanted::default() });
+        let known = of(20).unwrap();
+        assert_eq!(known.menu(), &MenuChoice::Only { options: vec!["ddim-20".into()] });
+        assert!((known.range().best - 0.97).abs() < 1e-9 && (known.range().floor - 0.92).abs() < 1e-9);
+        let MenuChoice::Own { option } = of(33).unwrap().menu().clone() else { panic!("it is not in the menu") };
+        assert_eq!((option.id.as_str(), option.steps.len()), ("ddim-33", 33));
+        assert!(option.steps.iter().all(|step| step.rows == 2));
+        let more = of(100).unwrap();
+        assert_eq!((more.range().best, more.first().steps, more.full_steps()), (1.0, Some(100), 100));
+        let twice = more.objective().time.as_secs_f64() / of(50).unwrap().objective().time.as_secs_f64();
+        assert!((1.8..2.2).contains(&twice), "{twice}");
+        assert!(matches!(of(0), Err(Rejection::Invalid { field: "num_inference_steps", .. })));
+        assert!(of(1000).is_ok() && of(1001).is_err());
     }
 
     #[test]

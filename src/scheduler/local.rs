@@ -6,8 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::core::{Config, Load, Policy};
-use super::menu::Menu;
-use super::messages::{Busy, EndAnswer, Notice, Poll, PollAnswer, Refusal, Submit, TaskEnd};
+use super::menu::{Menu, MenuOption};
+use super::messages::{
+    Busy, EndAnswer, NewTask, Notice, Poll, PollAnswer, Refusal, Shape, Submit, TaskEnd,
+};
 use super::{ModelId, TaskId};
 
 /// Why a request was not accepted.
@@ -86,6 +88,11 @@ impl<Spec: Clone + Send + 'static, Picture: Clone + Send + 'static> LocalSchedul
         todo!()
     }
 
+    /// The plan policy in force.
+    pub fn policy(&self) -> Policy {
+        todo!()
+    }
+
     /// Changes the plan policy.
     pub fn set_policy(&self, _policy: Policy) {
         todo!()
@@ -121,6 +128,16 @@ impl<Spec: Clone + Send + 'static, Picture: Clone + Send + 'static> LocalSchedul
 
     /// The last published price of a second of a model's machine time; `None` before there is one.
     pub fn price(&self, _model: &ModelId) -> Option<f64> {
+        todo!()
+    }
+
+    /// The expected quality of what a task would get if it were begun now; `None` where no worker serves its model.
+    pub fn quality_now(&self, _task: &NewTask<Spec>) -> Option<f64> {
+        todo!()
+    }
+
+    /// Predicted seconds of a picture with all steps of an option on an idle machine; `None` before a step was measured.
+    pub fn unloaded_seconds(&self, _model: &ModelId, _shape: Shape, _option: &MenuOption) -> Option<f64> {
         todo!()
     }
 

@@ -51,6 +51,11 @@ impl Calibrated {
             .collect()
     }
 
+    /// The largest loss that the operator and the request allow.
+    fn bound(&self, query: &Query<'_>) -> f32 {
+        self.config.max_quality_loss.min(query.most_loss)
+    }
+
     /// The largest share that variety allows. Whoever asks for a stored prompt again, but not with its seed, wants
     /// another picture: from any of its states the same prompt, with no noise added on the way, paints the stored one
     /// once more, and what it loses with noise was not measured. Whoever leaves the seed to us wants his pictures to differ, too.
@@ -73,7 +78,7 @@ impl ReusePolicy for Calibrated {
     }
 
     fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision {
-        let most = self.config.max_quality_loss;
+        let most = self.bound(query);
         let candidates: Vec<_> = neighbours.iter().flat_map(|n| self.candidates(query, n)).collect();
         let within = || candidates.iter().filter(|candidate| candidate.loss <= most);
         let Some(share) = within().map(|candidate| candidate.state.share).max_by(f32::total_cmp) else {
@@ -93,7 +98,7 @@ impl ReusePolicy for Calibrated {
                     state.share,
                     neighbours.len()
                 );
-                Decision::state(neighbour, state, why)
+                Decision::state(neighbour, state, Some(*loss), why)
             }
             None => Decision::miss(self.why_none(query, neighbours, &candidates)),
         }
@@ -117,7 +122,7 @@ impl Calibrated {
             }
             Some(Candidate { neighbour, state, loss }) => format!(
                 "the safest state, a share of {} of a picture of similarity {:.4}, may lose {loss:.4}; allowed is {}",
-                state.share, neighbour.similarity, self.config.max_quality_loss
+                state.share, neighbour.similarity, self.bound(query)
             ),
         }
     }

@@ -49,6 +49,9 @@ pub struct Query<'a> {
     pub whole: bool,
     /// Least quality of a whole picture, from 0 to 1 (see [`Entry::expected_quality`]); 0 where any will do.
     pub least_quality: f32,
+    /// The largest loss of a resume that the request bears, from 0 to 1, as far as a policy knows losses; 1 where the
+    /// policy's own bound is enough.
+    pub most_loss: f32,
     /// Timesteps of the request's own full plan, noisiest first.
     pub timesteps: &'a [f64],
     /// Random bits: which of several equally good neighbours is taken.
@@ -81,6 +84,9 @@ pub enum Decision {
         timestep: f64,
         /// Cosine of both prompts' embeddings.
         similarity: f32,
+        /// Quality that going on from it is expected to lose at most, from 0 to 1; `None` where the policy does not know.
+        #[serde(default)]
+        loss: Option<f32>,
         /// Why this one.
         why: String,
     },
@@ -127,11 +133,12 @@ impl Decision {
         Self::Miss { why: why.into() }
     }
 
-    fn state(neighbour: &Neighbour, state: &Kept, why: String) -> Self {
+    fn state(neighbour: &Neighbour, state: &Kept, loss: Option<f32>, why: String) -> Self {
         Self::State {
             entry: neighbour.entry.id.clone(),
             timestep: state.timestep,
             similarity: neighbour.similarity,
+            loss,
             why,
         }
     }

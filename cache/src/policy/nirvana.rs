@@ -49,7 +49,7 @@ impl ReusePolicy for Nirvana {
                     "similarity {similarity:.4} allows a share of {allowed}; the latest state kept within it has {}",
                     state.share
                 );
-                Decision::state(nearest, state, why)
+                Decision::state(nearest, state, None, why)
             }
             None => Decision::miss(format!(
                 "similarity {similarity:.4} allows a share of {allowed}, but the nearest picture keeps no such state"

@@ -80,6 +80,7 @@ pub fn query<'a>(embedding: &'a [f32], content: &'a Content, timesteps: &'a [f64
         seeded: true,
         whole: true,
         least_quality: 0.0,
+        most_loss: 1.0,
         timesteps,
         chance,
     }

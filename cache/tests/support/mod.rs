@@ -91,6 +91,7 @@ impl ReusePolicy for Nearest {
                 entry: near.entry.id.clone(),
                 timestep: near.entry.states[0].timestep,
                 similarity: near.similarity,
+                loss: None,
                 why: "the nearest".into(),
             },
         }
@@ -107,6 +108,7 @@ pub async fn look_up(cache: &Cache, scope: &Scope, degrees: f32) -> LookUp {
         seeded: true,
         whole: true,
         least_quality: 0.0,
+        most_loss: 1.0,
         timesteps: &[999.0, 801.0],
         chance: 0,
     };

@@ -102,7 +102,7 @@ impl Following {
             b64_json: base64(&preview.file),
             created_at: unix_seconds(SystemTime::now()),
             partial_image_index: preview.index,
-            appearance: self.job.about.appearance.clone(),
+            appearance: self.job.about.appearance.of_preview(),
             pentimento: PartialProvenance { image_index: preview.picture },
         };
         json(PARTIAL, &event)

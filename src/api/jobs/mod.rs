@@ -70,7 +70,7 @@ pub async fn create(
     let random = u64::from(getrandom::u32().map_err(|e| ApiError::internal(&e))?);
     let request = app.gateway.validate(wanted(request), random)?;
     let taken = app.gateway.accept(request, &client, &request_id, started, app.jobs.timeout()).await?;
-    let about = About::new(answer, &taken, started);
+    let about = About::new(answer, &taken.request, taken.look_up, started);
     let new = NewJob { id, tenant: client.tenant, about, idempotency, webhook };
     let job = app.jobs.start(new, taken.pictures).map_err(refused)?;
     accepted(&app, &job)

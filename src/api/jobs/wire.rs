@@ -10,8 +10,7 @@ use crate::api::answer::{About, unix_seconds};
 use crate::api::errors::ErrorDetail;
 use crate::api::wire::ImagesResponse;
 use crate::api::{ApiError, App};
-use crate::gateway::{End, Job, Outcome, PictureProgress, Progress, Status};
-use crate::queue::Painted;
+use crate::gateway::{AnsweredPicture, End, Job, Outcome, PictureProgress, Progress, Status};
 
 /// Whom to tell of a job's end.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -85,7 +84,7 @@ impl JobObject {
         let end = progress.end.as_deref();
         let (result, error) = match end {
             Some(End { outcome: Outcome::Completed(pictures), at, time }) => {
-                let keep = |index, picture: &Painted| {
+                let keep = |index, picture: &AnsweredPicture| {
                     let secret = file_secret(job.id.as_str(), index);
                     app.files.put_as(
                         &secret,
@@ -94,7 +93,7 @@ impl JobObject {
                         Instant::now(),
                     )
                 };
-                let keep = |index, picture: &Painted| keep(index, picture).map(|name| app.file_url(&name));
+                let keep = |index, picture: &AnsweredPicture| keep(index, picture).map(|name| app.file_url(&name));
                 (Some(job.about.response(pictures, *at, *time, keep)?), None)
             }
             Some(End { outcome: Outcome::Failed(failure), .. }) => {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::OutputFormat;
-use crate::queue::Painted;
+use crate::gateway::{AnsweredPicture, Hit};
 
 /// What every answer and every event says about its pictures.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -21,6 +21,13 @@ pub struct Appearance {
     /// The request's `safety_identifier`, or its `user`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub safety_identifier: Option<String>,
+}
+
+impl Appearance {
+    /// Of an early look: workers send JPEGs, whatever the format of the finished picture.
+    pub fn of_preview(&self) -> Self {
+        Self { output_format: OutputFormat::Jpeg, ..self.clone() }
+    }
 }
 
 /// OpenAI's token counts. Nothing is metered here: all are 0.
@@ -65,13 +72,13 @@ impl Default for Reuse {
 
 impl Reuse {
     /// Of a picture.
-    pub fn of(painted: &Painted) -> Self {
-        let Some(reused) = &painted.reused else { return Self::default() };
+    pub fn of(picture: &AnsweredPicture) -> Self {
+        let Some(Hit { kind, source, similarity }) = &picture.hit else { return Self::default() };
         Self {
-            outcome: reused.hit.name(),
-            skipped_steps: painted.skipped_steps,
-            similarity: Some(reused.similarity),
-            source: Some(reused.source.as_str().to_owned()),
+            outcome: kind.name(),
+            skipped_steps: picture.skipped_steps,
+            similarity: Some(*similarity),
+            source: Some(source.as_str().to_owned()),
         }
     }
 }
@@ -79,17 +86,21 @@ impl Reuse {
 /// The plan that a picture got.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub struct PlanGot {
-    /// Its steps, skipped ones included.
+    /// The plan menu's option whose steps it took last; of a named number of steps `ddim-STEPS`. `null` for a stored
+    /// picture whose option is not known.
+    pub option: Option<String>,
+    /// Steps of all plans that it had, skipped ones included; of a stored picture those that painted it.
     pub steps: usize,
-    /// What such pictures are worth on average, 0 to 1, relative to the model's full plan, as far as steps tell; `null`
-    /// where nothing was painted, or the model's frontier was not measured.
+    /// The quality that is expected of it, 0 to 1 relative to the model's full plan, with what its plans and the state it
+    /// started from are expected to cost; `null` where the model's menu, or the named number of steps, was not measured.
     pub expected_quality: Option<f64>,
 }
 
 impl PlanGot {
     /// Of a picture.
-    pub fn of(painted: &Painted) -> Self {
-        Self { steps: painted.steps, expected_quality: painted.expected_quality }
+    pub fn of(picture: &AnsweredPicture) -> Self {
+        let AnsweredPicture { option, steps, expected_quality, .. } = picture;
+        Self { option: option.clone(), steps: *steps, expected_quality: *expected_quality }
     }
 }
 
@@ -135,6 +146,7 @@ impl Provenance {
             ("pentimento-outcome", Some((*outcome).to_owned())),
             ("pentimento-skipped-steps", Some(skipped_steps.to_string())),
             ("pentimento-steps", Some(self.plan.steps.to_string())),
+            ("pentimento-option", self.plan.option.clone()),
             ("pentimento-similarity", similarity.map(|similarity| format!("{similarity:.4}"))),
             ("pentimento-source", source.clone()),
             ("server-timing", Some(self.timings_ms.server_timing())),
@@ -208,7 +220,7 @@ pub struct PartialImageEvent {
     /// `image_generation.partial_image`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The predicted picture, in base64.
+    /// The predicted picture, a JPEG whatever the request's `output_format`, in base64.
     pub b64_json: String,
     /// Unix seconds.
     pub created_at: u64,

@@ -4,9 +4,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::jobs::WebhookRequest;
-use crate::gateway::CacheMode;
-use crate::plan::Tier;
-use crate::queue::Format;
+use crate::gateway::{CacheMode, Tier};
+use crate::picture::file::Format;
 
 /// `POST /v1/images/generations`. Unknown fields are refused.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -23,7 +22,7 @@ pub struct ImageRequest {
     /// `WIDTHxHEIGHT`, or `auto` (the default) for the model's own.
     #[schema(example = "auto")]
     pub size: Option<String>,
-    /// What quality is tolerated: how few steps it may get when much is asked for, and by when it is wanted. Published
+    /// What quality is tolerated: how cheap a plan it may get when much is asked for, and by when it is wanted. Published
     /// at `GET /v1/tiers`; `standard` is `medium`, `hd` is `high`.
     pub quality: Option<Quality>,
     /// Pictures in the answer (the default), or urls that lead to them.
@@ -78,8 +77,7 @@ pub struct Extensions {
     /// The time that an answer may take, in milliseconds; the tier's objective where there is none. A request that
     /// cannot be answered in time is refused.
     pub max_latency_ms: Option<f64>,
-    /// The least quality, relative to the full plan from scratch, that steps and reuse may cost; the tier's where there
-    /// is none.
+    /// The least quality, relative to the full plan from noise, plan and reuse together; the tier's where there is none.
     #[schema(minimum = 0, maximum = 1)]
     pub min_quality: Option<f64>,
     /// Of a job: whom to tell when it ends.
@@ -96,7 +94,7 @@ pub enum CacheUse {
     Off,
     /// No look-up; the result replaces what is stored.
     Refresh,
-    /// Nothing is painted from scratch: 404 `cache_miss` where nothing fits.
+    /// Nothing is painted from noise: 404 `cache_miss` where nothing fits.
     Only,
 }
 

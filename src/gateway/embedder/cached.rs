@@ -1,24 +1,34 @@
 //! Repeated prompts cost no pass of the encoder.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{EmbedError, Embedder};
 
-/// An embedder that remembers the prompts it was last asked for.
+/// A prompt's embedding, or the place that is held while it is computed.
+type Slot = Arc<Mutex<Option<Vec<f32>>>>;
+
+/// An embedder that remembers the prompts it was last asked for. A prompt that several ask for at once is embedded once.
 pub struct CachedEmbedder {
     inner: Box<dyn Embedder>,
     /// By the prompt's sha256: whatever the prompts' lengths, the number of entries bounds the memory.
-    known: Mutex<LruCache<[u8; 32], Vec<f32>>>,
+    slots: Mutex<LruCache<[u8; 32], Slot>>,
 }
 
 impl CachedEmbedder {
     /// Remembers up to `entries` prompts of `inner`.
     pub fn new(inner: Box<dyn Embedder>, entries: NonZeroUsize) -> Self {
-        Self { inner, known: Mutex::new(LruCache::new(entries)) }
+        Self { inner, slots: Mutex::new(LruCache::new(entries)) }
+    }
+
+    /// A prompt's embedding if it is remembered. Computes nothing and waits for nothing.
+    pub fn known(&self, prompt: &str) -> Option<Vec<f32>> {
+        let slot = self.slots.lock().get(&key(prompt)).cloned()?;
+        slot.try_lock()?.clone()
     }
 }
 
@@ -32,21 +42,24 @@ impl Embedder for CachedEmbedder {
     }
 
     fn embed(&self, prompt: &str) -> Result<Vec<f32>, EmbedError> {
-        let key: [u8; 32] = Sha256::digest(prompt).into();
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known().get(&key) {
+        let slot = Arc::clone(self.slots.lock().get_or_insert(key(prompt), Slot::default));
+        // Under this prompt's lock alone: other prompts do not wait.
+        let mut known = slot.lock();
+        if let Some(found) = &*known {
             return Ok(found.clone());
         }
-        // Not under the lock: two that ask for one new prompt at once both embed it, and nobody else waits.
         let fresh = self.inner.embed(prompt)?;
-        known().put(key, fresh.clone());
+        *known = Some(fresh.clone());
         Ok(fresh)
     }
 }
 
+fn key(prompt: &str) -> [u8; 32] {
+    Sha256::digest(prompt).into()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -82,5 +95,18 @@ mod tests {
         assert!(cached.embed("").is_err() && cached.embed("").is_err());
         assert_eq!(passes.load(Ordering::Relaxed), 6);
         assert_eq!((cached.digest(), cached.dimensions()), ("d", 1));
+        assert_eq!(cached.known("bb"), Some(vec![2.0]));
+        assert_eq!((cached.known(""), cached.known("new")), (None, None), "no pass was made for them");
+        assert_eq!(passes.load(Ordering::Relaxed), 6);
+    }
+
+    #[test]
+    fn equal_prompts_at_once_are_embedded_once() {
+        let passes = Arc::new(AtomicUsize::new(0));
+        let cached = CachedEmbedder::new(Box::new(Counting(passes.clone())), NonZeroUsize::MIN);
+        std::thread::scope(|scope| {
+            (0..8).for_each(|_| drop(scope.spawn(|| assert_eq!(cached.embed("a").unwrap(), [1.0]))));
+        });
+        assert_eq!(passes.load(Ordering::Relaxed), 1);
     }
 }

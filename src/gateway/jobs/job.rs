@@ -2,16 +2,16 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::future::select_all;
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use crate::gateway::pictures::{AnsweredPicture, PictureEvent, PictureFailure, Pictures};
 use crate::gateway::webhook::Webhook;
-use crate::queue::{Event, Failure, JobSubscription, Painted, Subscription};
+use crate::scheduler::messages::Failure;
 
 /// How often a waiting job's place in the queue is looked up.
 const PLACE_EVERY: Duration = Duration::from_secs(1);
@@ -92,8 +92,8 @@ pub enum PictureProgress {
 
 impl PictureProgress {
     /// Of a picture that is not painted.
-    pub fn of(picture: &Subscription) -> Self {
-        picture.ahead().map_or(Self::Painting, |ahead| Self::Waiting { ahead })
+    pub fn of(pictures: &Pictures, picture: usize) -> Self {
+        pictures.ahead(picture).map_or(Self::Painting, |ahead| Self::Waiting { ahead })
     }
 
     fn ahead(self) -> Option<usize> {
@@ -108,8 +108,8 @@ pub struct Preview {
     pub picture: usize,
     /// Which of the picture's previews.
     pub index: usize,
-    /// The image file.
-    pub file: Arc<[u8]>,
+    /// A JPEG.
+    pub file: Bytes,
 }
 
 /// Why a job failed.
@@ -117,7 +117,7 @@ pub struct Preview {
 pub enum JobFailure {
     /// A picture was not painted.
     #[error(transparent)]
-    Picture(#[from] Failure),
+    Picture(#[from] PictureFailure),
     /// It took longer than `job_timeout_seconds`.
     #[error("the job was not finished in time")]
     TimedOut,
@@ -130,7 +130,7 @@ pub enum JobFailure {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// All its pictures.
-    Completed(Vec<Painted>),
+    Completed(Vec<AnsweredPicture>),
     /// None.
     Failed(JobFailure),
     /// Its client did not want it any more.
@@ -267,28 +267,30 @@ impl<A> Job<A> {
     /// Follows its pictures until all are painted, or one cannot be. `room` says whether so many bytes more may be held.
     pub(super) async fn paint(
         &self,
-        mut pictures: Vec<Subscription>,
+        mut pictures: Pictures,
         room: impl Fn(usize) -> bool,
-    ) -> Result<Vec<Painted>, JobFailure> {
+    ) -> Result<Vec<AnsweredPicture>, JobFailure> {
         let held = |file: &[u8]| if room(file.len()) { Ok(()) } else { Err(JobFailure::NoRoom) };
-        let mut painted: Vec<Option<Painted>> = pictures.iter().map(|_| None).collect();
+        let mut painted: Vec<Option<AnsweredPicture>> = vec![None; pictures.count()];
         let mut every = tokio::time::interval(PLACE_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waits = true;
         while painted.iter().any(Option::is_none) {
             tokio::select! {
-                (index, event) = next_event(&mut pictures, &painted) => match event {
-                    Event::Preview { index: preview, file } => {
+                event = pictures.next() => match event {
+                    Some(PictureEvent::Begun { picture }) => self.set(picture, PictureProgress::Painting, None),
+                    Some(PictureEvent::Preview { picture, number, file }) => {
                         held(&file)?;
-                        let preview = Preview { picture: index, index: preview, file: file.into() };
-                        self.set(index, PictureProgress::Painting, Some(preview));
+                        let preview = Preview { picture, index: number, file };
+                        self.set(picture, PictureProgress::Painting, Some(preview));
                     }
-                    Event::Done(picture) => {
-                        held(&picture.file)?;
-                        self.set(index, PictureProgress::Painted, None);
-                        painted[index] = Some(picture);
+                    Some(PictureEvent::Done { picture, answer }) => {
+                        held(&answer.file)?;
+                        self.set(picture, PictureProgress::Painted, None);
+                        painted[picture] = Some(answer);
                     }
-                    Event::Failed(failure) => return Err(failure.into()),
+                    Some(PictureEvent::Failed { failure, .. }) => return Err(failure.into()),
+                    None => return Err(PictureFailure::Painting(Failure::Stopped).into()),
                 },
                 _ = every.tick(), if waits => waits = self.look_up_places(&pictures),
             }
@@ -304,13 +306,13 @@ impl<A> Job<A> {
     }
 
     /// Says whether some picture still waits.
-    fn look_up_places(&self, pictures: &[Subscription]) -> bool {
+    fn look_up_places(&self, pictures: &Pictures) -> bool {
         let before = self.progress().pictures;
-        let place = |(picture, before): (&Subscription, &PictureProgress)| match before {
-            PictureProgress::Waiting { .. } => PictureProgress::of(picture),
+        let place = |(picture, before): (usize, &PictureProgress)| match before {
+            PictureProgress::Waiting { .. } => PictureProgress::of(pictures, picture),
             begun => *begun,
         };
-        let now: Vec<_> = pictures.iter().zip(&before).map(place).collect();
+        let now: Vec<_> = before.iter().enumerate().map(place).collect();
         let waits = now.iter().any(|picture| picture.ahead().is_some());
         if now != before {
             self.change(|progress| progress.pictures = now);
@@ -327,14 +329,4 @@ impl<A> Job<A> {
             open
         });
     }
-}
-
-/// The next event of a picture that is not painted yet; there must be one.
-async fn next_event(pictures: &mut [Subscription], painted: &[Option<Painted>]) -> (usize, Event) {
-    let open = pictures.iter_mut().enumerate().filter(|(index, _)| painted[*index].is_none());
-    let events = open.map(|(index, picture)| {
-        let event = async move { (index, picture.next().await) };
-        Box::pin(event) as Pin<Box<dyn Future<Output = (usize, Event)> + Send + '_>>
-    });
-    select_all(events).await.0
 }

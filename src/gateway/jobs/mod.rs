@@ -12,9 +12,10 @@ use tracing::Instrument;
 pub use job::{End, Job, JobFailure, JobId, Outcome, PictureProgress, Preview, Progress, Status};
 use store::{Store, StoreLimits};
 
+use super::PictureScheduler;
+use super::pictures::Pictures;
 use super::webhook::{Notice, Webhook, Webhooks};
 use crate::config::Config;
-use crate::queue::{JobQueue, LocalQueue, Subscription};
 
 /// Why a job is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,14 +54,14 @@ pub struct NewJob<A> {
 /// All jobs, running and finished. The gateway does not look into `A`, what the API keeps with each.
 pub struct Jobs<A> {
     store: Mutex<Store<Job<A>>>,
-    queue: LocalQueue,
+    scheduler: PictureScheduler,
     webhooks: Webhooks,
     timeout: Duration,
 }
 
 impl<A: Send + Sync + 'static> Jobs<A> {
-    /// No jobs yet. Their pictures wait in `queue`.
-    pub fn new(config: &Config, queue: LocalQueue, webhooks: Webhooks) -> Self {
+    /// No jobs yet. `scheduler` has their pictures painted.
+    pub fn new(config: &Config, scheduler: PictureScheduler, webhooks: Webhooks) -> Self {
         let limits = StoreLimits {
             jobs: config.max_jobs,
             bytes: config.job_store_bytes,
@@ -68,7 +69,7 @@ impl<A: Send + Sync + 'static> Jobs<A> {
         };
         Self {
             store: Mutex::new(Store::new(limits)),
-            queue,
+            scheduler,
             webhooks,
             timeout: Duration::from_secs(config.job_timeout_seconds),
         }
@@ -102,10 +103,10 @@ impl<A: Send + Sync + 'static> Jobs<A> {
     pub fn start(
         self: &Arc<Self>,
         new: NewJob<A>,
-        pictures: Vec<Subscription>,
+        pictures: Pictures,
     ) -> Result<Arc<Job<A>>, JobError> {
         let NewJob { id, tenant, about, idempotency, webhook } = new;
-        let places = pictures.iter().map(PictureProgress::of).collect();
+        let places = (0..pictures.count()).map(|picture| PictureProgress::of(&pictures, picture)).collect();
         let job = Arc::new(Job::new(id, tenant, about, webhook, places));
         let mut store = self.store.lock();
         store.expire(Instant::now());
@@ -140,8 +141,14 @@ impl<A: Send + Sync + 'static> Jobs<A> {
     /// When a job's last picture should be painted, as far as those before it tell; `None` once the first is begun.
     pub fn expected(&self, progress: &Progress) -> Option<Duration> {
         let ahead = progress.furthest().filter(|_| progress.status() == Status::Queued)?;
-        let seconds = (ahead + 1) as f64 * self.queue.picture_seconds();
-        Duration::try_from_secs_f64(seconds).ok()
+        Duration::try_from_secs_f64((ahead + 1) as f64 * self.picture_seconds()).ok()
+    }
+
+    /// Predicted seconds between the ends of two pictures, if all get the cheapest plan of their tier.
+    fn picture_seconds(&self) -> f64 {
+        let load = self.scheduler.load();
+        let backlog = load.sets.iter().map(|set| set.backlog_seconds).fold(0.0, f64::max);
+        backlog / load.tasks.max(1) as f64
     }
 
     /// How long a job may take.
@@ -151,7 +158,7 @@ impl<A: Send + Sync + 'static> Jobs<A> {
 
     /// When it is worth asking again after [`JobError::Full`].
     pub fn retry_after(&self) -> Duration {
-        Duration::from_secs_f64(self.queue.picture_seconds().clamp(1.0, 600.0))
+        Duration::from_secs_f64(self.picture_seconds().clamp(1.0, 600.0))
     }
 
     /// Forgets what is too old, and counts jobs by status.
@@ -165,7 +172,7 @@ impl<A: Send + Sync + 'static> Jobs<A> {
         counts
     }
 
-    /// Waits until every job has ended and its webhook is delivered. The queue must be stopped.
+    /// Waits until every job has ended and its webhook is delivered. The scheduler must be stopped.
     pub async fn close(&self) {
         loop {
             // Its end is told under the store's lock: whoever does not find it running finds its webhook under way.
@@ -195,7 +202,7 @@ impl<A: Send + Sync + 'static> Jobs<A> {
 }
 
 /// A job's life.
-async fn run<A: Send + Sync + 'static>(jobs: Arc<Jobs<A>>, job: Arc<Job<A>>, pictures: Vec<Subscription>) {
+async fn run<A: Send + Sync + 'static>(jobs: Arc<Jobs<A>>, job: Arc<Job<A>>, pictures: Pictures) {
     let room = |bytes| jobs.store.lock().grow(&job.id, bytes);
     // Whichever comes first, the pictures are dropped here: what is not painted is cancelled.
     let outcome = tokio::select! {
@@ -212,73 +219,134 @@ async fn run<A: Send + Sync + 'static>(jobs: Arc<Jobs<A>>, job: Arc<Job<A>>, pic
 
 #[cfg(test)]
 mod tests {
-    use pentimento_pipelines::{NoiseSource, Size};
+    use bytes::Bytes;
 
     use super::*;
-    use crate::plan::{Terms, Tier};
-    use crate::queue::{
-        self, Encoding, Format, JobLease, Lease, Line, Painted, Pulled, QueueLimits, Start, Timings,
+    use crate::gateway::pictures::{PictureFailure, Transcoder};
+    use crate::picture::file::{Encoding, Format};
+    use crate::picture::{FinishedPicture, PaintTask, PaintTimings, PictureSpec};
+    use crate::scheduler::menu::{Measured, Menu, MenuOption};
+    use crate::scheduler::messages::{
+        Assignment, Change, Failure, Held, MenuChoice, NewTask, PictureId, Place, Poll, Report, Shape, Submit,
+        TaskEnd, Terms,
     };
+    use crate::scheduler::{TaskId, core, messages};
 
-    /// Jobs whose pictures a test paints by hand.
+    /// Jobs, and a worker whose pictures a test paints by hand.
     struct Bench {
         jobs: Arc<Jobs<()>>,
-        queue: LocalQueue,
+        scheduler: PictureScheduler,
+        requests: std::cell::Cell<u64>,
+        sequence: std::cell::Cell<u64>,
+        held: std::cell::RefCell<Vec<Held>>,
     }
 
     impl Bench {
         fn new(store: usize, timeout: u64) -> Self {
             let config = Config { job_store_bytes: store, job_timeout_seconds: timeout, ..Config::default() };
-            let queue = LocalQueue::new(QueueLimits { length: 9, length_per_client: 9 });
+            let scheduler = PictureScheduler::new(core::Config::default());
+            let quality = vec![Measured { noise_level: 1.0, mean: 1.0, low: 1.0, high: 1.0 }];
+            scheduler.set_menu("m".into(), Menu::new(vec![MenuOption::even("2", 2, 0.0, quality)]).unwrap());
             let webhooks = Webhooks::new(&config).unwrap();
-            Self { jobs: Arc::new(Jobs::new(&config, queue.clone(), webhooks)), queue }
+            Self {
+                jobs: Arc::new(Jobs::new(&config, scheduler.clone(), webhooks)),
+                scheduler,
+                requests: Default::default(),
+                sequence: Default::default(),
+                held: Default::default(),
+            }
         }
 
         fn start(&self, pictures: usize) -> Arc<Job<()>> {
-            let picture = |index| queue::Job {
-                request_id: "r".to_owned(),
-                index,
-                client: "c".to_owned(),
-                model: "m".into(),
-                prompt: "p".into(),
-                negative_prompt: String::new(),
-                size: Size { width: 64, height: 64 },
-                seed: index as u64, // else it would be one picture
-                noise: NoiseSource::Pentimento,
-                plan: serde_json::from_str(r#"{"steps":[]}"#).unwrap(),
-                terms: Terms { tier: Tier::Auto, floor: 1, best: 1, objective: Duration::from_secs(1) },
-                spent: Duration::ZERO,
-                start: Start::Noise,
-                keep: None,
-                previews: vec![1],
-                encoding: Encoding { format: Format::Png, quality: 100 },
+            let request = self.requests.replace(self.requests.get() + 1);
+            let task = |index: usize| {
+                let spec: PictureSpec = serde_json::from_value(serde_json::json!({"model": "m", "weights": "w",
+                    "prompt": "p", "size": "64x64", "seed": index, "guidance_scale": 4.0}))
+                .unwrap();
+                NewTask {
+                    spec: PaintTask { request: "r".into(), spec, start: None, keep: None },
+                    model: "m".into(),
+                    shape: Shape { width: 64, height: 64 },
+                    picture: PictureId { scope: format!("{request}"), hash: [index as u8; 32] },
+                    terms: Terms {
+                        tier: "auto".into(),
+                        floor: 0.9,
+                        best: 1.0,
+                        deadline_seconds: 3600.0,
+                        firm: false,
+                    },
+                    menu: MenuChoice::Whole,
+                    start: None,
+                    previews: 1,
+                }
             };
-            let pictures = self.queue.submit((0..pictures).map(picture).collect()).unwrap();
+            let tasks = (0..pictures).map(task).collect();
+            let submit = Submit { request: format!("{request}").into(), client: "c".into(), tasks };
+            let listener = self.scheduler.submit(submit).unwrap();
+            let encoding = Encoding { format: Format::Png, quality: 100 };
+            let painted = (0..pictures).collect();
+            let pictures = Pictures::new(encoding, Transcoder::default(), true, vec![], Some(listener), painted);
             let id = JobId::random().unwrap();
             let new = NewJob { id, tenant: "t".into(), about: (), idempotency: None, webhook: None };
             self.jobs.start(new, pictures).unwrap()
         }
 
-        fn lease(&self) -> Lease {
-            let Pulled::Lease(lease) = self.queue.pull(Line::Paint, Some(Duration::ZERO)) else {
-                panic!("nothing waits")
-            };
-            lease
+        /// Polls as a worker of one picture, until it holds one.
+        async fn assigned(&self) -> Held {
+            loop {
+                self.poll().await;
+                if let Some(held) = self.held.borrow().first() {
+                    return held.clone();
+                }
+            }
         }
 
-        fn paint(&self, bytes: usize) {
-            self.lease().complete(painted(bytes));
+        /// Polls, and does as it is told.
+        async fn poll(&self) {
+            let sequence = self.sequence.replace(self.sequence.get() + 1) + 1;
+            let report = Report {
+                rows: 2,
+                loadable: vec!["m".into()],
+                resident: vec!["m".into()],
+                held: self.held.borrow().clone(),
+                ..Report::default()
+            };
+            let answer = self.scheduler.poll(Poll { worker: "w".into(), incarnation: 1, sequence, report }).await;
+            let mut held = self.held.borrow_mut();
+            for change in &answer.changes {
+                if let Change::Cancel { task, .. } = change {
+                    held.retain(|of| of.task != *task);
+                }
+            }
+            let new = |new: Assignment<PaintTask>| {
+                let Assignment { task, attempt, option, rank, paused, .. } = new;
+                Held { task, attempt, option, place: Place::Preparing, rank, paused, checkpoint: None }
+            };
+            held.extend(answer.assignments.into_iter().map(new));
+        }
+
+        /// Polls until the worker holds this task no longer.
+        async fn dropped(&self, task: &TaskId) {
+            while self.held.borrow().iter().any(|held| held.task == *task) {
+                self.poll().await;
+            }
+        }
+
+        async fn paint(&self, bytes: usize) {
+            let Held { task, attempt, option, .. } = self.assigned().await;
+            self.held.borrow_mut().retain(|held| held.task != task);
+            let outcome = messages::Outcome::Done { option, machine_seconds: None, picture: finished(bytes) };
+            assert!(self.scheduler.end(TaskEnd { task, attempt, outcome }).counted);
         }
     }
 
-    fn painted(bytes: usize) -> Painted {
-        Painted {
-            file: vec![0; bytes],
-            timings: Timings::default(),
-            reused: None,
+    fn finished(bytes: usize) -> FinishedPicture {
+        FinishedPicture {
+            file: vec![0; bytes].into(),
+            steps: 2,
             skipped_steps: 0,
-            steps: 1,
-            expected_quality: None,
+            started_from: None,
+            timings: PaintTimings::default(),
         }
     }
 
@@ -295,22 +363,24 @@ mod tests {
     async fn a_running_job_has_no_more_room_than_there_is() {
         let bench = Bench::new(100, 3600);
         let first = bench.start(1);
-        bench.paint(60);
+        bench.paint(60).await;
         assert_eq!(ended(&first).await, "Completed");
         let second = bench.start(3);
-        let lease = bench.lease();
-        lease.preview(0, vec![0; 30]);
+        let held = bench.assigned().await;
+        bench.scheduler.preview(&held.task, held.attempt, 0, Bytes::from(vec![0; 30]));
         let mut progress = second.follow();
         progress.wait_for(|progress| progress.previews.len() == 1).await.unwrap();
         assert!(bench.jobs.get("t", first.id.as_str()).is_some(), "both have room");
-        lease.complete(painted(30));
-        progress.wait_for(|progress| progress.pictures[0] == PictureProgress::Painted).await.unwrap();
+        bench.paint(30).await;
+        let painted = |progress: &Progress| progress.pictures.contains(&PictureProgress::Painted);
+        progress.wait_for(painted).await.unwrap();
         assert!(bench.jobs.get("t", first.id.as_str()).is_none(), "the finished one gave way");
-        bench.paint(41);
+        bench.paint(41).await;
         assert_eq!(ended(&second).await, JobFailure::NoRoom.to_string());
-        assert!(bench.queue.is_empty(), "its third picture is not painted");
+        bench.scheduler.idle().await; // its third picture is not painted
+        bench.held.borrow_mut().clear();
         let third = bench.start(1);
-        bench.paint(100);
+        bench.paint(100).await;
         assert_eq!(ended(&third).await, "Completed", "what a failed job held is free again");
     }
 
@@ -318,17 +388,17 @@ mod tests {
     async fn a_job_is_cancelled_failed_or_out_of_time_once() {
         let bench = Bench::new(100, 1);
         let slow = bench.start(1);
-        let lease = bench.lease();
+        let held = bench.assigned().await;
         assert_eq!(ended(&slow).await, JobFailure::TimedOut.to_string());
-        assert!(lease.is_cancelled(), "its place is free");
+        bench.dropped(&held.task).await; // its place is free
         let unwanted = bench.start(2);
         assert!(bench.jobs.remove(&unwanted) && !bench.jobs.remove(&unwanted));
         assert_eq!(ended(&unwanted).await, "Cancelled");
         assert!(bench.jobs.get("t", unwanted.id.as_str()).is_none(), "the second time it was forgotten");
         let stopped = bench.start(1);
         assert!(bench.jobs.get("u", stopped.id.as_str()).is_none(), "another tenant's");
-        bench.queue.stop();
-        assert_eq!(ended(&stopped).await, crate::queue::Failure::Stopped.to_string());
+        bench.scheduler.stop();
+        assert_eq!(ended(&stopped).await, PictureFailure::Painting(Failure::Stopped).to_string());
         bench.jobs.close().await;
     }
 }

@@ -91,6 +91,11 @@ impl Latency {
         }
     }
 
+    /// The kinds of steps that were seen.
+    pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
+        self.curves.keys()
+    }
+
     /// Seconds of a step, if steps of its model were ever seen. A size that was not seen takes the time of one that was,
     /// by the ratio of the pixels.
     pub fn step(&self, kind: &Kind, rows: f64) -> Option<f64> {

@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use super::Core;
+use super::latency::Kind;
 use crate::scheduler::ModelId;
+use crate::scheduler::messages::Shape;
 
 /// What a scheduler has to do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -35,6 +37,21 @@ pub struct SetLoad {
     pub price: f64,
     /// Seconds until its part of all tasks is done at their floors.
     pub backlog_seconds: f64,
+    /// Predicted times of steps, of the kinds that were seen: alone with guidance, and in full batches.
+    pub step_times: Vec<StepTime>,
+}
+
+/// What a step is predicted to take.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepTime {
+    /// The model.
+    pub model: ModelId,
+    /// The pictures' size.
+    pub shape: Shape,
+    /// Rows of the batch.
+    pub rows: u32,
+    /// Seconds.
+    pub seconds: f64,
 }
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
@@ -45,7 +62,15 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
                 self.workers.share(model, set) * self.demand.of(model).map_or(0.0, |of| of.seconds)
             };
             let all: f64 = set.models.iter().map(seconds).sum();
+            let full = set.full_rows().round().max(1.0) as u32;
+            let rows = if full > 2 { vec![2, full] } else { vec![full] };
+            let time = |kind: &Kind, rows: u32| {
+                let seconds = set.latency.step(kind, f64::from(rows))?;
+                Some(StepTime { model: kind.model.clone(), shape: kind.shape, rows, seconds })
+            };
+            let kinds = set.latency.kinds();
             SetLoad {
+                step_times: kinds.flat_map(|kind| rows.iter().filter_map(move |rows| time(kind, *rows))).collect(),
                 models: set.models.clone(),
                 workers: set.workers,
                 price: set.price.now(),

@@ -15,6 +15,7 @@
 //! | `ends` | what an end, a lost worker or a cancelled request means for a task |
 //! | `price` | what a second of machine time costs, from the buckets of `demand` |
 //! | `options`, `policy` | which option a task takes at that price |
+//! | `quote` | what a picture would get now, for a gateway that could answer it from the cache |
 //! | `latency` | how long a step takes |
 //! | `workers`, `tasks`, `requests` | what is known of each |
 //!
@@ -50,6 +51,7 @@ mod order;
 mod policy;
 mod poll;
 mod price;
+mod quote;
 mod replan;
 mod requests;
 mod submit;
@@ -62,7 +64,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use config::{Config, Limits, Worth, WorthError};
-pub use load::{Load, SetLoad};
+pub use load::{Load, SetLoad, StepTime};
 pub use policy::Policy;
 
 use admission::Told;
@@ -123,6 +125,11 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Sets the menu of a model. Tasks that are known already keep the one they came with.
     pub fn set_menu(&mut self, model: ModelId, menu: Menu) {
         self.menus.insert(model, Arc::new(menu));
+    }
+
+    /// The plan policy in force.
+    pub fn policy(&self) -> &Policy {
+        &self.config.policy
     }
 
     /// Changes the plan policy.

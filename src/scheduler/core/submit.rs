@@ -73,7 +73,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     }
 
     /// The facts of a new task, checked.
-    fn facts(&self, task: &NewTask<Spec>) -> Result<Facts, Refusal> {
+    pub(super) fn facts(&self, task: &NewTask<Spec>) -> Result<Facts, Refusal> {
         let out = |field: &str| Err(Refusal::Terms { field: field.to_owned() });
         let NewTask { model, shape, terms, menu, start, .. } = task;
         let share = |value: f64| (0.0..=1.0).contains(&value);

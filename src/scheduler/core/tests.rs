@@ -1,5 +1,6 @@
 //! The core as gateways and workers see it, message by message.
 
+use super::super::menu::MenuOption;
 use super::super::messages::*;
 use super::super::{RequestId, TaskId};
 use super::options::tests::menu;
@@ -29,6 +30,7 @@ fn picture(hash: u8, deadline_seconds: f64) -> NewTask<&'static str> {
         terms: Terms { tier: String::new(), floor: 0.9, best: 1.0, deadline_seconds, firm: false },
         menu: MenuChoice::Whole,
         start: None,
+        previews: 0,
     }
 }
 
@@ -318,6 +320,35 @@ fn in_flight_plans_only_get_cheaper_and_keep_their_floor() {
     let notices = core.take_notices();
     let PictureResult::Done { expected_quality, .. } = &notices[0].result else { panic!("{notices:?}") };
     assert!((0.9..1.0).contains(expected_quality), "{expected_quality}");
+}
+
+#[test]
+fn a_quote_says_what_would_be_given_and_how_long_it_would_take() {
+    let (mut core, mut worker) = (core(), Worker::new("w", 4));
+    let eight = MenuOption::even("8", 8, 0.0, vec![]);
+    let unloaded = |core: &Scheduler| core.unloaded_seconds(&"m".into(), SHAPE, &eight);
+    assert_eq!((core.quality_now(&picture(9, 20.0)), unloaded(&core)), (None, None), "no worker serves the model");
+    let mut message = worker.message();
+    let times = StepTimes {
+        model: "m".into(),
+        denoiser: String::new(),
+        shape: SHAPE,
+        rows: 2,
+        steps: 20,
+        seconds: 0.01,
+    };
+    message.report.step_times = vec![times];
+    core.poll(at(0.0), message);
+    assert!((unloaded(&core).unwrap() - 0.08).abs() < 1e-9);
+    assert_eq!(core.load().sets[0].step_times[0].rows, 2);
+    let (best, floor) = (core.quality_now(&picture(9, 20.0)).unwrap(), 0.9);
+    assert_eq!(best, 1.0, "without load the best");
+    core.submit(at(0.1), submit("b", "d", (10..38).map(|hash| picture(hash, 0.3)).collect()));
+    worker.poll(&mut core, at(0.2));
+    let now = core.quality_now(&picture(9, 20.0)).unwrap();
+    assert!((floor..best).contains(&now), "{now}");
+    let unknown = NewTask { model: "other".into(), ..picture(9, 20.0) };
+    assert_eq!(core.quality_now(&unknown), None);
 }
 
 #[test]

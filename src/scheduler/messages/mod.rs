@@ -57,6 +57,7 @@ mod tests {
                 },
                 menu: MenuChoice::Only { options: vec!["8".into()] },
                 start: Some(StoredStart { noise_level: 0.5, loss: 0.01, least_steps: 12, required: false }),
+                previews: 2,
             }],
         };
         let wire = serde_json::to_string(&submit).unwrap();

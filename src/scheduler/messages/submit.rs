@@ -36,6 +36,9 @@ pub struct NewTask<Spec> {
     /// A stored state of another picture that it may start from; `None`: noise.
     #[serde(default)]
     pub start: Option<StoredStart>,
+    /// How many early looks at it the request wants.
+    #[serde(default)]
+    pub previews: u32,
 }
 
 /// A picture's size in pixels.
