@@ -29,6 +29,7 @@ fn picture(hash: u8, deadline_seconds: f64) -> NewTask<&'static str> {
         terms: Terms { tier: String::new(), floor: 0.9, best: 1.0, deadline_seconds, firm: false },
         menu: MenuChoice::Whole,
         start: None,
+        previews: 0,
     }
 }
 
@@ -87,6 +88,9 @@ impl Worker {
                 Change::Plan { task, option, .. } => drop(of(task).map(|i| held[i].option = option.clone())),
                 Change::Rank { task, rank, .. } => drop(of(task).map(|i| held[i].rank = *rank)),
                 Change::Pause { task, paused, .. } => drop(of(task).map(|i| held[i].paused = *paused)),
+                Change::Previews { task, previews, .. } => {
+                    drop(of(task).map(|i| held[i].previews = *previews));
+                }
                 Change::Cancel { task, .. } => drop(of(task).map(|i| held.remove(i))),
                 _ => {}
             }
@@ -99,6 +103,7 @@ impl Worker {
                 place: Place::Preparing,
                 rank: new.rank,
                 paused: new.paused,
+                previews: new.previews,
                 checkpoint: None,
             });
         }

@@ -86,5 +86,6 @@ fn task(
         },
         menu,
         start,
+        previews: 0,
     }
 }
