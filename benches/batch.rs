@@ -8,7 +8,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pentimento::plan::StepTime;
+use pentimento::scheduler::core::{Config, Core};
+use pentimento::scheduler::menu::{MenuOption, OptionStep};
+use pentimento::scheduler::messages::{Poll, Report, Shape, StepTimes};
+use pentimento::scheduler::{ModelId, Time};
 use pentimento_pipelines::{Components, Conditioning, Device, Model, NoiseSource, Pipeline, Trajectory};
 
 const ROWS: [usize; 4] = [2, 4, 8, 16];
@@ -23,16 +26,13 @@ fn main() -> anyhow::Result<()> {
     let model = Pipeline::load(&Model::find("storybook")?, &Components::default(), &Device::Cpu)?;
     let encoded = Arc::new(model.encode("a red house in the snow", None, model.defaults().size)?);
 
-    let mut profile = Vec::new();
-    for rows in [2].into_iter().chain(ROWS) {
-        let samples: Vec<_> = (0..PROFILED)
-            .map(|_| Ok((rows, step(&model, &encoded, rows)?)))
-            .collect::<anyhow::Result<_>>()?;
-        profile.push(samples);
+    let mut predictor = Predictor::new();
+    (0..PROFILED).try_for_each(|_| step(&model, &encoded, 2).map(drop))?; // warms up
+    for rows in ROWS {
+        for _ in 0..PROFILED {
+            predictor.observe(rows, step(&model, &encoded, rows)?);
+        }
     }
-    // The first round warmed up.
-    let samples: Vec<_> = profile.into_iter().skip(1).flatten().collect();
-    let mut predictor = StepTime::fitted(&samples).ok_or_else(|| anyhow::anyhow!("no step took any time"))?;
 
     let mut times: [Vec<f64>; ROWS.len()] = Default::default();
     let mut errors: [Vec<f64>; ROWS.len()] = Default::default();
@@ -63,6 +63,47 @@ fn main() -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// The scheduler's predictions of one model's steps.
+struct Predictor {
+    core: Core<(), ()>,
+    model: ModelId,
+    shape: Shape,
+    reports: u64,
+}
+
+impl Predictor {
+    fn new() -> Self {
+        let shape = Shape { width: 64, height: 64 };
+        Self { core: Core::new(Config::default()), model: "m".into(), shape, reports: 0 }
+    }
+
+    /// Predicted seconds of a step.
+    fn predict(&self, rows: usize) -> Option<f64> {
+        let mut option = MenuOption::even("one", 1, 0.0, vec![]);
+        option.steps = vec![OptionStep { noise_level: 1.0, rows: rows as u32 }];
+        self.core.unloaded_seconds(&self.model, self.shape, &option)
+    }
+
+    /// Takes a step's time in, as a worker reports it. The answer is the relative error of what was predicted before.
+    fn observe(&mut self, rows: usize, seconds: f64) -> f64 {
+        let error = self.predict(rows).map_or(0.0, |predicted| seconds / predicted - 1.0);
+        self.reports += 1;
+        let (model, shape) = (self.model.clone(), self.shape);
+        let times =
+            StepTimes { model: model.clone(), denoiser: String::new(), shape, rows: rows as u32, steps: 1, seconds };
+        let report = Report {
+            rows: ROWS[ROWS.len() - 1] as u32,
+            loadable: vec![model.clone()],
+            resident: vec![model],
+            step_times: vec![times],
+            ..Report::default()
+        };
+        let poll = Poll { worker: "w".into(), incarnation: 1, sequence: self.reports, report };
+        self.core.poll(Time::ZERO.after(self.reports as f64), poll);
+        error
+    }
 }
 
 /// Seconds of one step with so many rows, two to a picture.

@@ -149,6 +149,7 @@ fn poll(core: &mut Scheduler, worker: &mut Worker, index: usize, now: Time) {
             place: Place::Stepping { noise_level: 1.0 },
             rank: assignment.rank,
             paused: assignment.paused,
+            previews: assignment.previews,
             checkpoint: None,
         });
     }

@@ -6,14 +6,21 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use pentimento::gateway::{CacheMode, GenerationRequest, Limits, Reuse, ReuseOptions, Wanted};
-use pentimento::plan::Terms;
-use pentimento::queue::Job;
-use pentimento::worker::{Beginning, Painting};
+use pentimento::gateway::{
+    CacheMode, PictureRequest, Prepared, RequestLimits, Reuse, ReuseOptions, ServedModel, Wanted, tasks,
+};
+use pentimento::picture::PaintTask;
+use pentimento::scheduler::TaskId;
+use pentimento::scheduler::messages::{Assignment, Beginning, Rank, Terms};
+use pentimento::worker::{Painting, Pipelines, Stages, Stored};
 use pentimento_cache::{Cache, CacheConfig, PolicyConfig};
-use pentimento_pipelines::{Components, Device, Model, Pipeline};
+use pentimento_pipelines::{Components, Device, Model, Pipeline, PlanOption};
+
+/// Steps of each picture.
+const STEPS: usize = 50;
+const PATIENCE: Duration = Duration::from_secs(1);
 
 fn main() -> anyhow::Result<()> {
     let pairs: u64 = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(100);
@@ -21,20 +28,23 @@ fn main() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let reuse = open(folder.path(), &model)?;
+    let stored = Stored::new(reuse.cache().clone(), PATIENCE);
+    let engine = Pipelines::new(vec![(model.clone(), vec![PlanOption::guided(STEPS)])], Some(stored));
+    let served = Arc::new(ServedModel::new(&model, None, STEPS)?);
     let mut ratios = Vec::new();
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for seed in 0..pairs + 2 {
-        let kept = runtime.block_on(job(&model, &reuse, 2 * seed, CacheMode::Refresh))?;
-        let next = runtime.block_on(job(&model, &reuse, 2 * seed + 1, CacheMode::Refresh))?;
-        let plain = runtime.block_on(job(&model, &reuse, 2 * seed, CacheMode::Off))?;
+        let kept = runtime.block_on(task(&served, &reuse, 2 * seed, CacheMode::Refresh))?;
+        let next = runtime.block_on(task(&served, &reuse, 2 * seed + 1, CacheMode::Refresh))?;
+        let plain = runtime.block_on(task(&served, &reuse, 2 * seed, CacheMode::Off))?;
         // With writes: snapshots are taken, and the states of the picture before are written meanwhile.
         let busy = || {
-            step_time(&model, &kept, &reuse)?;
-            step_time(&model, &next, &reuse)
+            step_time(&engine, &kept)?;
+            step_time(&engine, &next)
         };
         let quiet = || {
             runtime.block_on(reuse.cache().flush())?;
-            step_time(&model, &plain, &reuse)
+            step_time(&engine, &plain)
         };
         // Who goes first changes with every pair.
         let (a, b) = match seed % 2 {
@@ -53,7 +63,7 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(reuse.cache().flush())?;
     let stats = reuse.cache().stats();
     let (low, high) = interval(&ratios);
-    println!("{pairs} pairs of pictures, 50 steps, 8 states and the finished latent of those that are kept");
+    println!("{pairs} pairs of pictures, {STEPS} steps, 8 states and the file of those that are kept");
     println!("kept: {} pictures, {} dropped, {} bytes", stats.entries, stats.insert_drops, stats.bytes);
     println!(
         "ms per step: {:.4} with writes, {:.4} without",
@@ -69,38 +79,54 @@ fn open(dir: &Path, model: &Pipeline) -> anyhow::Result<Reuse> {
         store_prompt_text: true,
         shares: vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
         shared_namespaces: Default::default(),
-        patience: std::time::Duration::from_secs(1),
+        patience: PATIENCE,
     };
     let cache = Cache::open(CacheConfig::new(dir))?;
     Ok(Reuse::new(cache, [7; 16], std::slice::from_ref(model), vec![], PolicyConfig::Exact {}, options)?)
 }
 
-async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> anyhow::Result<Arc<Job>> {
+async fn task(
+    model: &Arc<ServedModel>,
+    reuse: &Reuse,
+    seed: u64,
+    cache: CacheMode,
+) -> anyhow::Result<Assignment<PaintTask>> {
     let wanted = Wanted { prompt: Some("a red house in the snow".to_owned()), cache, ..Wanted::default() };
-    let limits = Limits { prompt_bytes: 1000, n: 1, steps: 1000 };
-    let request =
-        GenerationRequest::new(wanted, model, &limits, |_, _, asked| Terms::unhurried(asked, 50), seed)?;
-    let mut jobs = request.jobs("bench", "bench");
-    reuse.prepare(&request, "bench", &mut jobs).await?;
-    Ok(Arc::new(jobs.remove(0)))
+    let limits = RequestLimits { prompt_bytes: 1000, n: 1, steps: STEPS, objective: None };
+    let request = PictureRequest::new(wanted, model, &limits, |_| None, seed)?;
+    let terms = Terms { tier: String::new(), floor: 0.0, best: 1.0, deadline_seconds: 60.0, firm: false };
+    let scope = reuse.scope("bench", request.namespace());
+    let tasks = tasks(&request, "bench", &scope, reuse.secret(), &terms)?;
+    let prepared = reuse.prepare(&request, "bench", tasks, &|_| None).await?.pop();
+    let Some(Prepared::Paint(task)) = prepared else { anyhow::bail!("it is not to be painted") };
+    Ok(Assignment {
+        task: TaskId { request: "bench".into(), index: 0 },
+        attempt: 1,
+        spec: task.spec,
+        model: task.model,
+        option: PlanOption::guided(STEPS).id.into(),
+        beginning: Beginning::Noise,
+        rank: Rank { yields: false, tag: 0.0 },
+        paused: false,
+        previews: 0,
+        deadline_seconds: 60.0,
+    })
 }
 
 /// Seconds per step, the hand-over to the cache included.
-fn step_time(model: &Pipeline, job: &Arc<Job>, reuse: &Reuse) -> anyhow::Result<f64> {
-    let mut painting = Painting::begin(model, job, job.plan.steps().len(), &Beginning::Noise, None)?;
+fn step_time(engine: &Pipelines, assignment: &Assignment<PaintTask>) -> anyhow::Result<f64> {
+    let failed = anyhow::Error::msg;
+    let mut painting = engine.begin(assignment, None, Duration::ZERO)?;
     let started = Instant::now();
-    while !painting.is_finished() {
-        painting.step()?;
+    while painting.rows() > 0 {
+        engine.step(&mut [&mut painting]).map_err(failed)?;
     }
     let mut time = started.elapsed();
-    let picture = painting.picture()?;
-    let (_, keeping) = painting.finish(&picture)?;
+    let picture = engine.finish(&mut painting).map_err(failed)?;
     let started = Instant::now();
-    if let Some(keeping) = keeping {
-        keeping.into_cache(reuse.cache());
-    }
+    engine.keep(painting, picture, Some(1.0));
     time += started.elapsed();
-    Ok(time.as_secs_f64() / job.plan.steps().len() as f64)
+    Ok(time.as_secs_f64() / STEPS as f64)
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -1,7 +1,7 @@
 //! Pentimento, the service: text-to-image diffusion behind OpenAI's Images API, or on the command line.
 //!
-//! A request's way: [`api`] parses it, [`gateway`] validates and plans it, [`queue`] hands its pictures
-//! out in turn, [`worker`] paints them. `gateway` and `worker` know nothing of each other.
+//! A request's way: [`api`] parses it, [`gateway`] validates it and answers what the cache has, [`scheduler`] decides when,
+//! where and with which plan the rest is painted, [`worker`] paints it. `gateway` and `worker` know nothing of each other.
 
 pub mod api;
 pub mod commands;
@@ -9,9 +9,7 @@ pub mod config;
 pub mod gateway;
 pub mod menu;
 pub mod picture;
-pub mod plan;
 pub mod quality;
-pub mod queue;
 pub mod scheduler;
 pub mod telemetry;
 pub mod worker;

@@ -9,7 +9,6 @@ use pentimento_cache::Stats;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
-use crate::queue::Reused;
 use crate::scheduler::core::Load;
 
 const WORKERS: &str = "pentimento_workers";
@@ -30,12 +29,10 @@ const CANCELLED: &str = "pentimento_cancelled_total";
 const STEPS: &str = "pentimento_steps_total";
 const STEP_SECONDS: &str = "pentimento_step_duration_seconds";
 const BATCH_ROWS: &str = "pentimento_batch_rows";
-const PREDICTION_ERROR: &str = "pentimento_step_prediction_error_ratio";
-const ARRIVAL_RATE: &str = "pentimento_arrival_rate";
 const PLAN_STEPS: &str = "pentimento_plan_steps";
 const REPLANNED: &str = "pentimento_replanned_total";
-const JOINED: &str = "pentimento_joined_total";
 const OVERLOADED: &str = "pentimento_overloaded_total";
+const HANGING_STEPS: &str = "pentimento_hanging_steps_total";
 const JOBS: &str = "pentimento_jobs";
 const WEBHOOKS: &str = "pentimento_webhooks_total";
 const LOOK_UPS: &str = "pentimento_cache_lookups_total";
@@ -43,7 +40,6 @@ const LOOK_UP_SECONDS: &str = "pentimento_cache_lookup_duration_seconds";
 const LOADS: &str = "pentimento_cache_loads_total";
 const LOAD_SECONDS: &str = "pentimento_cache_load_duration_seconds";
 const HITS: &str = "pentimento_cache_hits_total";
-const SHOWN: &str = "pentimento_cache_shown_total";
 const STEPS_SKIPPED: &str = "pentimento_steps_skipped_total";
 const CACHE_ENTRIES: &str = "pentimento_cache_entries";
 const CACHE_BYTES: &str = "pentimento_cache_bytes";
@@ -75,7 +71,6 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     let steps = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
     let cache = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
     let rows = [1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0, 256.0];
-    let errors = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0];
     let handle = PrometheusBuilder::new()
         .set_buckets(&requests)?
         .set_buckets_for_metric(Matcher::Full(STEP_SECONDS.to_owned()), &steps)?
@@ -83,7 +78,6 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Full(LOAD_SECONDS.to_owned()), &cache)?
         .set_buckets_for_metric(Matcher::Full(BATCH_ROWS.to_owned()), &rows)?
         .set_buckets_for_metric(Matcher::Full(PLAN_STEPS.to_owned()), &rows)?
-        .set_buckets_for_metric(Matcher::Full(PREDICTION_ERROR.to_owned()), &errors)?
         .install_recorder()?;
     describe_counter!(REQUESTS, "HTTP requests answered, by route, method and status");
     describe_histogram!(REQUEST_SECONDS, "Time from a request's head to the end of its answer's head");
@@ -96,15 +90,13 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_counter!(STEPS, "Steps taken, of every picture of a batch");
     describe_histogram!(STEP_SECONDS, "Time of a batch's step");
     describe_histogram!(BATCH_ROWS, "Rows of a batch");
-    describe_histogram!(PREDICTION_ERROR, "How far off a step's predicted time was, relative to it");
-    describe_gauge!(ARRIVAL_RATE, "Pictures asked for that take steps, per second");
     describe_histogram!(PLAN_STEPS, "Steps of the plan that a picture got");
     describe_counter!(
         REPLANNED,
         "Pictures in flight that got another plan, by whether it has fewer steps or more"
     );
-    describe_counter!(JOINED, "Pictures that were being painted for the same client already");
     describe_counter!(OVERLOADED, "Requests refused because they could not be painted in time");
+    describe_counter!(HANGING_STEPS, "Steps that took ten times their predicted time, and a minute at least");
     describe_gauge!(JOBS, "Jobs kept, by status");
     describe_counter!(WEBHOOKS, "Webhooks, by what became of them");
     describe_counter!(
@@ -114,7 +106,6 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(LOOK_UP_SECONDS, "Time of a request's look-ups, embedding included");
     describe_counter!(LOADS, "Stored states and pictures asked for, by whether they came");
     describe_histogram!(LOAD_SECONDS, "Time a picture waited for its stored state, or its stored file");
-    describe_counter!(SHOWN, "Whole stored pictures shown: held decoded, or decoded for it");
     describe_counter!(HITS, "Pictures that the cache had a part in, by outcome and share of the plan skipped");
     describe_counter!(STEPS_SKIPPED, "Steps that the cache spared");
     describe_gauge!(CACHE_ENTRIES, "Pictures that the cache holds anything of");
@@ -134,6 +125,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     queue_length(0);
     counter!(CANCELLED).absolute(0);
     counter!(FAILED).absolute(0);
+    counter!(HANGING_STEPS).absolute(0);
     Ok(handle)
 }
 
@@ -149,11 +141,6 @@ pub fn queue_length(pictures: usize) {
     gauge!(QUEUE_LENGTH).set(pictures as f64);
 }
 
-/// Pictures that nobody waits for any more.
-pub fn cancelled(pictures: usize) {
-    counter!(CANCELLED).increment(pictures as u64);
-}
-
 /// The engine failed at a picture.
 pub fn failed() {
     counter!(FAILED).increment(1);
@@ -166,24 +153,9 @@ pub fn step(model: &str, pictures: usize, rows: usize, time: Duration) {
     histogram!(BATCH_ROWS, "model" => model.to_owned()).record(rows as f64);
 }
 
-/// A step took longer, or less long (below 0), than predicted, relative to the prediction.
-pub fn prediction_error(error: f64) {
-    histogram!(PREDICTION_ERROR).record(error.abs());
-}
-
-/// Pictures come at this rate per second.
-pub fn arrival_rate(rate: f64) {
-    gauge!(ARRIVAL_RATE).set(rate);
-}
-
 /// A picture in flight goes on with another plan.
 pub fn replanned(before: usize, after: usize) {
     counter!(REPLANNED, "to" => if after < before { "fewer" } else { "more" }).increment(1);
-}
-
-/// A request's picture is being painted already, for the same client.
-pub fn joined() {
-    counter!(JOINED).increment(1);
 }
 
 /// A request was refused because it could not be painted in time.
@@ -191,12 +163,21 @@ pub fn overloaded() {
     counter!(OVERLOADED).increment(1);
 }
 
-/// A model finished a picture.
-pub fn picture(model: &str, waited: Duration, time: Duration, steps: usize) {
+/// A model finished a picture, so long after it was assigned.
+pub fn picture(model: &str, time: Duration, steps: usize) {
     histogram!(PLAN_STEPS, "model" => model.to_owned()).record(steps as f64);
     counter!(PICTURES, "model" => model.to_owned()).increment(1);
-    histogram!(QUEUE_SECONDS).record(waited.as_secs_f64());
     histogram!(PICTURE_SECONDS, "model" => model.to_owned()).record(time.as_secs_f64());
+}
+
+/// A step hangs.
+pub fn step_hangs() {
+    counter!(HANGING_STEPS).increment(1);
+}
+
+/// The listeners of so many pictures left before their end, since the start.
+pub fn left(pictures: u64) {
+    counter!(CANCELLED).absolute(pictures);
 }
 
 /// So many jobs are kept in each status, by its name.
@@ -212,9 +193,9 @@ pub fn webhook(outcome: &'static str) {
     counter!(WEBHOOKS, "outcome" => outcome).increment(1);
 }
 
-/// What a scheduler has to do.
-pub fn load(load: &Load) {
-    queue_length(load.tasks.saturating_sub(load.running));
+/// What a scheduler has to do, and how many pictures were never begun.
+pub fn load(load: &Load, waiting: usize) {
+    queue_length(waiting);
     gauge!(WORKERS).set(load.workers as f64);
     gauge!(RUNNING).set(load.running as f64);
     for set in &load.sets {
@@ -256,18 +237,6 @@ pub fn look_up_time(time: Duration) {
 pub fn state_loaded(time: Duration, came: bool) {
     counter!(LOADS, "result" => if came { "ok" } else { "failed" }).increment(1);
     histogram!(LOAD_SECONDS).record(time.as_secs_f64());
-}
-
-/// A picture is finished that skipped so many of its plan's steps.
-pub fn reused(reused: Option<&Reused>, skipped: usize, steps: usize) {
-    if let Some(reused) = reused {
-        hit(reused.hit.name(), skipped, steps);
-    }
-}
-
-/// A whole stored picture was shown, which was `held` decoded or had to be `decoded`.
-pub fn shown(how: &'static str) {
-    counter!(SHOWN, "picture" => how).increment(1);
 }
 
 /// How the cache is doing.

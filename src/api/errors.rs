@@ -186,6 +186,7 @@ impl ApiError {
     pub fn of_job(failure: &JobFailure) -> Self {
         match failure {
             JobFailure::Picture(PictureFailure::Painting(Failure::Stopped)) => Self::closing(),
+            JobFailure::Picture(PictureFailure::Painting(Failure::StateGone)) => Self::from(Rejection::CacheMiss),
             JobFailure::Picture(_) => Self::fault(),
             JobFailure::TimedOut => Self::timeout(),
             JobFailure::NoRoom => {
@@ -255,6 +256,7 @@ impl From<PictureFailure> for ApiError {
     fn from(failure: PictureFailure) -> Self {
         match failure {
             PictureFailure::Painting(Failure::Stopped) => Self::closing(),
+            PictureFailure::Painting(Failure::StateGone) => Self::from(Rejection::CacheMiss),
             other => Self::internal(&other),
         }
     }

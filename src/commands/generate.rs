@@ -7,16 +7,29 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
+use pentimento_cache::Scope;
 use pentimento_pipelines::{NoiseSource, Pipeline, Precision};
+use tokio::runtime::Handle;
 
+use super::menus::served_models;
 use super::open_cache::{open_cache, stored};
+use super::workers::{scheduler, start_workers};
 use super::{ConfigFile, Failure, load_models, use_threads};
 use super::{latents, terminal};
 use crate::config::{Config, Flags};
-use crate::gateway::{ANONYMOUS, GenerationRequest, Limits, Rejection, Wanted};
-use crate::plan::Terms;
-use crate::queue::{Format, Job, Painted};
-use crate::worker::{self, Beginning, Painting, Stored};
+use crate::gateway::{
+    ANONYMOUS, AnsweredPicture, PictureEvent, PictureRequest, PictureScheduler, Prepared, QualityRange,
+    Rejection, RequestLimits, Transcoder, Wanted, submit, tasks,
+};
+use crate::picture::file::{Format, parameters, transcode, write_png};
+use crate::scheduler::core::Policy;
+use crate::scheduler::messages::{NewTask, Terms};
+use crate::worker::FleetOptions;
+
+/// 95 is where JPEG's losses stop being seen; files are half as large as at 100.
+const JPEG_QUALITY: i64 = 95;
+/// Seconds to a deadline that keeps nothing from being painted in full.
+const DAY: f64 = 86_400.0;
 
 /// What `generate` is given.
 #[derive(Debug, clap::Args)]
@@ -90,6 +103,15 @@ enum Noise {
     Torch,
 }
 
+impl Noise {
+    fn source(self) -> NoiseSource {
+        match self {
+            Self::Pentimento => NoiseSource::Pentimento,
+            Self::Torch => NoiseSource::Torch,
+        }
+    }
+}
+
 /// Paints, writes and shows the pictures.
 ///
 /// # Errors
@@ -109,31 +131,21 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let models = load_models(&config.model[..1], config.precision)?;
     let [model] = models.as_slice() else { return Err(anyhow!("no model was loaded").into()) };
     let request = request(&arguments, format, model, &config)?;
-    let mut jobs = request.jobs("", "");
-    let latents = arguments.latents_in.is_some() || arguments.latents_out.is_some();
-    if jobs.len() > 1 && latents {
-        return Err(Failure::Misuse(anyhow!(
-            "--latents-in and --latents-out are for one picture, not -n {}",
-            jobs.len()
-        )));
-    }
-    if config.cache_dir.as_os_str().is_empty() {
-        return jobs
-            .iter()
-            .try_for_each(|job| paint(model, &Arc::new(job.clone()), &arguments, jobs.len(), None));
-    }
-    if latents {
-        return Err(Failure::Misuse(anyhow!("--latents-in and --latents-out cannot be had with a cache")));
+    let output = Output { arguments: &arguments, pictures: request.specs().len() };
+    if arguments.latents_in.is_some() || arguments.latents_out.is_some() {
+        if output.pictures > 1 {
+            let reason = "--latents-in and --latents-out are for one picture, not -n";
+            return Err(Failure::Misuse(anyhow!("{reason} {}", output.pictures)));
+        }
+        if !config.cache_dir.as_os_str().is_empty() {
+            return Err(Failure::Misuse(anyhow!(
+                "--latents-in and --latents-out cannot be had with a cache"
+            )));
+        }
+        return paint_latents(model, &request, &output);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let reuse = runtime.block_on(open_cache(&config, &config.cache_dir, &models))?;
-    runtime.block_on(reuse.prepare(&request, ANONYMOUS, &mut jobs))?;
-    let stored = stored(&config, &reuse, runtime.handle().clone());
-    let paint = |job: &Job| paint(model, &Arc::new(job.clone()), &arguments, jobs.len(), Some(&stored));
-    let painted = jobs.iter().try_for_each(paint);
-    if let Err(error) = runtime.block_on(reuse.cache().close()) {
-        eprintln!("warning: the cache did not write all that it was to keep: {error}");
-    }
+    let painted = runtime.block_on(paint(&config, model, &request, &output));
     // A read from a store that hangs would be waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     painted
@@ -144,7 +156,7 @@ fn request(
     format: Format,
     model: &Pipeline,
     config: &Config,
-) -> Result<GenerationRequest, Failure> {
+) -> Result<PictureRequest, Failure> {
     let wanted = Wanted {
         prompt: Some(arguments.prompt.clone()),
         negative_prompt: arguments.negative_prompt.clone(),
@@ -153,23 +165,145 @@ fn request(
         steps: arguments.steps,
         guidance_scale: arguments.guidance_scale,
         seed: arguments.seed,
-        noise: match arguments.noise {
-            Noise::Pentimento => NoiseSource::Pentimento,
-            Noise::Torch => NoiseSource::Torch,
-        },
+        noise: arguments.noise.source(),
         format: Some(format),
-        // 95 is where JPEG's losses stop being seen; files are half as large as at 100.
-        compression: (format == Format::Jpeg).then_some(95),
+        compression: (format == Format::Jpeg).then_some(JPEG_QUALITY),
         ..Wanted::default()
     };
     // Short enough to be typed again.
     let random = u64::from(getrandom::u32()?);
-    let terms = |_, _, asked: &_| Terms::unhurried(asked, model.defaults().steps);
-    let request = GenerationRequest::new(wanted, model, &Limits::from(config), terms, random);
+    let served = Arc::new(served_models(config, std::slice::from_ref(model))?.remove(0));
+    let request = PictureRequest::new(wanted, &served, &RequestLimits::from(config), |_| None, random);
     request.map_err(|rejection| match rejection {
         Rejection::Invalid { field, reason } => Failure::Misuse(anyhow!("{} {reason}", flag_of(field))),
         other => other.into(),
     })
+}
+
+/// Paints with a scheduler and one worker in this process.
+async fn paint(
+    config: &Config,
+    model: &Pipeline,
+    request: &PictureRequest,
+    output: &Output<'_>,
+) -> Result<(), Failure> {
+    let served = request.model();
+    let scheduler = scheduler(config)?;
+    // There is no hurry.
+    scheduler.set_policy(Policy::Fixed { option: None });
+    scheduler.set_menu(served.id.clone(), served.offered.clone());
+    let reuse = match config.cache_dir.as_os_str().is_empty() {
+        true => None,
+        false => Some(open_cache(config, &config.cache_dir, std::slice::from_ref(model)).await?),
+    };
+    let QualityRange { floor, best } = request.range();
+    let terms = Terms { tier: String::new(), floor, best, deadline_seconds: DAY, firm: false };
+    let prepared = match &reuse {
+        None => {
+            let tasks = tasks(request, "generate", &Scope { tenant: String::new(), namespace: String::new() }, &[0; 16], &terms)?;
+            tasks.into_iter().map(|task| Prepared::Paint(Box::new(task))).collect()
+        }
+        Some(reuse) => {
+            let scope = reuse.scope(ANONYMOUS, request.namespace());
+            let tasks = tasks(request, "generate", &scope, reuse.secret(), &terms)?;
+            // Whatever it starts from, it is painted as well as can be.
+            let now = |task: &NewTask<_>| Some(best - task.start.map_or(0.0, |start| start.loss));
+            reuse.prepare(request, ANONYMOUS, tasks, &now).await?
+        }
+    };
+    let threads = config.threads;
+    let fleet = FleetOptions { workers: 1, threads, rows: config.max_batch_rows as u32, warm_up: false };
+    let stored = reuse.as_ref().map(|reuse| stored(config, reuse));
+    let workers =
+        start_workers(fleet, vec![(model.clone(), &**served)], stored, &scheduler, &Handle::current())?;
+    let painted = write_pictures(&scheduler, prepared, request, output).await;
+    scheduler.stop();
+    let joined = tokio::task::spawn_blocking(|| workers.join()).await; // the last picture is in the cache's queue then
+    joined.context("a worker's thread panicked")?;
+    if let Some(reuse) = &reuse
+        && let Err(error) = reuse.cache().close().await
+    {
+        eprintln!("warning: the cache did not write all that it was to keep: {error}");
+    }
+    painted
+}
+
+/// Submits the pictures, and writes each as it comes.
+async fn write_pictures(
+    scheduler: &PictureScheduler,
+    prepared: Vec<Prepared>,
+    request: &PictureRequest,
+    output: &Output<'_>,
+) -> Result<(), Failure> {
+    let mut pictures = submit(prepared, request, ANONYMOUS, scheduler, Transcoder::default())?;
+    let bar = spinner(pictures.count());
+    while let Some(event) = pictures.next().await {
+        let (index, answer) = match event {
+            PictureEvent::Done { picture, answer } => (picture, answer),
+            PictureEvent::Failed { failure, .. } => return Err(failure.into()),
+            PictureEvent::Begun { .. } | PictureEvent::Preview { .. } => continue,
+        };
+        let AnsweredPicture { file, hit, steps, skipped_steps, .. } = answer;
+        let hit = hit.map(|hit| format!(", {} hit: {skipped_steps} of {steps} steps skipped", hit.kind.name()));
+        let seed = request.specs().get(index).map_or(0, |spec| spec.seed);
+        bar.suspend(|| output.write(&file, seed, index, &hit.unwrap_or_default()))?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Paints one picture with the pipeline itself, from a given latent or to one.
+fn paint_latents(model: &Pipeline, request: &PictureRequest, output: &Output<'_>) -> Result<(), Failure> {
+    let (arguments, spec, steps) = (output.arguments, request.first(), request.full_steps());
+    let plan = model.plan(steps, spec.guidance_scale)?;
+    let conditioning = model.encode(&spec.prompt, spec.negative_prompt.as_deref(), spec.size)?;
+    let conditioning = Arc::new(conditioning);
+    let mut trajectory = match &arguments.latents_in {
+        None => model.start(conditioning, spec.seed, spec.noise, spec.size, plan)?,
+        Some(path) => {
+            let first = plan.steps().first().map_or(0.0, |step| step.timestep);
+            let latent = latents::read(path, first).map_err(Failure::Misuse)?;
+            let wanted = model.latent_shape(spec.size)?;
+            if latent.shape != wanted {
+                let (found, size) = (latent.shape, spec.size);
+                let reason = format!("its shape is {found:?}, a picture of {size} takes {wanted:?}");
+                return Err(Failure::Misuse(anyhow!("--latents-in: {reason}")));
+            }
+            let begun = model.resume(&latent, conditioning, spec.seed, plan);
+            begun.map_err(|error| Failure::Misuse(anyhow!(error).context("--latents-in")))?
+        }
+    };
+    while !trajectory.is_finished() {
+        model.step(&mut [&mut trajectory])?;
+    }
+    if let Some(path) = &arguments.latents_out {
+        latents::write(path, &trajectory.snapshot()?)?;
+    }
+    let file = write_png(&model.finish(&trajectory)?, &parameters(spec, steps, None, 0))?;
+    output.write(&transcode(&file, request.wishes().encoding)?, spec.seed, 0, "")
+}
+
+/// Where pictures go.
+struct Output<'a> {
+    arguments: &'a Arguments,
+    pictures: usize,
+}
+
+impl Output<'_> {
+    /// Writes a picture's file, shows it, and says where it is.
+    fn write(&self, file: &[u8], seed: u64, index: usize, reused: &str) -> Result<(), Failure> {
+        let path = match &self.arguments.output {
+            Some(output) if self.pictures > 1 => numbered(output, index + 1),
+            Some(output) => output.clone(),
+            None => free_name(seed)?,
+        };
+        std::fs::write(&path, file).with_context(|| format!("cannot write {}", path.display()))?;
+        show(file);
+        // A closed stdout is no failure.
+        let _ = writeln!(std::io::stdout(), "{} (seed {seed}{reused})", path.display());
+        Ok(())
+    }
 }
 
 /// What the command line calls a field of the API.
@@ -200,73 +334,14 @@ fn format_of(output: Option<&Path>) -> Result<Format, Failure> {
     }
 }
 
-fn paint(
-    model: &Pipeline,
-    job: &Arc<Job>,
-    arguments: &Arguments,
-    pictures: usize,
-    cache: Option<&Stored>,
-) -> Result<(), Failure> {
-    let mut painting = begin(model, job, arguments, cache)?;
-    let bar = progress_bar(job.plan.steps().len(), job.index, pictures);
-    bar.inc(painting.skipped_steps() as u64);
-    while !painting.is_finished() {
-        painting.step()?;
-        bar.inc(1);
-    }
-    if let Some(path) = &arguments.latents_out {
-        latents::write(path, &painting.trajectory().snapshot()?)?;
-    }
-    let picture = painting.picture()?;
-    let (painted, keeping) = painting.finish(&picture)?;
-    bar.finish_and_clear();
-    let path = match &arguments.output {
-        Some(output) if pictures > 1 => numbered(output, job.index + 1),
-        Some(output) => output.clone(),
-        None => free_name(job.seed)?,
-    };
-    std::fs::write(&path, &painted.file).with_context(|| format!("cannot write {}", path.display()))?;
-    if let (Some(keeping), Some(stored)) = (keeping, cache) {
-        keeping.into_cache(&stored.cache);
-    }
-    show(&painted.file);
-    // Whoever closed stdout does not want to know.
-    let _ = writeln!(std::io::stdout(), "{} (seed {}{})", path.display(), job.seed, reused(&painted, job));
-    Ok(())
-}
-
-fn begin(
-    model: &Pipeline,
-    job: &Arc<Job>,
-    arguments: &Arguments,
-    cache: Option<&Stored>,
-) -> Result<Painting, Failure> {
-    if let Some(path) = &arguments.latents_in {
-        let latent = latents::read(path, job).map_err(Failure::Misuse)?;
-        return Painting::begin(model, job, job.plan.steps().len(), &Beginning::Latent(&latent), None)
-            .map_err(|error| Failure::Misuse(anyhow!(error).context("--latents-in")));
-    }
-    worker::begin(model, job, cache)?.ok_or_else(|| anyhow!("the stored state is gone").into())
-}
-
-/// What of the cache a picture was made from, in a few words.
-fn reused(painted: &Painted, job: &Job) -> String {
-    painted.reused.as_ref().map_or_else(String::new, |reused| {
-        let (name, steps) = (reused.hit.name(), job.plan.steps().len());
-        format!(", {name} hit: {} of {steps} steps skipped", painted.skipped_steps)
-    })
-}
-
 /// Drawn on stderr, and only where that is a terminal.
-fn progress_bar(steps: usize, index: usize, pictures: usize) -> ProgressBar {
-    let bar = ProgressBar::new(steps as u64);
+fn spinner(pictures: usize) -> ProgressBar {
+    let bar = ProgressBar::new(pictures as u64);
     // The template is a constant; where it were wrong, indicatif's own look would do.
-    if let Ok(style) = ProgressStyle::with_template("{msg}{bar:40} {pos}/{len} steps, {eta} left") {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {pos}/{len} pictures, {elapsed}") {
         bar.set_style(style);
     }
-    if pictures > 1 {
-        bar.set_message(format!("{}/{pictures} ", index + 1));
-    }
+    bar.enable_steady_tick(Duration::from_millis(100));
     bar
 }
 

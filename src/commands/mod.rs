@@ -5,11 +5,13 @@ pub mod calibrate;
 pub mod frontier;
 pub mod generate;
 mod latents;
+mod menus;
 mod open_cache;
 pub mod replay;
 mod rows;
 pub mod serve;
 mod terminal;
+mod workers;
 
 use std::process::ExitCode;
 

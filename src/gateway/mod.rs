@@ -18,16 +18,14 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::picture::{FinishedPicture, PaintTask};
 use crate::scheduler::local::{LocalScheduler, NotAccepted};
-use crate::scheduler::messages::{Busy, NewTask, Refusal, Shape, Submit};
-use crate::telemetry;
-
+use crate::scheduler::messages::{Busy, NewTask, Refusal, Shape};
 pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ServedModel, ServedModelError};
 pub use jobs::{
     End, Idempotency, Job, JobError, JobFailure, JobId, Jobs, NewJob, Outcome, PictureProgress, Preview,
     Progress, Status,
 };
-pub use pictures::{AnsweredPicture, Hit, HitKind, PictureEvent, PictureFailure, Pictures, Transcoder};
+pub use pictures::{AnsweredPicture, Hit, HitKind, PictureEvent, PictureFailure, Pictures, Transcoder, submit};
 pub use request::{FileWishes, MAX_SEED, PictureRequest, RequestLimits};
 pub use reuse::{LookUpError, Prepared, Reuse, ReuseError, ReuseOptions, StoredPicture};
 pub use tasks::tasks;
@@ -81,6 +79,8 @@ impl From<NotAccepted> for Rejection {
         let refusal = match answer {
             NotAccepted::Later { after, why } => return Self::Later { after, why },
             NotAccepted::Never(refusal) => refusal,
+            // The gateway names its requests itself.
+            NotAccepted::Known => return Self::Internal(answer.to_string()),
         };
         let (field, reason) = match &refusal {
             Refusal::Pictures { .. } => ("n", refusal.to_string()),
@@ -203,39 +203,8 @@ impl Gateway {
         let now = |task: &_| self.scheduler.quality_now(task);
         let prepared = self.reuse.prepare(&request, &client.tenant, tasks, &now).await?;
         let look_up = started.elapsed();
-        let (mut stored, mut painted, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, picture) in prepared.into_iter().enumerate() {
-            match picture {
-                Prepared::Stored(picture) => stored.push((index, picture)),
-                Prepared::Paint(task) => {
-                    painted.push(index);
-                    tasks.push(*task);
-                }
-            }
-        }
-        let listener = if tasks.is_empty() { None } else { Some(self.submit(client, tasks)?) };
-        let encoding = request.wishes().encoding;
-        let transcoder = self.transcoder.clone();
-        let pictures =
-            Pictures::new(encoding, transcoder, request.is_measured(), stored, listener, painted);
+        let pictures = submit(prepared, &request, &client.turn, &self.scheduler, self.transcoder.clone())?;
         Ok(Accepted { request, pictures, look_up })
-    }
-
-    fn submit(
-        &self,
-        client: &Client,
-        tasks: Vec<NewTask<PaintTask>>,
-    ) -> Result<crate::scheduler::local::Listener<FinishedPicture>, Rejection> {
-        // Not the request's id in the log, which the client may name: a second request of that name would be taken for it.
-        let random = getrandom::u64().map_err(|error| Rejection::Internal(error.to_string()))?;
-        let submit =
-            Submit { request: format!("{random:016x}").into(), client: (&*client.turn).into(), tasks };
-        self.scheduler.submit(submit).map_err(|answer| {
-            if matches!(answer, NotAccepted::Later { why: Busy::Overloaded, .. }) {
-                telemetry::overloaded();
-            }
-            answer.into()
-        })
     }
 
     /// Whether new requests are refused because the server is shutting down.

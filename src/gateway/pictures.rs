@@ -12,11 +12,12 @@ use futures_util::stream::FuturesUnordered;
 use pentimento_cache::EntryId;
 use tokio::sync::Semaphore;
 
-use super::reuse::StoredPicture;
+use super::reuse::{Prepared, StoredPicture};
+use super::{PictureRequest, PictureScheduler, Rejection};
 use crate::picture::file::{Encoding, Format, transcode};
 use crate::picture::{FinishedPicture, PaintTimings};
-use crate::scheduler::local::{Listener, RequestEvent};
-use crate::scheduler::messages::{Failure, Notice, PictureResult};
+use crate::scheduler::local::{Listener, NotAccepted, RequestEvent};
+use crate::scheduler::messages::{Busy, Failure, Notice, PictureResult, Submit};
 use crate::telemetry;
 
 /// What of the cache a picture was made from.
@@ -269,6 +270,44 @@ impl Pictures {
             }
         }));
     }
+}
+
+/// Answers what of a request is stored, and submits the rest as a request of `client`: all of it is accepted, or none.
+///
+/// # Errors
+/// [`Rejection`]
+pub fn submit(
+    prepared: Vec<Prepared>,
+    request: &PictureRequest,
+    client: &str,
+    scheduler: &PictureScheduler,
+    transcoder: Transcoder,
+) -> Result<Pictures, Rejection> {
+    let (mut stored, mut painted, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, picture) in prepared.into_iter().enumerate() {
+        match picture {
+            Prepared::Stored(picture) => stored.push((index, picture)),
+            Prepared::Paint(task) => {
+                painted.push(index);
+                tasks.push(*task);
+            }
+        }
+    }
+    let listener = if tasks.is_empty() {
+        None
+    } else {
+        // Not the request's id in the log: a client may name that, and a second request of one name is not painted.
+        let random = getrandom::u64().map_err(|error| Rejection::Internal(error.to_string()))?;
+        let submit = Submit { request: format!("{random:016x}").into(), client: client.into(), tasks };
+        let accepted = scheduler.submit(submit).inspect_err(|answer| {
+            if matches!(answer, NotAccepted::Later { why: Busy::Overloaded, .. }) {
+                telemetry::overloaded();
+            }
+        });
+        Some(accepted?)
+    };
+    let encoding = request.wishes().encoding;
+    Ok(Pictures::new(encoding, transcoder, request.is_measured(), stored, listener, painted))
 }
 
 /// A painted picture as it is answered, `since` it was submitted.

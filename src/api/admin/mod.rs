@@ -26,6 +26,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use access::{Access, AdminToken};
+pub use plan::PlanPolicy;
 
 use super::{ApiError, observed, with_fallbacks};
 use crate::config::Config;

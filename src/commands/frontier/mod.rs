@@ -19,7 +19,7 @@ use pentimento_pipelines::{MAX_STEPS, Pipeline, PlanOption, Precision, Size};
 use super::rows::Rows;
 use super::{ConfigFile, Failure, load_models, use_threads};
 use crate::config::{Config, Flags};
-pub use files::{checked, checked_menu, frontier_of, menu_of};
+pub use files::{checked_menu, menu_of};
 use measure::{Measure, Prompt, Row, Settings};
 
 /// The files in `--out`.

@@ -1,8 +1,8 @@
 //! A menu for people.
 
 use super::fit::Fitted;
+use crate::gateway::Tier;
 use crate::menu::{MeasuredOption, MenuFile, MenuStart};
-use crate::plan::Tier;
 
 /// The menu as Markdown: what it was measured for, its options, and the cheapest option of each tier.
 pub fn menu(menu: &MenuFile) -> String {

@@ -319,8 +319,9 @@ mod tests {
                 }
             }
             let new = |new: Assignment<PaintTask>| {
-                let Assignment { task, attempt, option, rank, paused, .. } = new;
-                Held { task, attempt, option, place: Place::Preparing, rank, paused, checkpoint: None }
+                let Assignment { task, attempt, option, rank, paused, previews, .. } = new;
+                let place = Place::Preparing;
+                Held { task, attempt, option, place, rank, paused, previews, checkpoint: None }
             };
             held.extend(answer.assignments.into_iter().map(new));
         }
@@ -367,7 +368,7 @@ mod tests {
         assert_eq!(ended(&first).await, "Completed");
         let second = bench.start(3);
         let held = bench.assigned().await;
-        bench.scheduler.preview(&held.task, held.attempt, 0, Bytes::from(vec![0; 30]));
+        bench.scheduler.preview(&held.task, 1, 1, &Bytes::from(vec![0; 30]));
         let mut progress = second.follow();
         progress.wait_for(|progress| progress.previews.len() == 1).await.unwrap();
         assert!(bench.jobs.get("t", first.id.as_str()).is_some(), "both have room");

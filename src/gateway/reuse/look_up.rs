@@ -220,5 +220,6 @@ fn start(found: LookUp, request: &PictureRequest, index: usize) -> Option<(Start
         least_steps: if request.first().steps.is_some() { 0 } else { (RESUMED * full).ceil() as u32 },
         required: request.cache() == CacheMode::Only,
     };
-    Some((StartState { entry, timestep, similarity, source_prompt, varied, loss }, stored))
+    let required = stored.required;
+    Some((StartState { entry, timestep, similarity, source_prompt, varied, loss, required }, stored))
 }

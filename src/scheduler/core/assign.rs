@@ -227,6 +227,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             beginning,
             rank: run.rank,
             paused: run.paused,
+            previews: task.previews(),
             deadline_seconds: task.deadline.since(now),
         })
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::Core;
 use super::order::Lane;
 use super::tasks::{KeptState, Phase, Run, TaskKey};
-use crate::scheduler::messages::{Checkpoint, Failure, Notice, Outcome, PictureResult, TaskEnd};
-use crate::scheduler::{OptionId, RequestId, Time};
+use crate::scheduler::messages::{Checkpoint, EndAnswer, Failure, Notice, Outcome, PictureResult, TaskEnd};
+use crate::scheduler::{RequestId, Time};
 
 /// A task that lost so many workers fails. One loss is chance, three are the task: without a bound one bad request stops
 /// every worker of a fleet, one after the other.
@@ -16,47 +16,41 @@ const MAX_LOSSES: u32 = 3;
 const MAX_ATTEMPTS: u32 = 16;
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
-    /// Takes note of the end of an attempt. Whether it decided anything.
-    pub(super) fn settle(&mut self, end: TaskEnd<Picture>) -> bool {
+    /// Takes note of the end of an attempt.
+    pub(super) fn settle(&mut self, end: TaskEnd<Picture>) -> EndAnswer {
         let TaskEnd { task: id, attempt, outcome } = end;
-        let Some(key) = self.tasks.find(&id) else { return false };
-        let Some(task) = self.tasks.get(key) else { return false };
+        let (nothing, counted) = (EndAnswer::default(), EndAnswer { counted: true, ..EndAnswer::default() });
+        let Some(key) = self.tasks.find(&id) else { return nothing };
+        let Some(task) = self.tasks.get(key) else { return nothing };
         let current = attempt == task.attempt && attempt > 0;
         let runs = task.run().is_some();
         match outcome {
             Outcome::Done { option, machine_seconds, picture } => {
                 let used = machine_seconds.filter(|seconds| current && (0.0..1e9).contains(seconds));
-                self.complete(key, attempt, option, used, picture);
-                true
+                let expected_quality = task.expected_quality(attempt, &option);
+                self.finish(key, used, &PictureResult::Done { option, expected_quality, picture });
+                EndAnswer { expected_quality: Some(expected_quality), ..counted }
             }
             Outcome::Failed { why } if current => {
                 self.fail(key, &Failure::Engine { why });
-                true
+                counted
+            }
+            Outcome::StateGone if current => {
+                self.fail(key, &Failure::StateGone);
+                counted
             }
             Outcome::HandedBack { checkpoint } if current && runs => {
                 self.hand_back(key, checkpoint);
-                true
+                counted
             }
             Outcome::Unknown if current && runs => {
                 self.hand_back(key, None);
-                true
+                counted
             }
-            Outcome::Failed { .. } | Outcome::HandedBack { .. } | Outcome::Unknown => false,
+            Outcome::Failed { .. } | Outcome::StateGone | Outcome::HandedBack { .. } | Outcome::Unknown => {
+                nothing
+            }
         }
-    }
-
-    /// A picture is painted: whichever attempt it was, it counts.
-    fn complete(
-        &mut self,
-        key: TaskKey,
-        attempt: u32,
-        option: OptionId,
-        used: Option<f64>,
-        picture: Picture,
-    ) {
-        let Some(task) = self.tasks.get(key) else { return };
-        let expected_quality = task.expected_quality(attempt, &option);
-        self.finish(key, used, &PictureResult::Done { option, expected_quality, picture });
     }
 
     /// A task ends without a picture.

@@ -153,7 +153,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// An attempt at a task ended. The answer tells the worker that it may forget the end.
     pub fn end(&mut self, now: Time, end: TaskEnd<Picture>) -> EndAnswer {
         self.tick(now);
-        EndAnswer { counted: self.settle(end) }
+        self.settle(end)
     }
 
     /// Lets time pass: workers that have not polled are lost. Every other call does this first; where nothing else comes,

@@ -125,6 +125,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         if run.paused != held.paused {
             changes.push(Change::Pause { task: id(), attempt, paused: run.paused });
         }
+        if task.previews() != held.previews {
+            changes.push(Change::Previews { task: id(), attempt, previews: task.previews() });
+        }
     }
 
     /// A worker with free rows loads a model that tasks wait for and that no worker with free rows has; where its memory

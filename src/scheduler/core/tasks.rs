@@ -23,6 +23,8 @@ pub(super) struct Listener {
     pub request: RequestId,
     pub index: u32,
     pub client: ClientId,
+    /// Previews that it wants.
+    pub previews: u32,
 }
 
 /// One option that a trajectory took, from a noise level on.
@@ -119,6 +121,11 @@ impl<Spec> Task<Spec> {
             Phase::Running(run) => Some(run),
             Phase::Waiting(_) => None,
         }
+    }
+
+    /// Previews that are made of it: the most that a listener wants.
+    pub fn previews(&self) -> u32 {
+        self.listeners.iter().map(|listener| listener.previews).max().unwrap_or(0)
     }
 
     /// Until when a late task yields: it has waited as long again as was promised.
@@ -272,7 +279,7 @@ mod tests {
     use crate::scheduler::messages::Terms;
 
     fn task(hash: u8, floor: f64, request: &str) -> Task<()> {
-        let listener = Listener { request: request.into(), index: 0, client: "c".into() };
+        let listener = Listener { request: request.into(), index: 0, client: "c".into(), previews: 0 };
         Task {
             id: TaskId { request: request.into(), index: 0 },
             spec: (),

@@ -89,6 +89,9 @@ impl Worker {
                 Change::Plan { task, option, .. } => drop(of(task).map(|i| held[i].option = option.clone())),
                 Change::Rank { task, rank, .. } => drop(of(task).map(|i| held[i].rank = *rank)),
                 Change::Pause { task, paused, .. } => drop(of(task).map(|i| held[i].paused = *paused)),
+                Change::Previews { task, previews, .. } => {
+                    drop(of(task).map(|i| held[i].previews = *previews));
+                }
                 Change::Cancel { task, .. } => drop(of(task).map(|i| held.remove(i))),
                 _ => {}
             }
@@ -101,6 +104,7 @@ impl Worker {
                 place: Place::Preparing,
                 rank: new.rank,
                 paused: new.paused,
+                previews: new.previews,
                 checkpoint: None,
             });
         }

@@ -15,7 +15,8 @@ pub use poll::{
     Report, StepTimes,
 };
 pub use submit::{
-    Busy, Cancel, MenuChoice, NewTask, PictureId, Refusal, Shape, StoredStart, Submit, SubmitAnswer, Terms,
+    Busy, Cancel, MOST_PREVIEWS, MenuChoice, NewTask, PictureId, Refusal, Shape, StoredStart, Submit,
+    SubmitAnswer, Terms,
 };
 
 #[cfg(test)]
@@ -73,11 +74,13 @@ mod tests {
                 beginning: Beginning::Checkpoint { key: "k".into() },
                 rank: Rank { yields: false, tag: 1.5 },
                 paused: false,
+                previews: 2,
                 deadline_seconds: -0.5,
             }],
             changes: vec![
                 Change::Plan { task: task.clone(), attempt: 1, option: "4".into() },
                 Change::Pause { task: task.clone(), attempt: 1, paused: true },
+                Change::Previews { task: task.clone(), attempt: 1, previews: 3 },
                 Change::Load { model: "m".into() },
             ],
             acknowledged: vec![AttemptId { task: task.clone(), attempt: 1 }],

@@ -157,6 +157,7 @@ impl Engine {
             },
             rank: job.rank,
             paused: job.paused,
+            previews: 0,
             checkpoint: job.checkpoint.clone(),
         };
         let report = Report {
@@ -218,7 +219,7 @@ impl Engine {
             Change::Rank { rank, .. } => job.rank = rank,
             Change::Pause { paused, .. } => job.paused = paused,
             Change::Cancel { .. } => drop(self.jobs.remove(&id)),
-            Change::Load { .. } | Change::Unload { .. } | Change::Unknown => {}
+            Change::Previews { .. } | Change::Load { .. } | Change::Unload { .. } | Change::Unknown => {}
         }
     }
 
