@@ -51,17 +51,18 @@ fn submit(
     scheduler.submit(Submit { request: request.into(), client: client.into(), tasks }).unwrap()
 }
 
-/// A worker of four rows: it gets two pictures at a time.
+/// A worker that has as many pictures as its rows allow, two for each.
 struct Worker {
     scheduler: Scheduler,
     name: &'static str,
     sequence: u64,
+    rows: u32,
     held: Vec<Assignment<&'static str>>,
 }
 
 impl Worker {
     fn new(scheduler: &Scheduler, name: &'static str) -> Self {
-        Self { scheduler: scheduler.clone(), name, sequence: 0, held: vec![] }
+        Self { scheduler: scheduler.clone(), name, sequence: 0, rows: 4, held: vec![] }
     }
 
     fn message(&mut self) -> Poll<String> {
@@ -77,7 +78,7 @@ impl Worker {
             checkpoint: None,
         };
         let report = Report {
-            rows: 4,
+            rows: self.rows,
             resident: vec!["m".into()],
             held: self.held.iter().map(held).collect(),
             ..Report::default()
@@ -130,7 +131,7 @@ async fn deadlines_order_within_a_client_and_clients_take_turns() {
     let a =
         submit(&scheduler, "a", "flood", vec![picture("a1", 50.0), picture("a2", 40.0), picture("a3", 30.0)]);
     let b = submit(&scheduler, "b", "single", vec![picture("b", 60.0)]);
-    let mut worker = Worker::new(&scheduler, "w");
+    let mut worker = Worker { rows: 2, ..Worker::new(&scheduler, "w") };
     let painted = worker.paint_all(4).await;
     let of_a: Vec<&str> = painted.iter().copied().filter(|name| name.starts_with('a')).collect();
     assert_eq!(of_a, ["a3", "a2", "a1"]);

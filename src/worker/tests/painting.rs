@@ -1,5 +1,6 @@
 //! A picture on its way, painted by the storybook model: what is counted and kept of it through changes of plans.
 
+use std::path::Path;
 use std::time::Duration;
 
 use pentimento_cache::{
@@ -7,8 +8,10 @@ use pentimento_cache::{
     SpecificationHash,
 };
 use pentimento_pipelines::{
-    Components, DenoisingState, Device, Model, NoiseSource, Pipeline, PlanOption, Size,
+    Components, DenoisingState, Device, HelperThreads, Model, NoiseSource, Pipeline, PlanOption, Size,
 };
+
+use safetensors::SafeTensors;
 
 use crate::picture::{KeepOrder, PaintTask, PictureSpec, StartState};
 use crate::scheduler::messages::{Assignment, Beginning, Rank};
@@ -253,4 +256,69 @@ async fn the_cache_keeps_file_plan_quality_and_states_whatever_the_plan_was() {
     let entry = cache.entries(&Filter::default(), None, 9).await.unwrap().remove(0);
     assert_eq!((entry.plan.option.as_deref(), entry.states.len()), (Some("ddim-20"), 0));
     assert_eq!(entry.resumed.unwrap().loss, 0.02);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let (file, to) = (file.path(), to.join(file.file_name()));
+        if file.is_dir() {
+            copy(&file, &to);
+        } else {
+            std::fs::copy(&file, &to).unwrap();
+        }
+    }
+}
+
+/// The storybook model with a tensor that holds no numbers.
+fn poisoned(part: &str, tensor: &str, folder: &Path) -> Pipeline {
+    let folder = folder.join("poisoned");
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("weights-manifest/storybook/model"), &folder);
+    let file = folder.join(part).join("diffusion_pytorch_model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let (from, to) = metadata.info(tensor).unwrap().data_offsets;
+    bytes[8 + header + from..8 + header + to].fill(0xff); // NaN in every float format
+    std::fs::write(&file, bytes).unwrap();
+    let model = Model::find(folder.to_str().unwrap()).unwrap();
+    Pipeline::load(&model, &Components::default(), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn weights_that_are_not_numbers_fail_first_steps_and_pictures() {
+    for (part, tensor, what) in [
+        ("unet", "conv_in.weight", "latent"),
+        ("unet", "conv_out.bias", "latent"),
+        ("vae", "decoder.conv_in.weight", "picture"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = poisoned(part, tensor, folder.path());
+        let engine = Pipelines::new(vec![(model, vec![PlanOption::guided(2)])], None);
+        let wanted = format!("the {what} holds values that are not finite");
+        let warm = engine.warm_up(2);
+        assert!(warm.as_ref().is_err_and(|why| why.contains(&wanted)), "{part} {tensor}: {warm:?}");
+        let assignment = Assignment { model: "poisoned".into(), ..assignment(task(), "ddim-2") };
+        let mut painting = engine.begin(&assignment, None, Duration::ZERO).unwrap();
+        rest(&engine, &mut painting);
+        assert_eq!(engine.finish(&mut painting).err(), Some(wanted), "{part} {tensor}");
+    }
+}
+
+#[test]
+fn helper_threads_of_its_own_paint_the_same_picture() {
+    let engine = engine(None);
+    let paint = || {
+        let mut painting = begin(&engine, task(), "ddim-8", None);
+        rest(&engine, &mut painting);
+        engine.finish(&mut painting).unwrap().file
+    };
+    let plain = paint();
+    let helpers = [HelperThreads::new(2).unwrap(), HelperThreads::new(3).unwrap()];
+    std::thread::scope(|scope| {
+        let painted: Vec<_> = helpers.iter().map(|helpers| scope.spawn(|| helpers.lend(paint))).collect();
+        for painted in painted {
+            assert_eq!(painted.join().unwrap(), plain);
+        }
+    });
 }
