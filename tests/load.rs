@@ -282,7 +282,8 @@ fn a_number_of_steps_is_not_changed_by_load_and_no_load_makes_an_impossible_time
 
 #[test]
 fn a_stored_picture_takes_no_worker() {
-    let arguments = ["--max-batch-rows", "2", "--reuse-policy", "exact", "--request-timeout-seconds", "86400"];
+    let arguments =
+        ["--max-batch-rows", "2", "--reuse-policy", "exact", "--request-timeout-seconds", "86400"];
     let (_machine, server) = loaded(&arguments);
     // The least urgent of all.
     let stored = json!({"prompt": "a boat", "seed": 1, "num_inference_steps": 25,

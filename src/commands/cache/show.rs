@@ -58,7 +58,17 @@ fn scope(entry: &EntryObject) -> String {
 /// A table of entries.
 pub fn entries(entries: &[EntryObject]) -> String {
     let head = row([
-        "ID", "MODEL", "SIZE", "TENANT/NAMESPACE", "PLAN", "QUALITY", "FILE", "STATES", "BYTES", "USES", "AGE",
+        "ID",
+        "MODEL",
+        "SIZE",
+        "TENANT/NAMESPACE",
+        "PLAN",
+        "QUALITY",
+        "FILE",
+        "STATES",
+        "BYTES",
+        "USES",
+        "AGE",
         "PROMPT",
     ]);
     let now = now();
