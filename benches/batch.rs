@@ -91,8 +91,14 @@ impl Predictor {
         let error = self.predict(rows).map_or(0.0, |predicted| seconds / predicted - 1.0);
         self.reports += 1;
         let (model, shape) = (self.model.clone(), self.shape);
-        let times =
-            StepTimes { model: model.clone(), denoiser: String::new(), shape, rows: rows as u32, steps: 1, seconds };
+        let times = StepTimes {
+            model: model.clone(),
+            denoiser: String::new(),
+            shape,
+            rows: rows as u32,
+            steps: 1,
+            seconds,
+        };
         let report = Report {
             rows: ROWS[ROWS.len() - 1] as u32,
             loadable: vec![model.clone()],

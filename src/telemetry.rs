@@ -106,13 +106,19 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(LOOK_UP_SECONDS, "Time of a request's look-ups, embedding included");
     describe_counter!(LOADS, "Stored states and pictures asked for, by whether they came");
     describe_histogram!(LOAD_SECONDS, "Time a picture waited for its stored state, or its stored file");
-    describe_counter!(HITS, "Pictures that the cache had a part in, by outcome and share of the plan skipped");
+    describe_counter!(
+        HITS,
+        "Pictures that the cache had a part in, by outcome and share of the plan skipped"
+    );
     describe_counter!(STEPS_SKIPPED, "Steps that the cache spared");
     describe_gauge!(CACHE_ENTRIES, "Pictures that the cache holds anything of");
     describe_gauge!(CACHE_PICTURES, "Pictures whose file the cache holds");
     describe_gauge!(CACHE_PICTURE_MEMORY_BYTES, "Bytes of pictures' files in memory");
     describe_counter!(CACHE_DUPLICATES, "Pictures not kept because one as good was kept already");
-    describe_counter!(CACHE_REPLACEMENTS, "Pictures that took the place of a stored one of the same specification");
+    describe_counter!(
+        CACHE_REPLACEMENTS,
+        "Pictures that took the place of a stored one of the same specification"
+    );
     describe_gauge!(WORKERS, "Workers that poll");
     describe_gauge!(RUNNING, "Pictures that workers hold");
     describe_gauge!(PRICE, "Price of a second of machine time, in worth, by the first model of its workers");

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 const TOKEN: &str = "correct-horse-battery-staple";
 
-/// The files of states under a folder.
+/// The files of states and pictures under a folder.
 fn states(folder: &Path) -> usize {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.map(|path| if path.is_dir() { states(&path) } else { 1 }).sum()
@@ -181,14 +181,17 @@ fn what_the_cache_holds_can_be_seen_and_removed() {
         (&json!("64x64"), &json!(3), &json!("harbour"))
     );
     let kept = one["states"].as_array().unwrap();
-    assert_eq!(kept.last().unwrap()["timestep"], json!(null), "the finished latent");
+    assert!(!kept.is_empty() && kept.iter().all(|state| state["timestep"].is_f64()), "{one}");
+    assert!(one["picture"]["bytes"].as_u64().unwrap() > 0 && one["resumed_from"].is_null(), "{one}");
+    assert_eq!(one["plan"]["steps"], STEPS);
+    assert!(one["expected_quality"].as_f64().unwrap() > 0.9, "{one}");
     let inner = ["embedding", "content", "exact", "prompt_hash"];
     assert!(inner.iter().all(|field| one.get(field).is_none()), "{one}");
 
     let folder = server.cache_dir().join("states");
     let before = states(&folder);
     assert_eq!(server.admin("DELETE", &path, &[], b"").json()["deleted"], true);
-    assert_eq!(states(&folder), before - kept.len());
+    assert_eq!(states(&folder), before - kept.len() - 1, "its states and its file");
     assert_eq!(outcome(&server.post(&elsewhere)), "miss", "it is gone");
     is_error(&server.admin_get(&path), 404, json!(null), "entry_not_found");
     is_error(&server.admin("DELETE", &path, &[], b""), 404, json!(null), "entry_not_found");
@@ -414,20 +417,22 @@ fn the_plan_policy_is_seen_and_set() {
     assert_eq!(now.status, 200, "{}", now.text);
     let now = now.json();
     assert_eq!(now["plan"], json!({"policy": "adaptive", "replan": true}));
-    let times = now["step_times"][0]["steps"].as_array().unwrap();
+    assert_eq!((&now["workers"], &now["sets"][0]["price"]), (&json!(1), &json!(0.0)), "{now}");
+    let times = now["sets"][0]["step_times"].as_array().unwrap();
     assert!(times.len() >= 2 && times.iter().all(|time| time["ms"].as_f64().unwrap() > 0.0), "{now}");
+    let options = now["menus"][0]["options"].as_array().unwrap();
     let put = |change: &Value| server.admin_json("PUT", "plan", change);
-    let fixed = json!({"policy": "fixed", "steps": 7});
+    let fixed = json!({"policy": "fixed", "option": options[0]["id"]});
     assert_eq!(put(&json!({"plan": fixed})).json()["plan"], fixed);
     let answer = server.post(&json!({"prompt": "a boat", "quality": "high"})).json();
-    let least = answer["pentimento"]["steps"].as_u64().unwrap();
     let tiers = server.get("/v1/tiers").json();
     let high = tiers["data"].as_array().unwrap().iter().find(|tier| tier["quality"] == "high").unwrap();
-    assert_eq!(least, high["min_steps"].as_u64().unwrap().max(7), "no policy goes below a tier's floor");
+    assert_eq!(answer["pentimento"]["option"], high["min_option"], "no policy goes below a tier's floor");
     for (change, param) in [
         (json!({"plan": {"policy": "telepathy"}}), "plan.policy"),
-        (json!({"plan": {"policy": "fixed", "steps": 0}}), "plan.steps"),
-        (json!({"plan": {"policy": "fixed", "steps": "many"}}), "plan.steps"),
+        (json!({"plan": {"policy": "fixed", "steps": 7}}), "plan.steps"),
+        (json!({"plan": {"policy": "fixed", "option": "none"}}), "plan.option"),
+        (json!({"plan": {"policy": "fixed", "option": 7}}), "plan.option"),
         (json!({"plan": {"policy": "adaptive", "replan": 1}}), "plan.replan"),
         (json!({"plan": {"policy": "per-model", "level": 3}}), "plan.level"),
         (json!({"plan": 5}), "plan"),

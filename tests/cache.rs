@@ -6,8 +6,8 @@ mod common;
 
 use base64::Engine;
 use common::{Answer, Folder, STEPS, Server, body, entries, outcome, painted, pentimento, until};
-use pentimento::plan::{Curve, FrontierFile, FrontierFor, Point};
-use pentimento_pipelines::Model;
+use pentimento::menu::{Estimate, MeasuredOption, MenuFile, MenuFor, MenuPoint, MenuStart};
+use pentimento_pipelines::{Model, PlanOption, Size};
 use serde_json::{Value, json};
 
 const NIRVANA: [&str; 2] =
@@ -98,9 +98,14 @@ fn a_similar_prompt_starts_from_the_others_early_strokes() {
     assert_eq!(outcome(&scratch), "miss");
     assert!(difference(&picture(&answer), &picture(&scratch)) > 2.0, "the early strokes show through");
 
-    // Resumed pictures are not kept: hits of hits would rot the cache. Of the same picture there is no exact hit.
-    assert_eq!(outcome(&server.post(&edited)), "state");
-    assert_eq!(entries(&server), 1);
+    // A resumed picture is kept for its own repeats, and is no source of others.
+    until("the resumed picture is kept", || entries(&server) == 2);
+    let again = server.post(&edited);
+    assert_eq!((outcome(&again), picture(&again)), ("exact".to_owned(), picture(&answer)));
+    let listed = server.admin_get("cache/entries").json();
+    let resumed = |entry: &&Value| entry["resumed_from"]["entry"].is_string();
+    let kept: Vec<&Value> = listed["data"].as_array().unwrap().iter().filter(resumed).collect();
+    assert_eq!((kept.len(), &kept[0]["states"]), (1, &json!([])));
     // A few steps of another plan, from the same state.
     let quick =
         json!({"prompt": "a large blue house on the left in the snow at night", "num_inference_steps": 5});
@@ -113,46 +118,161 @@ fn a_similar_prompt_starts_from_the_others_early_strokes() {
     assert!(text.contains(&told), "{text}");
 }
 
-/// A frontier by which four steps reach the floor of every tier.
-fn frontier_of_few_steps() -> String {
+/// A file with a measured menu of the storybook: numbers of guided steps, and their quality.
+fn write_menu(folder: &Folder, options: &[(usize, f64)]) -> String {
     let model = Model::find("storybook").unwrap();
-    let point = |steps, quality| Point {
-        steps,
-        quality,
-        low: quality,
-        high: quality,
-        fidelity: Some(quality),
-        clip_score: None,
+    let option = |&(steps, quality): &(usize, f64)| {
+        let point = MenuPoint {
+            share: 0.0,
+            steps: steps as f64,
+            rows: 2.0 * steps as f64,
+            quality: Estimate::exactly(quality),
+            fidelity: None,
+            realism: None,
+            clip_score: None,
+            closeness: None,
+        };
+        MeasuredOption { option: PlanOption::guided(steps), from: vec![point] }
     };
-    let measured_for = FrontierFor {
+    let measured_for = MenuFor {
         model: "storybook".to_owned(),
         weights: model.digest().unwrap().to_owned(),
-        steps: 50,
+        size: Size { width: 64, height: 64 },
         guidance_scale: 5.0,
+        full_steps: 50,
+        scorer: "fidelity".to_owned(),
+        scorer_digest: String::new(),
         prompts: 2,
     };
-    let points = vec![point(1, 0.5), point(4, 0.995), point(50, 1.0)];
-    let file = FrontierFile::new(measured_for, vec![Curve { skipped: 0.0, points }]).unwrap();
-    file.to_json().unwrap()
+    let options = options.iter().map(option).collect();
+    let starts = vec![MenuStart { share: 0.0, noise_level: 1.0 }];
+    let menu = MenuFile::new(measured_for, starts, options).unwrap();
+    let file = folder.path().join("menu.json");
+    std::fs::write(&file, menu.to_json().unwrap()).unwrap();
+    file.to_str().unwrap().to_owned()
 }
+
+/// Four steps reach the floor of every tier.
+const FEW_STEPS: [(usize, f64); 4] = [(4, 0.995), (6, 0.996), (20, 0.998), (50, 1.0)];
 
 #[test]
 fn a_plan_too_short_to_paint_over_another_picture_begins_with_noise() {
-    let folder = Folder::new("frontier");
-    let file = folder.path().join("frontier.json");
-    std::fs::write(&file, frontier_of_few_steps()).unwrap();
-    let server = Server::ready(&[&NIRVANA[..], &["--frontier", file.to_str().unwrap()]].concat());
-    let ask = |prompt: &str| json!({"prompt": prompt, "seed": 7});
-    painted(&server, &ask("a large red house on the left in the snow at night"));
-    let edited = ask("a large blue house on the left in the snow at night");
+    let folder = Folder::new("menu");
+    let menu = write_menu(&folder, &FEW_STEPS);
+    let server = Server::ready(&[&NIRVANA[..], &["--menu", &menu]].concat());
+    let ask = |prompt: &str, seed: u64| json!({"prompt": prompt, "seed": seed});
+    painted(&server, &ask("a large red house on the left in the snow at night", 7));
     let follow = |steps: u64| {
-        let plan = json!({"plan": {"policy": "fixed", "steps": steps}});
+        let option = format!("ddim-{steps}");
+        let plan = json!({"plan": {"policy": "fixed", "option": option}});
         assert_eq!(server.admin_json("PUT", "plan", &plan).status, 200);
-        let ours = server.post(&edited).json()["pentimento"].clone();
-        (ours["outcome"].clone(), ours["steps"].clone(), ours["skipped_steps"].clone())
+        let answer = server.post(&ask("a large blue house on the left in the snow at night", steps));
+        let ours = answer.json()["pentimento"].clone();
+        assert_eq!((&ours["option"], &ours["steps"]), (&json!(option), &json!(steps)), "{}", answer.text);
+        let quality = ours["expected_quality"].as_f64().unwrap();
+        (ours["outcome"].clone(), ours["skipped_steps"].clone(), quality)
     };
-    assert_eq!(follow(20), (json!("state"), json!(20), json!(8)));
-    assert_eq!(follow(6), (json!("miss"), json!(6), json!(0)));
+    let (outcome, skipped, quality) = follow(20);
+    assert_eq!((outcome, skipped), (json!("state"), json!(8)));
+    assert!(quality > 0.998 && quality < 1.0, "its noisiest steps were the full plan's: {quality}");
+    assert_eq!(follow(6), (json!("miss"), json!(0), 0.996));
+}
+
+/// The answer of a request that is repeated for as long as it is refused because of the load.
+fn insistent(server: &Server, body: &Value) -> Answer {
+    loop {
+        let answer = server.post(body);
+        if answer.status != 429 {
+            return answer;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn an_exact_repeat_on_a_loaded_server_is_a_hit() {
+    // One picture at a time, deadlines that follow from the machine's speed, and a choice of two plans: while others keep
+    // the machine busy, everybody gets the cheap one.
+    let folder = Folder::new("menu");
+    let menu = write_menu(&folder, &[(4, 0.995), (50, 1.0)]);
+    let arguments = ["--max-batch-rows", "2", "--reuse-policy", "exact", "--menu", &menu];
+    let server = Server::ready_in(&[("PENTIMENTO_LATENCY_OBJECTIVE_MS", "0")], &arguments);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (server, done) = (&server, &done);
+        for client in 0..6 {
+            scope.spawn(move || {
+                let mut seed = 1_000_000 * client;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    seed += 1;
+                    let other = json!({"prompt": "a boat", "seed": seed, "pentimento": {"cache": "off"}});
+                    assert_eq!(insistent(server, &other).status, 200);
+                }
+            });
+        }
+        let price = || server.metric("pentimento_machine_price");
+        until("machine time has a price", || price() > 0.0);
+        let asked = json!({"prompt": "a red house", "seed": 7});
+        let mut outcomes = vec![];
+        let first = insistent(server, &asked);
+        until("the picture is kept", || entries(server) == 1);
+        for answer in (0..4).map(|_| insistent(server, &asked)) {
+            assert_eq!(picture(&answer), picture(&first));
+            outcomes.push(outcome(&answer));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(outcome(&first), "miss");
+        assert_eq!(outcomes, ["exact"; 4], "painted once, and then it is there");
+        assert_eq!(first.json()["pentimento"]["option"], "ddim-4", "no plan followed the load");
+    });
+}
+
+#[test]
+fn a_better_picture_replaces_a_worse_one_once_it_can_be_had() {
+    let folder = Folder::new("menu");
+    let server = Server::ready(&["--reuse-policy", "exact", "--menu", &write_menu(&folder, &FEW_STEPS)]);
+    let plan = |policy: Value| {
+        assert_eq!(server.admin_json("PUT", "plan", &json!({ "plan": policy })).status, 200);
+    };
+    let ask = |tier: &str| {
+        let answer = server.post(&json!({"prompt": "a boat", "seed": 3, "quality": tier}));
+        let option = answer.json()["pentimento"]["option"].clone();
+        (outcome(&answer), option)
+    };
+    plan(json!({"policy": "fixed", "option": "ddim-4"}));
+    assert_eq!(ask("auto"), ("miss".to_owned(), json!("ddim-4")));
+    until("the cheap picture is kept", || entries(&server) == 1);
+    assert_eq!(ask("high"), ("exact".to_owned(), json!("ddim-4")), "it is as good as what would be painted");
+    plan(json!({"policy": "adaptive"}));
+    assert_eq!(ask("low"), ("exact".to_owned(), json!("ddim-4")), "more is worth nothing to this tier");
+    assert_eq!(ask("auto"), ("miss".to_owned(), json!("ddim-50")), "a better one can be had");
+    until("it has taken the other's place", || ask("auto") == ("exact".to_owned(), json!("ddim-50")));
+    assert_eq!(entries(&server), 1);
+    assert_eq!(server.metric("pentimento_cache_replacements_total"), 1.0);
+    plan(json!({"policy": "fixed", "option": "ddim-4"}));
+    let refreshed = json!({"prompt": "a boat", "seed": 3, "pentimento": {"cache": "refresh"}});
+    assert_eq!(outcome(&server.post(&refreshed)), "miss");
+    until("refresh replaces a better one, too", || ask("auto").1 == json!("ddim-4"));
+}
+
+#[test]
+fn what_the_client_wants_of_its_file_does_not_make_another_picture() {
+    let server = Server::ready(&["--reuse-policy", "exact"]);
+    let first = painted(&server, &body("a windmill", 3));
+    for format in ["jpeg", "webp"] {
+        let mut other = body("a windmill", 3);
+        other["output_format"] = json!(format);
+        let answer = server.post(&other);
+        assert_eq!(outcome(&answer), "exact", "{format}");
+        let file = picture(&answer);
+        let guessed = image::guess_format(&file).unwrap();
+        assert_eq!(guessed.extensions_str()[0], if format == "jpeg" { "jpg" } else { format });
+        assert!(difference(&file, &picture(&first)) < 3.0, "{format}");
+    }
+    // An empty negative prompt is another picture than none.
+    let mut empty = body("a windmill", 3);
+    empty["negative_prompt"] = json!("");
+    assert_eq!(outcome(&server.post(&empty)), "miss");
 }
 
 #[test]
@@ -163,7 +283,8 @@ fn by_default_a_model_with_tables_has_the_combined_policy() {
     // More loss than by default, so that the test does not depend on how narrow the bounds of the model's tables are.
     let tolerant = json!({"reuse": {"policy": "combined", "calibrated": {"max_quality_loss": 0.12}}});
     assert_eq!(server.admin_json("PUT", "cache/policy", &tolerant).status, 200);
-    let full = |prompt: &str, seed: u64| json!({"prompt": prompt, "seed": seed});
+    let ours = json!({"min_quality": 0.7});
+    let full = |prompt: &str, seed: u64| json!({"prompt": prompt, "seed": seed, "pentimento": ours});
     painted(&server, &full("a small red house on the left in the snow at night", 7));
     // The same scene in other words, from its owner's states; what has nothing to do with it, from noise.
     let reworded = server.post(&full("a tiny red cottage on the left in the snow by night", 8));
@@ -230,13 +351,17 @@ fn without_a_seed_no_picture_comes_twice() {
 }
 
 #[test]
-fn hasty_pictures_are_not_kept() {
+fn pictures_of_any_plan_are_kept_each_under_its_own_steps() {
     let server = Server::ready(&["--reuse-policy", "exact"]);
     let hasty = json!({"prompt": "a red house", "seed": 1, "num_inference_steps": 10});
-    assert_eq!(outcome(&server.post(&hasty)), "miss");
+    painted(&server, &hasty);
     painted(&server, &body("a red house", 1));
-    assert_eq!(outcome(&server.post(&hasty)), "miss");
-    assert_eq!(entries(&server), 1);
+    for (again, steps) in [(&hasty, 10), (&body("a red house", 1), STEPS)] {
+        let answer = server.post(again);
+        assert_eq!(outcome(&answer), "exact");
+        assert_eq!(answer.json()["pentimento"]["steps"], steps);
+    }
+    assert_eq!(entries(&server), 2);
 }
 
 #[test]
@@ -353,7 +478,7 @@ fn whatever_happens_to_the_states_the_request_succeeds() {
 }
 
 #[test]
-fn a_store_that_hangs_costs_one_wait() {
+fn a_store_that_hangs_costs_no_request() {
     let cache = Folder::new("hanging");
     let dir = cache.path().to_str().unwrap();
     let mut server =
@@ -364,17 +489,15 @@ fn a_store_that_hangs_costs_one_wait() {
         // Whoever opens a pipe that nobody writes to waits for ever.
         assert!(std::process::Command::new("mkfifo").arg(&state).status().unwrap().success());
     }
-    // What waited in vain for a whole picture waits for its turn to be painted.
-    let waited = |answer: &Answer| {
-        let of = |part: &str| answer.json()["pentimento"]["timings_ms"][part].as_f64().unwrap();
-        of("load") + of("queue")
-    };
-    let first = server.post(&body("a tree", 4));
-    assert_eq!(outcome(&first), "miss");
-    assert!(waited(&first) >= 300.0, "it was waited for: {}", waited(&first));
-    let second = server.post(&body("a tree", 4));
-    assert_eq!(outcome(&second), "miss");
-    assert!(waited(&second) < 300.0, "but not again: {}", waited(&second));
+    let failed = || server.metric_with("pentimento_cache_loads_total{", "failed");
+    let asked = || assert_eq!(outcome(&server.post(&body("a tree", 4))), "miss");
+    asked();
+    assert_eq!(failed(), 1.0, "it was waited for");
+    asked();
+    let paused = failed();
+    assert!(paused > 1.0);
+    // What is not read is not found to be missing: the pictures painted meanwhile are no better, and dropped.
+    assert_eq!(entries(&server), 1);
     server.signal("TERM");
     assert!(server.end().success());
 }

@@ -70,7 +70,7 @@ fn steps(answer: &Answer) -> u64 {
     answer.json()["pentimento"]["steps"].as_u64().unwrap()
 }
 
-/// The fewest and the most steps of a tier.
+/// Steps of the cheapest and of the best option of a tier.
 fn range(server: &Server, tier: &str) -> (u64, u64) {
     let tiers = server.get("/v1/tiers").json();
     let tier = tiers["data"].as_array().unwrap().iter().find(|known| known["quality"] == tier).unwrap();
@@ -230,27 +230,24 @@ fn a_burst_gets_fewer_steps_but_no_fewer_than_its_tiers_and_the_rest_a_time_to_c
 }
 
 #[test]
-fn whoever_comes_again_when_he_was_told_to_is_let_in() {
+fn requests_that_come_again_when_they_were_told_to_are_let_in() {
     let (_machine, server) = loaded(&ONE_BY_ONE);
-    let times = |body: &Value| {
-        let mut times = 1;
+    let refusals = |body: &Value| {
+        let mut refusals = 0;
         let mut answer = server.post(body);
         while answer.status != 200 {
             std::thread::sleep(retry_after(&answer));
             answer = server.post(body);
-            times += 1;
+            refusals += 1;
         }
-        times
+        refusals
     };
     let burst = of_tiers(&["auto"], 45);
-    let times: Vec<u32> = std::thread::scope(|scope| {
-        let asked: Vec<_> = burst.iter().map(|body| scope.spawn(|| times(body))).collect();
-        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    let refusals: u32 = std::thread::scope(|scope| {
+        let asked: Vec<_> = burst.iter().map(|body| scope.spawn(|| refusals(body))).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).sum()
     });
-    let most = times.iter().max();
-    assert!(most > Some(&1), "this was no overload");
-    // Once more for a machine that became slower meanwhile.
-    assert!(most <= Some(&3), "{times:?}");
+    assert!(refusals > 0, "this was no overload");
 }
 
 #[test]
@@ -284,17 +281,10 @@ fn a_number_of_steps_is_not_changed_by_load_and_no_load_makes_an_impossible_time
 }
 
 #[test]
-fn a_stored_picture_waits_for_none_that_is_painted() {
-    let (_machine, server) = loaded(&[
-        "--max-batch-rows",
-        "2",
-        "--reuse-policy",
-        "exact",
-        "--cache-memory-bytes",
-        "0",
-        "--request-timeout-seconds",
-        "86400",
-    ]);
+fn a_stored_picture_takes_no_worker() {
+    let arguments =
+        ["--max-batch-rows", "2", "--reuse-policy", "exact", "--request-timeout-seconds", "86400"];
+    let (_machine, server) = loaded(&arguments);
     // The least urgent of all.
     let stored = json!({"prompt": "a boat", "seed": 1, "num_inference_steps": 25,
         "pentimento": {"max_latency_ms": 86_400_000}});
@@ -303,20 +293,15 @@ fn a_stored_picture_waits_for_none_that_is_painted() {
     let _painted = server.open(&uncached(json!({"prompt": "a house", "n": 10, "num_inference_steps": 1000,
         "pentimento": {"max_latency_ms": 3_600_000}})));
     until("the others are painted", || server.metric("pentimento_steps_total") > before + 2.0);
-    let shown: Vec<Answer> = (0..3).map(|_| server.post(&stored)).collect();
-    assert_eq!(server.metric("pentimento_pictures_total"), 4.0, "no other is finished");
-    assert!(server.metric("pentimento_queue_length") >= 7.0, "they still wait");
-    let how = |how: &str| server.metric_with("pentimento_cache_shown_total{", how);
-    assert_eq!((how("\"decoded\""), how("\"held\"")), (1.0, 2.0));
-    assert!(shown.iter().all(|answer| common::outcome(answer) == "exact"));
+    let answers: Vec<Answer> = (0..3).map(|_| server.post(&stored)).collect();
+    assert_eq!(server.metric("pentimento_pictures_total"), 1.0, "none is painted, and no other is finished");
+    until("the others still wait", || server.metric("pentimento_queue_length") >= 7.0);
+    assert!(answers.iter().all(|answer| common::outcome(answer) == "exact"));
     let file = |answer: &Answer| answer.json()["data"][0]["b64_json"].clone();
-    assert!(shown.iter().all(|answer| file(answer) == file(&shown[0])), "decoded or held decoded");
-
-    // What is held is not shown without its latent.
-    std::fs::remove_dir_all(server.cache_dir().join("states")).unwrap();
-    let only =
-        json!({"prompt": "a boat", "seed": 1, "num_inference_steps": 25, "pentimento": {"cache": "only"}});
-    assert_eq!(server.post(&only).status, 404);
+    assert!(answers.iter().all(|answer| file(answer) == file(&answers[0])));
+    for part in ["queue", "encode", "wait", "denoise", "decode"] {
+        assert_eq!(answers[0].json()["pentimento"]["timings_ms"][part], 0.0, "{part}");
+    }
 }
 
 #[test]

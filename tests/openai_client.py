@@ -31,9 +31,10 @@ def plain():
     assert len(answer.data) == 1 and answer.created > 1_700_000_000
     assert (answer.size, answer.quality, answer.background, answer.output_format) == ("128x128", "low", "opaque", "png")
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
-    # The tier `low` is half the full plan at best.
-    assert "Steps: 25" in picture(answer.data[0].b64_json, size=(128, 128)).info["parameters"]
-    assert answer.pentimento["outcome"] == "miss" and answer.pentimento["steps"] == 25
+    steps = answer.pentimento["steps"]
+    # The tier `low` is content with less than the best plan.
+    assert answer.pentimento["outcome"] == "miss" and 1 <= steps < 50, steps
+    assert f"Steps: {steps}" in picture(answer.data[0].b64_json, size=(128, 128)).info["parameters"]
     assert answer._request_id
     answer = client.images.generate(model="gpt-image-1", prompt="a blue house in the snow", size="auto")
     assert answer.quality == "high" and "Steps: 50" in picture(answer.data[0].b64_json, size=(128, 128)).info["parameters"]
@@ -57,7 +58,6 @@ def plain():
 
 
 def cached():
-    # 25 steps: half the model's own, enough for the cache to keep it.
     body = {"num_inference_steps": 25, "seed": 11, "size": "64x64", "pentimento": {"namespace": "client"}}
     first = client.images.generate(prompt="a lighthouse", extra_body=body)
     assert first.pentimento["outcome"] == "miss"

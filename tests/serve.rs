@@ -89,7 +89,11 @@ fn a_stream_previews_and_completes_every_picture() {
         .into_iter()
         .map(|(name, data)| {
             assert_eq!(data["type"], name.as_str());
-            assert!(!data["b64_json"].as_str().unwrap().is_empty() && data["created_at"].is_u64());
+            let file = base64::engine::general_purpose::STANDARD.decode(data["b64_json"].as_str().unwrap());
+            let format = image::guess_format(&file.unwrap()).unwrap().extensions_str()[0];
+            let said = data["output_format"].as_str().unwrap();
+            assert_eq!((said.replace("jpeg", "jpg"), name == partial), (format.to_owned(), said == "jpeg"));
+            assert!(data["created_at"].is_u64());
             (name, data["partial_image_index"].as_u64(), data["pentimento"]["image_index"].as_u64().unwrap())
         })
         .collect();
@@ -326,7 +330,9 @@ fn tiers_say_what_a_quality_gets_and_answers_say_what_a_picture_got() {
         let answer = server.post(&body);
         let ours = answer.json()["pentimento"].clone();
         assert_eq!(ours["tier"], tier["quality"]);
-        assert_eq!(ours["steps"], tier["max_steps"], "without load everybody gets the best: {ours}");
+        assert_eq!(ours["option"], tier["max_option"], "without load each tier gets its best: {ours}");
+        assert_eq!(ours["steps"], tier["max_steps"]);
+        assert_eq!(answer.header("pentimento-option"), tier["max_option"].as_str().unwrap());
         assert_eq!(answer.header("pentimento-steps"), tier["max_steps"].to_string());
         assert!(ours["objective_ms"].as_f64().unwrap() > 0.0);
     }

@@ -186,7 +186,9 @@ impl ApiError {
     pub fn of_job(failure: &JobFailure) -> Self {
         match failure {
             JobFailure::Picture(PictureFailure::Painting(Failure::Stopped)) => Self::closing(),
-            JobFailure::Picture(PictureFailure::Painting(Failure::StateGone)) => Self::from(Rejection::CacheMiss),
+            JobFailure::Picture(PictureFailure::Painting(Failure::StateGone)) => {
+                Self::from(Rejection::CacheMiss)
+            }
             JobFailure::Picture(_) => Self::fault(),
             JobFailure::TimedOut => Self::timeout(),
             JobFailure::NoRoom => {

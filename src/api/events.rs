@@ -62,7 +62,9 @@ impl Streaming {
             let current = self.current.filter(|current| *current < self.pictures.count())?;
             match self.next_of(current).await {
                 Ok(PictureEvent::Begun { .. }) => {}
-                Ok(PictureEvent::Preview { number, file, .. }) => return Some(self.partial(current, number, &file)),
+                Ok(PictureEvent::Preview { number, file, .. }) => {
+                    return Some(self.partial(current, number, &file));
+                }
                 Ok(PictureEvent::Done { answer, .. }) => {
                     self.current = Some(current + 1);
                     return Some(self.completed(current, &answer));
@@ -75,8 +77,11 @@ impl Streaming {
 
     /// The next event of a picture. The end of any other that fails goes before: the answer is whole or none.
     async fn next_of(&mut self, current: usize) -> Result<PictureEvent, ApiError> {
-        if let Some(event) =
-            self.early.iter().position(|event| picture_of(event) == current).and_then(|at| self.early.remove(at))
+        if let Some(event) = self
+            .early
+            .iter()
+            .position(|event| picture_of(event) == current)
+            .and_then(|at| self.early.remove(at))
         {
             return Ok(event);
         }

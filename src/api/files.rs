@@ -110,7 +110,8 @@ mod tests {
     fn pictures_expire_and_the_oldest_give_way() {
         let store = FileStore::new(Duration::from_secs(10), 100);
         let start = Instant::now();
-        let put = |bytes, at| store.put(&vec![0; bytes].into(), OutputFormat::Png, start + Duration::from_secs(at));
+        let put =
+            |bytes, at| store.put(&vec![0; bytes].into(), OutputFormat::Png, start + Duration::from_secs(at));
         let there = |name: &str, at| store.get(name, start + Duration::from_secs(at)).is_some();
         let a = put(40, 0).unwrap();
         let b = put(40, 1).unwrap();
@@ -119,7 +120,9 @@ mod tests {
         assert!(!there(&a, 2) && there(&b, 2) && there(&c, 2), "a gave way, b still fits");
         assert!(put(101, 3).is_err() && there(&c, 3));
         let put_again = |at| {
-            store.put_as(&[7; 24], &vec![0; 40].into(), OutputFormat::Png, start + Duration::from_secs(at)).unwrap()
+            store
+                .put_as(&[7; 24], &vec![0; 40].into(), OutputFormat::Png, start + Duration::from_secs(at))
+                .unwrap()
         };
         let again = put_again(4);
         assert_eq!(put_again(9), again);

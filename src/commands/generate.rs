@@ -200,7 +200,13 @@ async fn paint(
     let terms = Terms { tier: String::new(), floor, best, deadline_seconds: DAY, firm: false };
     let prepared = match &reuse {
         None => {
-            let tasks = tasks(request, "generate", &Scope { tenant: String::new(), namespace: String::new() }, &[0; 16], &terms)?;
+            let tasks = tasks(
+                request,
+                "generate",
+                &Scope { tenant: String::new(), namespace: String::new() },
+                &[0; 16],
+                &terms,
+            )?;
             tasks.into_iter().map(|task| Prepared::Paint(Box::new(task))).collect()
         }
         Some(reuse) => {
@@ -244,7 +250,8 @@ async fn write_pictures(
             PictureEvent::Begun { .. } | PictureEvent::Preview { .. } => continue,
         };
         let AnsweredPicture { file, hit, steps, skipped_steps, .. } = answer;
-        let hit = hit.map(|hit| format!(", {} hit: {skipped_steps} of {steps} steps skipped", hit.kind.name()));
+        let hit =
+            hit.map(|hit| format!(", {} hit: {skipped_steps} of {steps} steps skipped", hit.kind.name()));
         let seed = request.specs().get(index).map_or(0, |spec| spec.seed);
         bar.suspend(|| output.write(&file, seed, index, &hit.unwrap_or_default()))?;
         bar.inc(1);

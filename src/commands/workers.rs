@@ -7,8 +7,8 @@ use pentimento_pipelines::Pipeline;
 use tokio::runtime::Handle;
 
 use super::{Failure, policy_json};
-use crate::config::Config;
 use crate::api::admin::PlanPolicy;
+use crate::config::Config;
 use crate::gateway::{PictureScheduler, ServedModel};
 use crate::scheduler::core::{Config as SchedulerConfig, Limits};
 use crate::worker::{Fleet, FleetOptions, Pipelines, Stored};

@@ -75,7 +75,11 @@ impl ServedModel {
     ///
     /// # Errors
     /// [`ServedModelError`]
-    pub fn new(pipeline: &Pipeline, menu: Option<MenuFile>, max_steps: usize) -> Result<Self, ServedModelError> {
+    pub fn new(
+        pipeline: &Pipeline,
+        menu: Option<MenuFile>,
+        max_steps: usize,
+    ) -> Result<Self, ServedModelError> {
         let Defaults { steps, guidance_scale, size } = *pipeline.defaults();
         let steps = steps.min(max_steps).max(1);
         let schedule = pipeline.schedule().clone();
@@ -102,7 +106,8 @@ impl ServedModel {
 
 /// The options of a menu that have so many steps at most; `None` where there is none.
 fn at_most(menu: &MenuFile, steps: usize) -> Result<Option<MenuFile>, MenuFileError> {
-    let options: Vec<_> = menu.options().iter().filter(|option| option.option.steps <= steps).cloned().collect();
+    let options: Vec<_> =
+        menu.options().iter().filter(|option| option.option.steps <= steps).cloned().collect();
     if options.is_empty() {
         return Ok(None);
     }

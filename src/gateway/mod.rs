@@ -25,7 +25,9 @@ pub use jobs::{
     End, Idempotency, Job, JobError, JobFailure, JobId, Jobs, NewJob, Outcome, PictureProgress, Preview,
     Progress, Status,
 };
-pub use pictures::{AnsweredPicture, Hit, HitKind, PictureEvent, PictureFailure, Pictures, Transcoder, submit};
+pub use pictures::{
+    AnsweredPicture, Hit, HitKind, PictureEvent, PictureFailure, Pictures, Transcoder, submit,
+};
 pub use request::{FileWishes, MAX_SEED, PictureRequest, RequestLimits};
 pub use reuse::{LookUpError, Prepared, Reuse, ReuseError, ReuseOptions, StoredPicture};
 pub use tasks::tasks;

@@ -42,7 +42,8 @@ impl From<&Config> for RequestLimits {
             prompt_bytes: config.max_prompt_bytes,
             n: config.max_n,
             steps: config.max_steps,
-            objective: Some(Duration::from_millis(config.latency_objective_ms)).filter(|time| !time.is_zero()),
+            objective: Some(Duration::from_millis(config.latency_objective_ms))
+                .filter(|time| !time.is_zero()),
         }
     }
 }
@@ -365,7 +366,9 @@ pub(super) mod tests {
         let known = of(20).unwrap();
         assert_eq!(known.menu(), &MenuChoice::Only { options: vec!["ddim-20".into()] });
         assert!((known.range().best - 0.97).abs() < 1e-9 && (known.range().floor - 0.92).abs() < 1e-9);
-        let MenuChoice::Own { option } = of(33).unwrap().menu().clone() else { panic!("it is not in the menu") };
+        let MenuChoice::Own { option } = of(33).unwrap().menu().clone() else {
+            panic!("it is not in the menu")
+        };
         assert_eq!((option.id.as_str(), option.steps.len()), ("ddim-33", 33));
         assert!(option.steps.iter().all(|step| step.rows == 2));
         let more = of(100).unwrap();

@@ -63,7 +63,11 @@ mod tests {
             let other = &names(Wanted { cache, ..Wanted::default() }, "a")[0];
             assert!(other.hash == two[0].hash && other.scope != two[0].scope, "{cache:?}");
         }
-        let jpeg = Wanted { format: Some(crate::picture::file::Format::Jpeg), previews: Some(2), ..Wanted::default() };
+        let jpeg = Wanted {
+            format: Some(crate::picture::file::Format::Jpeg),
+            previews: Some(2),
+            ..Wanted::default()
+        };
         assert_eq!(names(jpeg, "a")[0], two[0], "the file is the listener's own affair");
     }
 }

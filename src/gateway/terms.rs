@@ -96,7 +96,10 @@ impl Tolerance {
         let bounded = |time: &Duration| !time.is_zero() && *time <= LONGEST;
         let max_latency = max_latency_ms.map(|ms| time(ms).filter(bounded));
         if max_latency == Some(None) {
-            return invalid("pentimento.max_latency_ms", "must be a number of milliseconds above 0, and at most a day");
+            return invalid(
+                "pentimento.max_latency_ms",
+                "must be a number of milliseconds above 0, and at most a day",
+            );
         }
         Ok(Self { tier, min_quality, max_latency: max_latency.flatten() })
     }
@@ -124,7 +127,9 @@ impl QualityRange {
         let most = quality(menu.best());
         let floor = tolerance.least_quality().min(most);
         let best = match tolerance.tier {
-            Tier::Low => menu.options().iter().find(|option| option.from[0].quality.low >= floor).map_or(most, quality),
+            Tier::Low => {
+                menu.options().iter().find(|option| option.from[0].quality.low >= floor).map_or(most, quality)
+            }
             Tier::Auto | Tier::Medium | Tier::High => most,
         };
         Self { floor, best: best.max(floor) }
@@ -183,10 +188,17 @@ fn rounded_up(seconds: f64) -> f64 {
 
 /// The terms under which a request's pictures are submitted, `spent` after it arrived. Nothing is waited for longer than
 /// `timeout`; a named time beyond that insists on nothing.
-pub fn terms(tier: Tier, range: QualityRange, objective: Objective, spent: Duration, timeout: Duration) -> Terms {
+pub fn terms(
+    tier: Tier,
+    range: QualityRange,
+    objective: Objective,
+    spent: Duration,
+    timeout: Duration,
+) -> Terms {
     let whole = objective.time.min(timeout);
     let part = whole / SPENT_PARTS;
-    let parts = spent.as_nanos().checked_div(part.as_nanos()).unwrap_or(0).min(u128::from(SPENT_PARTS)) as u32;
+    let parts =
+        spent.as_nanos().checked_div(part.as_nanos()).unwrap_or(0).min(u128::from(SPENT_PARTS)) as u32;
     Terms {
         tier: tier.name().to_owned(),
         floor: range.floor,
@@ -273,7 +285,8 @@ mod tests {
     fn a_named_time_is_firm_unless_nothing_waits_so_long() {
         let range = QualityRange { floor: 0.9, best: 1.0 };
         let objective = Objective { time: Duration::from_secs(60), is_named: true };
-        let within = |timeout| terms(Tier::Low, range, objective, Duration::ZERO, Duration::from_secs(timeout));
+        let within =
+            |timeout| terms(Tier::Low, range, objective, Duration::ZERO, Duration::from_secs(timeout));
         assert_eq!((within(600).firm, within(600).deadline_seconds), (true, 60.0));
         assert_eq!((within(10).firm, within(10).deadline_seconds), (false, 10.0));
     }

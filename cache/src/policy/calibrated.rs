@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::calibration::Calibration;
+use super::calibration::{Calibration, ShareLoss};
 use super::config::CalibratedConfig;
 use super::{
     Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, SAME_SHARE, pick, usable,
@@ -18,11 +18,12 @@ pub struct Calibrated {
     calibrations: Vec<Arc<Calibration>>,
 }
 
-/// A state, and the loss that is expected of it at most.
+/// A state, the loss that is expected of it at most, and the mean loss of states like it.
 struct Candidate<'a> {
     neighbour: &'a Neighbour,
     state: &'a Kept,
     loss: f32,
+    expected: f32,
 }
 
 impl Calibrated {
@@ -40,20 +41,18 @@ impl Calibrated {
         let entry = &neighbour.entry;
         let Some(table) = self.calibration(query, entry) else { return Vec::new() };
         let difference = Difference::between(&entry.content, query.content);
-        let bounds = table.bounds(query.embedding, &entry.embedding, &difference);
+        let losses = table.losses(query.embedding, &entry.embedding, &difference);
         // A share between two measured ones costs at most what the larger does.
-        let loss = |share: f32| bounds.iter().find(|(at, _)| share <= at + SAME_SHARE).map(|(_, loss)| *loss);
+        let loss = |share: f32| losses.iter().find(|loss| share <= loss.share + SAME_SHARE);
         let most = self.most(query, neighbour);
         let worthwhile = self.config.least_share - SAME_SHARE..=most + SAME_SHARE;
         usable(query, entry)
             .filter(|state| worthwhile.contains(&state.share))
-            .filter_map(|state| Some(Candidate { neighbour, state, loss: loss(state.share)? }))
+            .filter_map(|state| {
+                let ShareLoss { expected, bound, .. } = *loss(state.share)?;
+                Some(Candidate { neighbour, state, loss: bound, expected })
+            })
             .collect()
-    }
-
-    /// The largest loss that the operator and the request allow.
-    fn bound(&self, query: &Query<'_>) -> f32 {
-        self.config.max_quality_loss.min(query.most_loss)
     }
 
     /// The largest share that variety allows. Whoever asks for a stored prompt again, but not with its seed, wants
@@ -78,9 +77,12 @@ impl ReusePolicy for Calibrated {
     }
 
     fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision {
-        let most = self.bound(query);
+        let most = self.config.max_quality_loss;
         let candidates: Vec<_> = neighbours.iter().flat_map(|n| self.candidates(query, n)).collect();
-        let within = || candidates.iter().filter(|candidate| candidate.loss <= most);
+        let within = || {
+            let allowed = |of: &&Candidate<'_>| of.loss <= most && of.expected <= query.most_loss;
+            candidates.iter().filter(allowed)
+        };
         let Some(share) = within().map(|candidate| candidate.state.share).max_by(f32::total_cmp) else {
             return Decision::miss(self.why_none(query, neighbours, &candidates));
         };
@@ -92,13 +94,13 @@ impl ReusePolicy for Calibrated {
         let ties: Vec<_> = latest().filter(|candidate| any || candidate.loss <= least).collect();
         let count = ties.len();
         match pick(ties, query.chance) {
-            Some(Candidate { neighbour, state, loss }) => {
+            Some(Candidate { neighbour, state, loss, expected }) => {
                 let why = format!(
                     "a share of {} is expected to lose at most {loss:.4} of {most}; {count} of {} pictures allow it",
                     state.share,
                     neighbours.len()
                 );
-                Decision::state(neighbour, state, Some(*loss), why)
+                Decision::state(neighbour, state, Some(*expected), why)
             }
             None => Decision::miss(self.why_none(query, neighbours, &candidates)),
         }
@@ -120,9 +122,10 @@ impl Calibrated {
                 "no near picture keeps a state of a measured share, worth its while, that this plan can use"
                     .into()
             }
-            Some(Candidate { neighbour, state, loss }) => format!(
-                "the safest state, a share of {} of a picture of similarity {:.4}, may lose {loss:.4}; allowed is {}",
-                state.share, neighbour.similarity, self.bound(query)
+            Some(Candidate { neighbour, state, loss, expected }) => format!(
+                "the safest state, a share of {} of a picture of similarity {:.4}, may lose {loss:.4} and is \
+                 expected to lose {expected:.4}; allowed are {} and {:.4}",
+                state.share, neighbour.similarity, self.config.max_quality_loss, query.most_loss
             ),
         }
     }

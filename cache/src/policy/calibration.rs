@@ -99,6 +99,16 @@ struct Level {
     bins: Vec<Bin>,
 }
 
+/// What resuming at a share loses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct ShareLoss {
+    pub share: f32,
+    /// The mean of pairs like this one; 0 where they won.
+    pub expected: f32,
+    /// Upper confidence bound of the mean.
+    pub bound: f32,
+}
+
 /// Held-out pairs of a like predicted loss.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -170,16 +180,24 @@ impl Calibration {
     /// For each measured share, rising, the loss that is expected at most of resuming `source` at it for
     /// `wanted`; infinite beyond what was measured. Never falls with the share.
     pub fn bounds(&self, wanted: &[f32], source: &[f32], difference: &Difference) -> Vec<(f32, f32)> {
+        self.losses(wanted, source, difference).into_iter().map(|loss| (loss.share, loss.bound)).collect()
+    }
+
+    /// For each measured share, rising, what resuming `source` at it for `wanted` loses; infinite beyond what was
+    /// measured. Neither number falls with the share.
+    pub(super) fn losses(&self, wanted: &[f32], source: &[f32], difference: &Difference) -> Vec<ShareLoss> {
         if wanted.len() != self.dimensions || source.len() != self.dimensions {
             return Vec::new();
         }
         let prediction = self.predictor.predict(&Seen::new(wanted, source, difference));
-        let mut largest = f64::NEG_INFINITY;
-        let bound = |level: &Level| {
-            largest = largest.max(level.bound(prediction));
-            (level.share, largest as f32)
+        let (mut expected, mut bound) = (0.0f64, f64::NEG_INFINITY);
+        let loss = |level: &Level| {
+            let bin = level.bins.iter().find(|bin| prediction <= bin.up_to);
+            expected = expected.max(bin.map_or(f64::INFINITY, |bin| bin.mean));
+            bound = bound.max(bin.map_or(f64::INFINITY, |bin| bin.bound));
+            ShareLoss { share: level.share, expected: expected as f32, bound: bound as f32 }
         };
-        self.levels.iter().map(bound).collect()
+        self.levels.iter().map(loss).collect()
     }
 
     fn check(&self) -> Result<(), &'static str> {
@@ -270,10 +288,6 @@ impl Level {
         }
         let row = |row: &&Measured| Some((*predicted.get(&drawn(row.prompts()))?, f64::from(row.loss)));
         Ok(Self { share, bins: bins(rows.iter().filter_map(row).collect()) })
-    }
-
-    fn bound(&self, prediction: f64) -> f64 {
-        self.bins.iter().find(|bin| prediction <= bin.up_to).map_or(f64::INFINITY, |bin| bin.bound)
     }
 
     fn check(&self) -> Result<(), &'static str> {

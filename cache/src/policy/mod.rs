@@ -49,8 +49,8 @@ pub struct Query<'a> {
     pub whole: bool,
     /// Least quality of a whole picture, from 0 to 1 (see [`Entry::expected_quality`]); 0 where any will do.
     pub least_quality: f32,
-    /// The largest loss of a resume that the request bears, from 0 to 1, as far as a policy knows losses; 1 where the
-    /// policy's own bound is enough.
+    /// The largest expected loss of a resume that the request bears, from 0 to 1, as far as a policy knows losses; 1 where
+    /// the policy's own bound is enough.
     pub most_loss: f32,
     /// Timesteps of the request's own full plan, noisiest first.
     pub timesteps: &'a [f64],
@@ -84,7 +84,7 @@ pub enum Decision {
         timestep: f64,
         /// Cosine of both prompts' embeddings.
         similarity: f32,
-        /// Quality that going on from it is expected to lose at most, from 0 to 1; `None` where the policy does not know.
+        /// Quality that going on from it is expected to lose, from 0 to 1; `None` where the policy does not know.
         #[serde(default)]
         loss: Option<f32>,
         /// Why this one.

@@ -72,9 +72,8 @@ fn answer(found: LookUp, request: &PictureRequest) -> Result<LookUpAnswer, ApiEr
     };
     let steps = request.full_steps();
     let option = PlanOption::guided(steps);
-    let left = |timestep: f64| {
-        option.rest(&request.model().schedule, request.first().guidance_scale, timestep)
-    };
+    let left =
+        |timestep: f64| option.rest(&request.model().schedule, request.first().guidance_scale, timestep);
     let skipped_steps = match state {
         None => 0,
         Some(FINISHED) => steps,

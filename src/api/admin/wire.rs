@@ -7,23 +7,31 @@ use utoipa::{IntoParams, ToSchema};
 /// How the cache is doing. Counts begin at 0 when the server starts; what requests made of it is in `/metrics`.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub struct StatsObject {
-    /// Pictures that the cache holds states of,
+    /// Pictures that the cache holds anything of,
     pub entries: u64,
     /// and at most.
     pub max_entries: u64,
-    /// Bytes of their states,
+    /// Of these, the ones whose file is kept.
+    pub pictures: u64,
+    /// Bytes of their states and files,
     pub bytes: u64,
     /// and at most.
     pub max_bytes: u64,
     /// Bytes of states in memory.
     pub memory_bytes: u64,
+    /// Bytes of pictures' files in memory.
+    pub picture_memory_bytes: u64,
     /// Pictures that wait to be written.
     pub queued: u64,
     /// Pictures not kept because too many waited.
     pub insert_drops: u64,
-    /// States evicted, and entries that were too old.
+    /// Pictures not kept because one of the same specification, as good or better, was kept already.
+    pub duplicates: u64,
+    /// Pictures that took the place of one of the same specification.
+    pub replacements: u64,
+    /// States and pictures evicted, and entries that were too old.
     pub evictions: u64,
-    /// Failures of index and store, damaged states among them.
+    /// Failures of index and store, damaged files among them.
     pub failures: u64,
     /// The index.
     pub index: IndexObject,
@@ -34,16 +42,20 @@ pub struct StatsObject {
 
 impl StatsObject {
     pub(super) fn new(stats: Stats, max_entries: u64, max_bytes: u64, policy: PolicyObject) -> Self {
-        let Stats { entries, bytes, memory_bytes, queued, insert_drops, evictions, failures, index, .. } =
-            stats;
+        let Stats { entries, pictures, bytes, memory_bytes, picture_memory_bytes, queued, .. } = stats;
+        let Stats { insert_drops, duplicates, replacements, evictions, failures, index, .. } = stats;
         Self {
             entries,
             max_entries,
+            pictures,
             bytes,
             max_bytes,
             memory_bytes,
+            picture_memory_bytes,
             queued,
             insert_drops,
+            duplicates,
+            replacements,
             evictions,
             failures,
             index: IndexObject::new(index),
@@ -119,7 +131,36 @@ impl From<&Kept> for StateObject {
     }
 }
 
-/// A picture that the cache holds states of.
+/// The file that is kept of a picture.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub struct StoredFileObject {
+    /// Bytes in the store.
+    pub bytes: u64,
+    /// How often it was served.
+    pub uses: u64,
+}
+
+/// The plan that painted a picture.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub struct PaintedPlanObject {
+    /// The plan menu's option; null where the request named its steps.
+    pub option: Option<String>,
+    /// Steps from noise to picture, those that a stored state spared included.
+    pub steps: u32,
+    /// Of these, the guided ones.
+    pub guided_steps: u32,
+}
+
+/// What a picture was resumed from.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub struct ResumedFromObject {
+    /// The entry, which may be gone by now.
+    pub entry: String,
+    /// The quality that this was expected to lose, 0 to 1.
+    pub loss: f32,
+}
+
+/// A picture that the cache holds: its file, states of it, or both.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub struct EntryObject {
     /// Its name.
@@ -138,11 +179,19 @@ pub struct EntryObject {
     pub guidance_scale: f32,
     /// The seed it was painted from.
     pub seed: u64,
+    /// The plan that painted it.
+    pub plan: PaintedPlanObject,
+    /// Its expected quality, 0 to 1 relative to the model's full plan; null where it is not known.
+    pub expected_quality: Option<f32>,
+    /// What it was resumed from; null for a picture painted from noise.
+    pub resumed_from: Option<ResumedFromObject>,
+    /// Its lossless file; null where that is not kept.
+    pub picture: Option<StoredFileObject>,
     /// When it was painted, in Unix seconds.
     pub created: u64,
     /// When it was last reused, or else painted, in Unix seconds.
     pub last_used: u64,
-    /// What is kept of it, noisiest first.
+    /// The states that are kept of it, noisiest first.
     pub states: Vec<StateObject>,
 }
 
@@ -157,6 +206,16 @@ impl From<Entry> for EntryObject {
             size: format!("{}x{}", entry.compatibility.width, entry.compatibility.height),
             guidance_scale: entry.guidance_scale,
             seed: entry.seed,
+            plan: PaintedPlanObject {
+                option: entry.plan.option,
+                steps: entry.plan.steps,
+                guided_steps: entry.plan.guided_steps,
+            },
+            expected_quality: entry.expected_quality,
+            resumed_from: entry
+                .resumed
+                .map(|from| ResumedFromObject { entry: from.entry.into(), loss: from.loss }),
+            picture: entry.picture.map(|kept| StoredFileObject { bytes: kept.bytes, uses: kept.uses }),
             created: entry.created,
             last_used: entry.last_used,
             states: entry.states.iter().map(StateObject::from).collect(),
@@ -331,12 +390,14 @@ pub struct ExportQuery {
 pub struct ImportAnswer {
     /// Entries.
     pub entries: usize,
+    /// Their files.
+    pub pictures: usize,
     /// Their states.
     pub states: usize,
 }
 
 impl From<Moved> for ImportAnswer {
     fn from(moved: Moved) -> Self {
-        Self { entries: moved.entries, states: moved.states }
+        Self { entries: moved.entries, pictures: moved.pictures, states: moved.states }
     }
 }

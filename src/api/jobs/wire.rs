@@ -93,7 +93,8 @@ impl JobObject {
                         Instant::now(),
                     )
                 };
-                let keep = |index, picture: &AnsweredPicture| keep(index, picture).map(|name| app.file_url(&name));
+                let keep =
+                    |index, picture: &AnsweredPicture| keep(index, picture).map(|name| app.file_url(&name));
                 (Some(job.about.response(pictures, *at, *time, keep)?), None)
             }
             Some(End { outcome: Outcome::Failed(failure), .. }) => {

@@ -57,16 +57,35 @@ fn scope(entry: &EntryObject) -> String {
 
 /// A table of entries.
 pub fn entries(entries: &[EntryObject]) -> String {
-    let head = row(["ID", "MODEL", "SIZE", "TENANT/NAMESPACE", "STATES", "BYTES", "USES", "AGE", "PROMPT"]);
+    let head = row([
+        "ID",
+        "MODEL",
+        "SIZE",
+        "TENANT/NAMESPACE",
+        "PLAN",
+        "QUALITY",
+        "FILE",
+        "STATES",
+        "BYTES",
+        "USES",
+        "AGE",
+        "PROMPT",
+    ]);
     let now = now();
     let of = |entry: &EntryObject| {
-        let bytes = entry.states.iter().map(|state| state.bytes).sum();
-        let uses: u64 = entry.states.iter().map(|state| state.uses).sum();
+        let parts = || entry.states.iter().map(|state| (state.bytes, state.uses));
+        let parts = || parts().chain(entry.picture.as_ref().map(|file| (file.bytes, file.uses)));
+        let (bytes, uses) = (parts().map(|of| of.0).sum(), parts().map(|of| of.1).sum::<u64>());
+        let plan = &entry.plan;
+        let plan = plan.option.clone().unwrap_or_else(|| format!("{} steps", plan.steps));
         vec![
             entry.id.clone(),
             entry.model.clone(),
             entry.size.clone(),
             scope(entry),
+            plan,
+            entry.expected_quality.map_or_else(|| "-".to_owned(), |quality| format!("{quality:.3}")),
+            if entry.picture.is_some() { "yes" } else { "no" }.to_owned(),
             entry.states.len().to_string(),
             HumanBytes(bytes).to_string(),
             uses.to_string(),
@@ -94,11 +113,15 @@ pub fn stats(stats: &StatsObject) -> String {
     let bytes = |n: u64| HumanBytes(n).to_string();
     let mut rows = vec![
         row(["entries", &format!("{} of {}", count(stats.entries), count(stats.max_entries))]),
-        row(["states", &format!("{} of {}", bytes(stats.bytes), bytes(stats.max_bytes))]),
-        row(["in memory", &bytes(stats.memory_bytes)]),
+        row(["with their file", &count(stats.pictures)]),
+        row(["states and files", &format!("{} of {}", bytes(stats.bytes), bytes(stats.max_bytes))]),
+        row(["states in memory", &bytes(stats.memory_bytes)]),
+        row(["files in memory", &bytes(stats.picture_memory_bytes)]),
         row(["waiting to be written", &count(stats.queued)]),
         row(["not kept, writer too slow", &count(stats.insert_drops)]),
-        row(["states evicted", &count(stats.evictions)]),
+        row(["not kept, no better than what is", &count(stats.duplicates)]),
+        row(["replaced by better ones", &count(stats.replacements)]),
+        row(["states and files evicted", &count(stats.evictions)]),
         row(["failures", &count(stats.failures)]),
     ];
     rows.extend(policy_rows(&stats.policy));

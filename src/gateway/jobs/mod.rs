@@ -100,11 +100,7 @@ impl<A: Send + Sync + 'static> Jobs<A> {
     ///
     /// # Errors
     /// As [`Self::before`]; the pictures are not painted then.
-    pub fn start(
-        self: &Arc<Self>,
-        new: NewJob<A>,
-        pictures: Pictures,
-    ) -> Result<Arc<Job<A>>, JobError> {
+    pub fn start(self: &Arc<Self>, new: NewJob<A>, pictures: Pictures) -> Result<Arc<Job<A>>, JobError> {
         let NewJob { id, tenant, about, idempotency, webhook } = new;
         let places = (0..pictures.count()).map(|picture| PictureProgress::of(&pictures, picture)).collect();
         let job = Arc::new(Job::new(id, tenant, about, webhook, places));
@@ -227,8 +223,8 @@ mod tests {
     use crate::picture::{FinishedPicture, PaintTask, PaintTimings, PictureSpec};
     use crate::scheduler::menu::{Measured, Menu, MenuOption};
     use crate::scheduler::messages::{
-        Assignment, Change, Failure, Held, MenuChoice, NewTask, PictureId, Place, Poll, Report, Shape, Submit,
-        TaskEnd, Terms,
+        Assignment, Change, Failure, Held, MenuChoice, NewTask, PictureId, Place, Poll, Report, Shape,
+        Submit, TaskEnd, Terms,
     };
     use crate::scheduler::{TaskId, core, messages};
 
@@ -260,9 +256,10 @@ mod tests {
         fn start(&self, pictures: usize) -> Arc<Job<()>> {
             let request = self.requests.replace(self.requests.get() + 1);
             let task = |index: usize| {
-                let spec: PictureSpec = serde_json::from_value(serde_json::json!({"model": "m", "weights": "w",
+                let spec: PictureSpec =
+                    serde_json::from_value(serde_json::json!({"model": "m", "weights": "w",
                     "prompt": "p", "size": "64x64", "seed": index, "guidance_scale": 4.0}))
-                .unwrap();
+                    .unwrap();
                 NewTask {
                     spec: PaintTask { request: "r".into(), spec, start: None, keep: None },
                     model: "m".into(),
@@ -285,7 +282,8 @@ mod tests {
             let listener = self.scheduler.submit(submit).unwrap();
             let encoding = Encoding { format: Format::Png, quality: 100 };
             let painted = (0..pictures).collect();
-            let pictures = Pictures::new(encoding, Transcoder::default(), true, vec![], Some(listener), painted);
+            let pictures =
+                Pictures::new(encoding, Transcoder::default(), true, vec![], Some(listener), painted);
             let id = JobId::random().unwrap();
             let new = NewJob { id, tenant: "t".into(), about: (), idempotency: None, webhook: None };
             self.jobs.start(new, pictures).unwrap()
@@ -311,7 +309,8 @@ mod tests {
                 held: self.held.borrow().clone(),
                 ..Report::default()
             };
-            let answer = self.scheduler.poll(Poll { worker: "w".into(), incarnation: 1, sequence, report }).await;
+            let answer =
+                self.scheduler.poll(Poll { worker: "w".into(), incarnation: 1, sequence, report }).await;
             let mut held = self.held.borrow_mut();
             for change in &answer.changes {
                 if let Change::Cancel { task, .. } = change {

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pentimento_cache::{
-    Decision, LookUp, Query, ReusePolicy, SAME_PROMPT, Scope, SpecificationHash,
-};
+use pentimento_cache::{Decision, LookUp, Query, ReusePolicy, SAME_PROMPT, Scope, SpecificationHash};
 use pentimento_pipelines::PlanOption;
 use tokio::runtime::Handle;
 use tracing::Instrument;
@@ -51,7 +49,8 @@ impl Reuse {
         tasks: Vec<NewTask<PaintTask>>,
         now: &QualityNow<'_>,
     ) -> Result<Vec<Prepared>, Rejection> {
-        let mut pictures: Vec<Prepared> = tasks.into_iter().map(|task| Prepared::Paint(Box::new(task))).collect();
+        let mut pictures: Vec<Prepared> =
+            tasks.into_iter().map(|task| Prepared::Paint(Box::new(task))).collect();
         if request.cache() != CacheMode::Off && !self.policy.read().is_off() {
             let started = Instant::now();
             let find = self.find(request, tenant, &mut pictures, now);
@@ -61,7 +60,8 @@ impl Reuse {
             }
             telemetry::look_up_time(started.elapsed());
         }
-        let from_noise = |picture: &Prepared| matches!(picture, Prepared::Paint(task) if task.start.is_none());
+        let from_noise =
+            |picture: &Prepared| matches!(picture, Prepared::Paint(task) if task.start.is_none());
         if request.cache() == CacheMode::Only && pictures.iter().any(from_noise) {
             return Err(Rejection::CacheMiss);
         }
@@ -138,7 +138,9 @@ impl Reuse {
         let wanted = now(task).map_or(range.floor, |now| now.clamp(range.floor, range.best));
         let found = self.look_up(request, policy, place, index, task.spec.spec.seed, wanted).await?;
         tracing::info!(picture = index, decision = found.decision.why(), "looked up");
-        if let (Decision::Semantic { entry, similarity, .. }, Some(source)) = (&found.decision, found.source()) {
+        if let (Decision::Semantic { entry, similarity, .. }, Some(source)) =
+            (&found.decision, found.source())
+        {
             let (scope, specification) = (&source.entry.scope, source.entry.specification);
             let stored = self.stored(scope, specification, Some(*similarity), is_entry(entry)).await;
             telemetry::looked_up(if stored.is_some() { "semantic" } else { "miss" });

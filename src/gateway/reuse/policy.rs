@@ -48,7 +48,9 @@ mod tests {
 
     #[test]
     fn a_named_quality_leaves_out_what_may_lose_more_than_is_known() {
-        for (name, strict) in [("off", "off"), ("exact", "exact"), ("nirvana", "exact"), ("semantic", "exact")] {
+        for (name, strict) in
+            [("off", "off"), ("exact", "exact"), ("nirvana", "exact"), ("semantic", "exact")]
+        {
             let config = serde_json::from_str(&format!(r#"{{"policy":"{name}"}}"#)).unwrap();
             let live = LivePolicy::new(config, &[], &[7; 16]).unwrap();
             assert_eq!((live.of(false).name(), live.of(true).name()), (name, strict));

@@ -80,7 +80,13 @@ impl Reuse {
         let kind = if similarity.is_some() { HitKind::Semantic } else { HitKind::Exact };
         let similarity = similarity.unwrap_or(1.0);
         let ExactHit { entry, plan, expected_quality, .. } = hit;
-        Some(StoredPicture { hit: Hit { kind, source: entry, similarity }, plan, expected_quality, file, load })
+        Some(StoredPicture {
+            hit: Hit { kind, source: entry, similarity },
+            plan,
+            expected_quality,
+            file,
+            load,
+        })
     }
 
     async fn read(

@@ -70,7 +70,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             };
             let kinds = set.latency.kinds();
             SetLoad {
-                step_times: kinds.flat_map(|kind| rows.iter().filter_map(move |rows| time(kind, *rows))).collect(),
+                step_times: kinds
+                    .flat_map(|kind| rows.iter().filter_map(move |rows| time(kind, *rows)))
+                    .collect(),
                 models: set.models.clone(),
                 workers: set.workers,
                 price: set.price.now(),

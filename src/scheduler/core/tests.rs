@@ -333,7 +333,11 @@ fn a_quote_says_what_would_be_given_and_how_long_it_would_take() {
     let (mut core, mut worker) = (core(), Worker::new("w", 4));
     let eight = MenuOption::even("8", 8, 0.0, vec![]);
     let unloaded = |core: &Scheduler| core.unloaded_seconds(&"m".into(), SHAPE, &eight);
-    assert_eq!((core.quality_now(&picture(9, 20.0)), unloaded(&core)), (None, None), "no worker serves the model");
+    assert_eq!(
+        (core.quality_now(&picture(9, 20.0)), unloaded(&core)),
+        (None, None),
+        "no worker serves the model"
+    );
     let mut message = worker.message();
     let times = StepTimes {
         model: "m".into(),
