@@ -13,5 +13,7 @@ pub mod plan;
 pub mod quality;
 pub mod queue;
 pub mod scheduler;
+pub mod simulation;
 pub mod telemetry;
+pub mod trace;
 pub mod worker;

@@ -5,10 +5,12 @@ pub mod calibrate;
 pub mod frontier;
 pub mod generate;
 mod latents;
+mod offered;
 mod open_cache;
 pub mod replay;
 mod rows;
 pub mod serve;
+pub mod simulate;
 mod terminal;
 
 use std::process::ExitCode;
@@ -45,6 +47,8 @@ enum Subcommands {
     Replay(replay::Arguments),
     /// Serve the Images API: one process with API and worker.
     Serve(serve::Arguments),
+    /// Run scheduler and workers in simulated time, with faults, and report what came of it.
+    Simulate(simulate::Arguments),
     /// Look at a running server's cache, and change it.
     Cache(cache::Arguments),
 }
@@ -75,6 +79,7 @@ pub fn main() -> ExitCode {
         Subcommands::Generate(arguments) => generate::run(arguments),
         Subcommands::Replay(arguments) => replay::run(arguments),
         Subcommands::Serve(arguments) => serve::run(arguments),
+        Subcommands::Simulate(arguments) => simulate::run(arguments),
         Subcommands::Cache(arguments) => cache::run(arguments),
     };
     let (error, code) = match outcome {

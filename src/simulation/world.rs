@@ -1,0 +1,380 @@
+//! The loop: takes the next event and hands it to its receiver.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use super::agenda::{Agenda, AtWorker, Event, worker_index};
+use super::gateway::{Gateway, model_id};
+use super::ledger::{Ledger, Violation};
+use super::outcome::Outcome;
+use super::scenario::{Faults, Scenario};
+use super::worker::{Painted, Sketch, Step, Then, Worker};
+use super::{below, exponential, uniform};
+use crate::scheduler::core::Core;
+use crate::scheduler::messages::{AttemptId, Cancel, Submit, SubmitAnswer};
+use crate::scheduler::{ModelId, RequestId, Time};
+
+/// Seconds within which all must have ended after the faults stopped. A picture that kills its worker is begun 16 times
+/// at most, and each time it takes half a minute until the worker is lost and back.
+const SETTLING: f64 = 1000.0;
+/// Events between two reports of progress.
+const REPORT_EVERY: usize = 100_000;
+
+pub(super) struct World<'a> {
+    scenario: &'a Scenario,
+    random: ChaCha8Rng,
+    faults: Faults,
+    agenda: Agenda,
+    now: Time,
+    core: Core<Sketch, Painted>,
+    gateway: Gateway<'a>,
+    workers: Vec<Worker>,
+    models: Arc<[ModelId]>,
+    /// Requests whose answers have not arrived.
+    unanswered: HashMap<RequestId, Rc<Submit<Sketch>>>,
+    ledger: Ledger,
+    /// What an event at a worker led to; kept for its memory.
+    then: Vec<Then>,
+}
+
+impl<'a> World<'a> {
+    pub fn new(seed: u64, scenario: &'a Scenario) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut core = Core::new(scenario.config.clone());
+        let models: Arc<[ModelId]> = (0..scenario.models).map(model_id).collect();
+        for model in &*models {
+            core.set_menu(model.clone(), (*scenario.menu).clone());
+        }
+        let options: Arc<[_]> = scenario.menu.iter().cloned().map(Arc::new).collect();
+        let worker = |index| {
+            let slower = 1.0 + scenario.machine.spread * uniform(&mut random);
+            Worker::new(index, scenario, slower, options.clone(), models.clone())
+        };
+        let workers: Vec<Worker> = (0..scenario.workers).map(worker).collect();
+        let mut world = Self {
+            scenario,
+            random,
+            faults: scenario.faults,
+            agenda: Agenda::default(),
+            now: Time::ZERO,
+            core,
+            gateway: Gateway::new(scenario),
+            workers,
+            models,
+            unanswered: HashMap::new(),
+            ledger: Ledger::new(scenario),
+            then: vec![],
+        };
+        world.plan_first_events();
+        world
+    }
+
+    fn plan_first_events(&mut self) {
+        for worker in 0..self.workers.len() {
+            let at = Time::ZERO.after(uniform(&mut self.random));
+            self.agenda.at(at, Event::PollDue(worker, 1, 0));
+        }
+        let second = Time::ZERO.after(1.0);
+        self.agenda.at(second, Event::Tick);
+        if let Some(first) = self.gateway.next_at(second, &mut self.random) {
+            self.agenda.at(first, Event::Request);
+        }
+        if self.faults.death_every_seconds > 0.0 {
+            self.agenda.at(second, Event::Die);
+        }
+        if self.faults.stall_every_seconds > 0.0 {
+            self.agenda.at(second, Event::Stall);
+        }
+    }
+
+    pub fn run(mut self, progress: &mut dyn FnMut(usize)) -> Result<Outcome, Violation> {
+        let mut until = Time::MAX;
+        let mut events = 0;
+        while let Some((now, event)) = self.agenda.next() {
+            self.now = now;
+            if self.gateway.is_over() {
+                if until == Time::MAX {
+                    self.faults = Faults::default();
+                    until = now.after(SETTLING);
+                    self.ledger.outcome.loaded_seconds = now.since(Time::ZERO);
+                }
+                if self.unanswered.is_empty() && self.core.is_idle() || now > until {
+                    break;
+                }
+            }
+            self.handle(event)?;
+            self.after_event()?;
+            events += 1;
+            if events % REPORT_EVERY == 0 {
+                progress(self.gateway.made());
+            }
+        }
+        let outcome = &mut self.ledger.outcome;
+        outcome.requests = self.gateway.made();
+        outcome.seconds = self.now.since(Time::ZERO);
+        outcome.available_seconds = outcome.loaded_seconds * self.workers.len() as f64;
+        self.ledger.close()
+    }
+
+    /// What the last event led to is handed on.
+    fn after_event(&mut self) -> Result<(), Violation> {
+        for notice in self.core.take_notices() {
+            self.ledger.tell(self.now, &notice)?;
+        }
+        for worker in self.core.take_woken() {
+            if let Some(index) = worker_index(&worker) {
+                self.plan_poll(index, 0.0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Each second: time passes for the scheduler, bounds are checked, the price is noted.
+    fn tick(&mut self) -> Result<(), Violation> {
+        self.core.tick(self.now);
+        self.agenda.at(self.now.after(1.0), Event::Tick);
+        let load = self.core.load();
+        let limits = self.scenario.config.limits;
+        let outcome = &mut self.ledger.outcome;
+        outcome.most_tasks = outcome.most_tasks.max(load.tasks);
+        let price = self.models.first().and_then(|model| self.core.price(model)).unwrap_or(0.0);
+        if !self.gateway.is_over() {
+            outcome.price_sum += price;
+            outcome.price_highest = outcome.price_highest.max(price);
+        }
+        let paused: usize = self.workers.iter().map(Worker::paused).sum();
+        outcome.most_paused = outcome.most_paused.max(paused);
+        let held = self.workers.iter().map(Worker::held).max().unwrap_or(0);
+        let bounds = [
+            ("pictures", load.pictures, limits.pictures),
+            ("tasks", load.tasks, limits.pictures),
+            ("buckets", load.buckets, load.tasks),
+            ("clients", load.clients, load.tasks),
+            // Each takes a row at least; ends are reported until they are acknowledged.
+            ("tasks at a worker", held, 16 * self.scenario.rows as usize + 64),
+        ];
+        match bounds.into_iter().find(|(_, found, most)| found > most) {
+            Some((what, found, most)) => Err(Violation::Unbounded { what, found, most }),
+            None => Ok(()),
+        }
+    }
+
+    fn send(&mut self, event: Event) {
+        self.agenda.send(self.now, event, &self.faults, &mut self.random);
+    }
+
+    fn plan_poll(&mut self, worker: usize, seconds: f64) {
+        let at = &mut self.workers[worker];
+        if at.alive {
+            at.planned_poll += 1;
+            let due = Event::PollDue(worker, at.incarnation, at.planned_poll);
+            self.agenda.at(self.now.after(seconds), due);
+        }
+    }
+
+    /// Hands an event on to a process that lives. What is for one that stands still comes later.
+    fn reaches(&mut self, worker: usize, incarnation: u64, event: Event) -> Option<Event> {
+        let at = &self.workers[worker];
+        if at.stalled_until > self.now && at.alive {
+            self.agenda.at(at.stalled_until, event);
+            return None;
+        }
+        (at.alive && at.incarnation == incarnation).then_some(event)
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::Request | Event::Resend(_) | Event::Answered(..) => self.at_gateway(event),
+            Event::Submit(_) | Event::Cancel(_) | Event::Poll(..) | Event::End(..) => {
+                return self.at_core(event);
+            }
+            Event::Die | Event::Revive(_) | Event::Stall => self.fault(&event),
+            Event::Tick => return self.tick(),
+            Event::Worker(worker, incarnation, _)
+            | Event::PollDue(worker, incarnation, _)
+            | Event::Stepped(worker, incarnation) => {
+                if let Some(event) = self.reaches(worker, incarnation, event) {
+                    self.at_worker(worker, event);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn at_gateway(&mut self, event: Event) {
+        match event {
+            Event::Request => {
+                let submit = Rc::new(self.gateway.ask(&mut self.random));
+                self.unanswered.insert(submit.request.clone(), submit.clone());
+                self.submit(submit);
+                if let Some(next) = self.gateway.next_at(self.now, &mut self.random) {
+                    self.agenda.at(next, Event::Request);
+                }
+            }
+            Event::Resend(request) => {
+                if let Some(submit) = self.unanswered.get(&request).cloned() {
+                    self.submit(submit);
+                }
+            }
+            Event::Answered(request, accepted) => {
+                let Some(submit) = self.unanswered.remove(&request) else { return };
+                if accepted && uniform(&mut self.random) < self.scenario.faults.cancelled {
+                    // A gateway tells of it until it is heard; here it is heard.
+                    let deadline = submit.tasks.first().map_or(0.0, |task| task.terms.deadline_seconds);
+                    let seconds = uniform(&mut self.random) * deadline;
+                    self.agenda.at(self.now.after(seconds), Event::Cancel(Box::new(Cancel { request })));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends a request, and again after two seconds without an answer.
+    fn submit(&mut self, submit: Rc<Submit<Sketch>>) {
+        if self.faults != Faults::default() || self.scenario.faults != Faults::default() {
+            self.agenda.at(self.now.after(2.0), Event::Resend(submit.request.clone()));
+        }
+        self.send(Event::Submit(submit));
+    }
+
+    fn at_core(&mut self, event: Event) -> Result<(), Violation> {
+        self.ledger.outcome.messages += 1;
+        match event {
+            Event::Submit(submit) => {
+                let known = self.core.knows(&submit.request);
+                let answer = self.core.submit(self.now, (*submit).clone());
+                let outcome = &mut self.ledger.outcome;
+                match answer {
+                    SubmitAnswer::Accepted { .. } if !known => self.ledger.accept(self.now, &submit),
+                    SubmitAnswer::Accepted { .. } => {}
+                    SubmitAnswer::Later { .. } => outcome.later += 1,
+                    SubmitAnswer::Never { .. } => outcome.never += 1,
+                }
+                let accepted = self.core.knows(&submit.request);
+                self.send(Event::Answered(submit.request.clone(), accepted));
+            }
+            Event::Cancel(cancel) => {
+                self.core.cancel(self.now, &cancel);
+                // What ended before it was cancelled is told.
+                self.after_event()?;
+                self.ledger.cancel(&cancel.request);
+            }
+            Event::Poll(worker, poll) => {
+                let incarnation = poll.incarnation;
+                let answer = self.core.poll(self.now, *poll);
+                self.send(Event::Worker(worker, incarnation, Box::new(AtWorker::PollAnswered(answer))));
+            }
+            Event::End(worker, end) => {
+                let id = AttemptId { task: end.task.clone(), attempt: end.attempt };
+                self.core.end(self.now, *end);
+                let incarnation = self.workers[worker].incarnation;
+                self.send(Event::Worker(worker, incarnation, Box::new(AtWorker::EndAnswered(id))));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn at_worker(&mut self, worker: usize, event: Event) {
+        match event {
+            Event::PollDue(_, _, number) if number == self.workers[worker].planned_poll => {
+                let poll = self.workers[worker].poll();
+                self.send(Event::Poll(worker, Box::new(poll)));
+                self.plan_poll(worker, 1.0);
+            }
+            Event::Stepped(..) => {
+                let mut then = std::mem::take(&mut self.then);
+                self.workers[worker].stepped(&mut then);
+                self.follow(worker, &mut then);
+                self.then = then;
+                self.step(worker);
+            }
+            Event::Worker(_, incarnation, at) => match *at {
+                AtWorker::PollAnswered(answer) => {
+                    if let Some(model) = self.workers[worker].apply(answer) {
+                        let loaded = Event::Worker(worker, incarnation, Box::new(AtWorker::Loaded(model)));
+                        self.agenda.at(self.now.after(self.scenario.machine.load_seconds), loaded);
+                    }
+                    self.step(worker);
+                }
+                AtWorker::EndAnswered(id) => self.workers[worker].acknowledge(&id),
+                AtWorker::Finished(id) => {
+                    let mut then: Vec<Then> = self.workers[worker].finished(&id).into_iter().collect();
+                    self.follow(worker, &mut then);
+                }
+                AtWorker::Loaded(model) => {
+                    self.workers[worker].loaded(model);
+                    self.plan_poll(worker, 0.0);
+                }
+            },
+            _ => {}
+        }
+    }
+
+    fn step(&mut self, worker: usize) {
+        match self.workers[worker].step() {
+            Some(Step::Takes(seconds)) => {
+                if !self.gateway.is_over() {
+                    self.ledger.outcome.busy_seconds += seconds;
+                }
+                let stepped = Event::Stepped(worker, self.workers[worker].incarnation);
+                self.agenda.at(self.now.after(seconds), stepped);
+            }
+            Some(Step::Dies) => self.kill(worker),
+            None => {}
+        }
+    }
+
+    /// What pictures' steps and stages lead to. Where rows are free, the worker polls.
+    fn follow(&mut self, worker: usize, then: &mut Vec<Then>) {
+        let incarnation = self.workers[worker].incarnation;
+        let mut polls = false;
+        for then in then.drain(..) {
+            match then {
+                Then::Finish(id) => {
+                    let finished = Event::Worker(worker, incarnation, Box::new(AtWorker::Finished(id)));
+                    self.agenda.at(self.now.after(self.scenario.machine.finish_seconds), finished);
+                    polls = true;
+                }
+                Then::End(end) => self.send(Event::End(worker, Box::new(end))),
+            }
+        }
+        if polls {
+            self.plan_poll(worker, 0.0);
+        }
+    }
+
+    fn kill(&mut self, worker: usize) {
+        if self.workers[worker].alive {
+            self.workers[worker].die();
+            let seconds = 0.5 + 20.0 * uniform(&mut self.random);
+            self.agenda.at(self.now.after(seconds), Event::Revive(worker));
+        }
+    }
+
+    /// Something goes wrong at a worker, and goes wrong again later.
+    fn fault(&mut self, event: &Event) {
+        let worker = below(&mut self.random, self.workers.len());
+        match event {
+            Event::Die if self.faults.death_every_seconds > 0.0 => {
+                self.kill(worker);
+                let next = exponential(&mut self.random, self.faults.death_every_seconds);
+                self.agenda.at(self.now.after(next), Event::Die);
+            }
+            Event::Stall if self.faults.stall_every_seconds > 0.0 => {
+                self.workers[worker].stalled_until = self.now.after(20.0 * uniform(&mut self.random));
+                let next = exponential(&mut self.random, self.faults.stall_every_seconds);
+                self.agenda.at(self.now.after(next), Event::Stall);
+            }
+            Event::Revive(worker) => {
+                self.workers[*worker].revive();
+                self.plan_poll(*worker, 0.0);
+            }
+            _ => {}
+        }
+    }
+}
