@@ -119,7 +119,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let full = set.map_or(1.0, |(_, set)| set.full_rows());
             let offers = offers(facts, &beginnings, |denoiser| {
                 let kind = kind(facts, denoiser);
-                let pace = pace(&latencies, &kind, rows.unwrap_or(full), full);
+                let pace = pace(&latencies, kind, rows.unwrap_or(full), full);
                 measured.set(measured.get() && pace.measured);
                 pace
             });
@@ -212,8 +212,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
 }
 
 /// The kind of steps of a task's denoiser.
-pub(super) fn kind(facts: &Facts, denoiser: &str) -> Kind {
-    Kind { model: facts.model.clone(), denoiser: denoiser.to_owned(), shape: facts.shape }
+pub(super) fn kind<'a>(facts: &'a Facts, denoiser: &'a str) -> Kind<'a> {
+    Kind { model: &facts.model, denoiser, shape: facts.shape }
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use super::options::{Choice, Facts, Origin, choose, offers};
 use super::order::Lane;
 use super::price::HEADROOM;
 use super::tasks::{Leg, Phase, Run, TaskKey};
+use super::workers::WorkerKey;
 use crate::scheduler::messages::{Assignment, Beginning, Rank};
-use crate::scheduler::{ModelId, Time, WorkerId};
+use crate::scheduler::{ModelId, Time};
 
 /// A worker holds tasks of at most so many times its rows: those beyond are paused for tasks of better rank. Their latents
 /// take memory, and a task that is paused at one worker cannot go on at another; with 1 no task would ever be paused, and
@@ -24,22 +25,24 @@ struct Part {
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// How fast a task's steps are at a worker, in batches of `rows` rows.
-    pub(super) fn pace_at(&self, worker: &WorkerId, facts: &Facts, denoiser: &str, rows: f64) -> Pace {
+    pub(super) fn pace_at(&self, worker: WorkerKey, facts: &Facts, denoiser: &str, rows: f64) -> Pace {
         let kind = kind(facts, denoiser);
-        let Some(of) = self.workers.get(worker) else { return pace(&[], &kind, rows, rows) };
+        let Some(of) = self.workers.get(worker) else { return pace(&[], kind, rows, rows) };
         let set = self.workers.set(of.set).map(|set| &set.latency);
-        let latencies: Vec<_> = std::iter::once(&of.latency).chain(set).collect();
-        pace(&latencies, &kind, rows, f64::from(of.rows))
+        match set {
+            Some(set) => pace(&[&of.latency, set], kind, rows, f64::from(of.rows)),
+            None => pace(&[&of.latency], kind, rows, f64::from(of.rows)),
+        }
     }
 
     /// The price of the set that a worker belongs to.
-    pub(super) fn price_at(&self, worker: &WorkerId) -> f64 {
+    pub(super) fn price_at(&self, worker: WorkerKey) -> f64 {
         let set = self.workers.get(worker).and_then(|worker| self.workers.set(worker.set));
         set.map_or(0.0, |set| set.price.now())
     }
 
     /// Assigns waiting tasks to a worker while it has free rows, and beyond that those of better rank than what it holds.
-    pub(super) fn fill(&mut self, now: Time, worker: &WorkerId) {
+    pub(super) fn fill(&mut self, now: Time, worker: WorkerKey) {
         let Some(of) = self.workers.get(worker).filter(|of| !of.draining) else { return };
         let (models, rows, ahead) = (of.resident.clone(), of.rows, of.ahead_rows);
         if rows == 0 {
@@ -65,7 +68,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     fn next_for(
         &mut self,
         now: Time,
-        worker: &WorkerId,
+        worker: WorkerKey,
         models: &[ModelId],
         company: u32,
     ) -> Option<(TaskKey, Rank, Choice)> {
@@ -145,7 +148,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         self.wake_for(key);
     }
 
-    fn assign(&mut self, now: Time, key: TaskKey, worker: &WorkerId, choice: &Choice, yields: bool) {
+    fn assign(&mut self, now: Time, key: TaskKey, worker: WorkerKey, choice: &Choice, yields: bool) {
         let Some(task) = self.tasks.get(key) else { return };
         let Phase::Waiting(lane) = task.phase else { return };
         let (client, model, deadline) = (task.client.clone(), task.facts.model.clone(), task.deadline);
@@ -165,7 +168,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         task.suspended = None;
         let leg = Leg { option: choice.offer.option, noise_level: position.noise_level, lost: position.lost };
         task.phase = Phase::Running(Box::new(Run {
-            worker: worker.clone(),
+            worker,
             rank: Rank { yields, tag },
             charged: seconds,
             predicted: seconds,
@@ -182,7 +185,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     }
 
     /// The tasks of a worker that take rows.
-    fn parts(&self, worker: &WorkerId) -> Vec<Part> {
+    fn parts(&self, worker: WorkerKey) -> Vec<Part> {
         let tasks = self.workers.get(worker).into_iter().flat_map(|of| &of.tasks);
         let part = |key: &TaskKey| {
             let run = self.tasks.get(*key)?.run()?;
@@ -192,7 +195,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     }
 
     /// Pauses the tasks that find no room in a worker's rows, those of the worst rank, and lets the others go on.
-    pub(super) fn pause_beyond_rows(&mut self, worker: &WorkerId) {
+    pub(super) fn pause_beyond_rows(&mut self, worker: WorkerKey) {
         let Some(of) = self.workers.get(worker) else { return };
         let most = of.rows + of.ahead_rows;
         let mut parts = self.parts(worker);
@@ -235,11 +238,11 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     pub(super) fn wake_for(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get(key) else { return };
         let free = self.workers.serving(&task.facts.model).filter_map(|(_, set)| set.freest());
-        let rows = |id: &&WorkerId| self.workers.get(id).map_or(0, |worker| worker.free_rows);
-        let Some(worker) = free.max_by_key(rows).cloned() else { return };
+        let rows = |key: &WorkerKey| self.workers.get(*key).map_or(0, |worker| worker.free_rows);
+        let Some(worker) = free.max_by_key(rows) else { return };
         // Until it polls it counts as having taken the task, so that the next task wakes another worker.
-        let rows = self.workers.get(&worker).map_or(0, |worker| worker.free_rows);
-        self.workers.set_free(&worker, rows.saturating_sub(2));
+        let rows = self.workers.get(worker).map_or(0, |worker| worker.free_rows);
+        self.workers.set_free(worker, rows.saturating_sub(2));
         self.woken.insert(worker);
     }
 
@@ -247,8 +250,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     pub(super) fn floor_seconds(&self, key: TaskKey) -> f64 {
         let Some(task) = self.tasks.get(key) else { return 0.0 };
         let Some(run) = task.run() else { return 0.0 };
-        let rows = self.workers.get(&run.worker).map_or(1.0, |worker| f64::from(worker.rows));
-        let pace = |denoiser: &str| self.pace_at(&run.worker, &task.facts, denoiser, rows);
+        let rows = self.workers.get(run.worker).map_or(1.0, |worker| f64::from(worker.rows));
+        let pace = |denoiser: &str| self.pace_at(run.worker, &task.facts, denoiser, rows);
         let offers = offers(&task.facts, &task.positions(), pace);
         // In flight the cheapest is what it has, or what it may change to.
         let floor = choose(&offers, task.facts.terms.floor, super::admission::PROHIBITIVE, f64::INFINITY);

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::Core;
 use super::order::Lane;
 use super::tasks::{KeptState, Phase, Run, TaskKey};
+use super::workers::WorkerKey;
 use crate::scheduler::messages::{Checkpoint, Failure, Notice, Outcome, PictureResult, TaskEnd};
-use crate::scheduler::{OptionId, RequestId, Time};
+use crate::scheduler::{OptionId, RequestId, Time, WorkerId};
 
 /// A task that lost so many workers fails. One loss is chance, three are the task: without a bound one bad request stops
 /// every worker of a fleet, one after the other.
@@ -106,7 +107,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     fn take_from_worker(&mut self, key: TaskKey, used: Option<f64>) -> Option<Box<Run>> {
         let task = self.tasks.get(key)?;
         let Phase::Running(run) = task.phase.clone() else { return None };
-        if let Some(worker) = self.workers.get_mut(&run.worker) {
+        if let Some(worker) = self.workers.get_mut(run.worker) {
             worker.tasks.remove(&key);
         }
         // Without a word of the worker: as much as it went forward.
@@ -152,7 +153,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     }
 
     /// The worker of these tasks is lost: they wait again, from their last checkpoints.
-    pub(super) fn lose_tasks(&mut self, now: Time, tasks: BTreeSet<TaskKey>) {
+    pub(super) fn lose_tasks(&mut self, now: Time, worker: &WorkerId, tasks: BTreeSet<TaskKey>) {
         if tasks.is_empty() {
             return;
         }
@@ -167,21 +168,22 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             } else if let Some(run) = self.wait_again(key)
                 && let Some(task) = self.tasks.get_mut(key)
             {
-                task.suspended = Some(run);
+                task.suspended = Some((worker.clone(), run));
             }
         }
     }
 
     /// A worker that was thought lost came back with a task that waits: it goes on with it.
-    pub(super) fn resume_suspended(&mut self, key: TaskKey) {
+    pub(super) fn resume_suspended(&mut self, key: TaskKey, worker: WorkerKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Phase::Waiting(lane) = task.phase else { return };
-        let Some(mut run) = task.suspended.take() else { return };
+        let Some((_, mut run)) = task.suspended.take() else { return };
+        run.worker = worker;
         let client = task.client.clone();
         run.charged = run.predicted;
         run.rank.tag = self.order.start(&client, key, run.charged);
         self.take_from_queue(key, lane);
-        if let Some(worker) = self.workers.get_mut(&run.worker) {
+        if let Some(worker) = self.workers.get_mut(worker) {
             worker.tasks.insert(key);
         }
         let noise_level = run.noise_level;

@@ -19,11 +19,11 @@ const MAX_KINDS: usize = 64;
 /// Rows² that a prior slope weighs: with batches of one size alone, time is proportional to rows.
 const PRIOR: f64 = 0.1;
 
-/// Steps whose times are comparable.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Kind {
-    pub model: ModelId,
-    pub denoiser: String,
+/// Steps whose times are comparable: of one model, denoiser and size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kind<'a> {
+    pub model: &'a ModelId,
+    pub denoiser: &'a str,
     pub shape: Shape,
 }
 
@@ -66,19 +66,48 @@ impl Curve {
 /// The step times of one worker, or of a set of interchangeable ones.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Latency {
-    curves: BTreeMap<Kind, Curve>,
+    /// In the order of their kinds.
+    curves: Vec<Known>,
     overheads: BTreeMap<(ModelId, Shape), f64>,
 }
 
+/// The step times of one kind.
+#[derive(Debug, Clone)]
+struct Known {
+    model: ModelId,
+    denoiser: String,
+    shape: Shape,
+    curve: Curve,
+}
+
+impl Known {
+    fn kind(&self) -> Kind<'_> {
+        Kind { model: &self.model, denoiser: &self.denoiser, shape: self.shape }
+    }
+}
+
 impl Latency {
+    /// The place of a kind, or the one where it belongs.
+    fn place(&self, kind: Kind<'_>) -> Result<usize, usize> {
+        self.curves.binary_search_by(|known| known.kind().cmp(&kind))
+    }
+
     /// Learns what steps took. Values that no step can take are skipped.
     pub fn observe(&mut self, times: &StepTimes) {
         let valid = times.seconds.is_finite() && times.seconds > 0.0 && times.rows > 0 && times.steps > 0;
-        let kind = Kind { model: times.model.clone(), denoiser: times.denoiser.clone(), shape: times.shape };
-        if valid && (self.curves.len() < MAX_KINDS || self.curves.contains_key(&kind)) {
-            let curve = self.curves.entry(kind).or_default();
-            curve.observe(f64::from(times.rows), times.seconds, f64::from(times.steps.min(20)));
-        }
+        let StepTimes { model, denoiser, shape, .. } = times;
+        let place = match self.place(Kind { model, denoiser, shape: *shape }) {
+            _ if !valid => return,
+            Ok(place) => place,
+            Err(_) if self.curves.len() >= MAX_KINDS => return,
+            Err(place) => {
+                let (model, denoiser, curve) = (model.clone(), denoiser.clone(), Curve::default());
+                self.curves.insert(place, Known { model, denoiser, shape: *shape, curve });
+                place
+            }
+        };
+        let steps = f64::from(times.steps.min(20));
+        self.curves[place].curve.observe(f64::from(times.rows), times.seconds, steps);
     }
 
     /// Learns what a picture takes beside its steps.
@@ -93,14 +122,14 @@ impl Latency {
 
     /// Seconds of a step, if steps of its model were ever seen. A size that was not seen takes the time of one that was,
     /// by the ratio of the pixels.
-    pub fn step(&self, kind: &Kind, rows: f64) -> Option<f64> {
-        if let Some(curve) = self.curves.get(kind) {
-            return Some(curve.seconds(rows));
+    pub fn step(&self, kind: Kind<'_>, rows: f64) -> Option<f64> {
+        if let Ok(place) = self.place(kind) {
+            return Some(self.curves[place].curve.seconds(rows));
         }
-        let least = Kind { shape: Shape { width: 0, height: 0 }, ..kind.clone() };
-        let (other, curve) = self.curves.range(least..).next()?;
-        let same = other.model == kind.model && other.denoiser == kind.denoiser;
-        same.then(|| curve.seconds(rows) * pixels(kind.shape) / pixels(other.shape))
+        let least = Kind { shape: Shape { width: 0, height: 0 }, ..kind };
+        let other = self.curves.get(self.place(least).unwrap_or_else(|place| place))?;
+        let same = other.model == *kind.model && other.denoiser == kind.denoiser;
+        same.then(|| other.curve.seconds(rows) * pixels(kind.shape) / pixels(other.shape))
     }
 
     /// Seconds that a picture takes beside its steps, if any was seen.
@@ -124,7 +153,7 @@ pub(super) struct Pace {
 
 /// The pace of a kind of steps in batches of `rows` rows, of `full_rows` at most. The first of `latencies` that knows the
 /// kind is asked.
-pub(super) fn pace(latencies: &[&Latency], kind: &Kind, rows: f64, full_rows: f64) -> Pace {
+pub(super) fn pace(latencies: &[&Latency], kind: Kind<'_>, rows: f64, full_rows: f64) -> Pace {
     let full_rows = full_rows.max(1.0);
     let known = latencies.iter().find_map(|latency| {
         let full = latency.step(kind, full_rows)?;
@@ -132,7 +161,7 @@ pub(super) fn pace(latencies: &[&Latency], kind: &Kind, rows: f64, full_rows: f6
     });
     let guess = UNMEASURED * pixels(kind.shape) / 1e6;
     let (step_seconds, row_seconds) = known.unwrap_or((rows.max(1.0) * guess, guess));
-    let overhead = latencies.iter().find_map(|latency| latency.overhead(&kind.model, kind.shape));
+    let overhead = latencies.iter().find_map(|latency| latency.overhead(kind.model, kind.shape));
     Pace { step_seconds, row_seconds, overhead_seconds: overhead.unwrap_or(0.0), measured: known.is_some() }
 }
 
@@ -146,8 +175,8 @@ mod tests {
 
     const SHAPE: Shape = Shape { width: 64, height: 64 };
 
-    fn kind(shape: Shape) -> Kind {
-        Kind { model: "m".into(), denoiser: String::new(), shape }
+    fn step(latency: &Latency, model: &str, shape: Shape, rows: f64) -> Option<f64> {
+        latency.step(Kind { model: &model.into(), denoiser: "", shape }, rows)
     }
 
     fn times(rows: u32, seconds: f64) -> StepTimes {
@@ -163,20 +192,20 @@ mod tests {
             latency.observe(&times(rows, truth(rows)));
         }
         for rows in [2, 6, 16] {
-            let found = latency.step(&kind(SHAPE), f64::from(rows)).unwrap();
+            let found = step(&latency, "m", SHAPE, f64::from(rows)).unwrap();
             assert!((found / truth(rows) - 1.0).abs() < 0.02, "{rows}: {found}");
         }
         let larger = Shape { width: 128, height: 64 };
-        let ratio = latency.step(&kind(larger), 2.0).unwrap() / latency.step(&kind(SHAPE), 2.0).unwrap();
+        let ratio = step(&latency, "m", larger, 2.0).unwrap() / step(&latency, "m", SHAPE, 2.0).unwrap();
         assert!((ratio - 2.0).abs() < 1e-9);
-        assert!(latency.step(&Kind { model: "other".into(), ..kind(SHAPE) }, 2.0).is_none());
+        assert!(step(&latency, "other", SHAPE, 2.0).is_none());
     }
 
     #[test]
     fn batches_of_one_size_say_nothing_of_a_fixed_cost() {
         let mut latency = Latency::default();
         (0..30).for_each(|_| latency.observe(&times(4, 0.008)));
-        assert!((latency.step(&kind(SHAPE), 8.0).unwrap() - 0.016).abs() < 1e-9);
+        assert!((step(&latency, "m", SHAPE, 8.0).unwrap() - 0.016).abs() < 1e-9);
     }
 
     #[test]
@@ -184,9 +213,9 @@ mod tests {
         let mut latency = Latency::default();
         (0..100).for_each(|_| latency.observe(&times(4, 0.01)));
         latency.observe(&times(4, 100.0));
-        assert!(latency.step(&kind(SHAPE), 4.0).unwrap() < 0.011);
+        assert!(step(&latency, "m", SHAPE, 4.0).unwrap() < 0.011);
         (0..200).for_each(|_| latency.observe(&times(4, 0.05)));
-        assert!(latency.step(&kind(SHAPE), 4.0).unwrap() > 0.049);
+        assert!(step(&latency, "m", SHAPE, 4.0).unwrap() > 0.049);
     }
 
     #[test]
@@ -204,7 +233,8 @@ mod tests {
             latency.observe_overhead(&OverheadTime { model: "m".into(), shape, seconds: 1.0 });
         }
         assert!(latency.curves.len() <= MAX_KINDS && latency.overheads.len() <= MAX_KINDS);
-        let unmeasured = pace(&[&Latency::default()], &kind(SHAPE), 2.0, 8.0);
+        let kind = Kind { model: &"m".into(), denoiser: "", shape: SHAPE };
+        let unmeasured = pace(&[&Latency::default()], kind, 2.0, 8.0);
         assert!(!unmeasured.measured && unmeasured.step_seconds > 0.0);
     }
 }

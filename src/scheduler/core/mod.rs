@@ -70,7 +70,7 @@ use demand::Demand;
 use order::Order;
 use requests::Requests;
 use tasks::{TaskKey, Tasks};
-use workers::Workers;
+use workers::{WorkerKey, Workers};
 
 use super::menu::Menu;
 use super::messages::{Cancel, EndAnswer, Failure, Notice, TaskEnd};
@@ -92,7 +92,7 @@ pub struct Core<Spec, Picture> {
     yielding: BTreeSet<(Time, TaskKey)>,
     told: Told,
     notices: Vec<Notice<Picture>>,
-    woken: BTreeSet<WorkerId>,
+    woken: BTreeSet<WorkerKey>,
     closed: bool,
 }
 
@@ -152,9 +152,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Lets time pass: workers that have not polled are lost. Every other call does this first; where nothing else comes,
     /// this is to be called once a second.
     pub fn tick(&mut self, now: Time) {
-        for (worker, tasks) in self.workers.lose(now, self.config.lost_after_seconds) {
-            self.woken.remove(&worker);
-            self.lose_tasks(now, tasks);
+        for (key, worker) in self.workers.lose(now, self.config.lost_after_seconds) {
+            self.woken.remove(&key);
+            self.lose_tasks(now, &worker.id, worker.tasks);
         }
         while let Some(&(until, task)) = self.yielding.first()
             && until <= now
@@ -172,7 +172,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Workers whose next answer would change something: their open polls are to be answered now. It is a hint; polls are
     /// answered once a second in any case.
     pub fn take_woken(&mut self) -> Vec<WorkerId> {
-        std::mem::take(&mut self.woken).into_iter().collect()
+        let id = |key| self.workers.get(key).map(|worker| worker.id.clone());
+        std::mem::take(&mut self.woken).into_iter().filter_map(id).collect()
     }
 
     /// Accepts nothing more; what was accepted is painted.
@@ -183,7 +184,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Accepts and paints nothing more: all open pictures end as stopped.
     pub fn stop(&mut self) {
         self.close();
-        for task in self.tasks.keys().collect::<Vec<_>>() {
+        for task in self.tasks.keys() {
             self.fail(task, &Failure::Stopped);
         }
     }

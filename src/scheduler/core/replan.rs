@@ -8,15 +8,15 @@ use super::demand::BucketKey;
 use super::options::{Choice, Facts, Offer, Origin, Position, offers};
 use super::price::{HEADROOM, Lump, lowest};
 use super::tasks::{Leg, TaskKey};
-use super::workers::Set;
-use crate::scheduler::{Time, WorkerId};
+use super::workers::{Set, WorkerKey};
+use crate::scheduler::Time;
 
 /// Machine seconds below this are no saving.
 const ROUNDING: f64 = 1e-12;
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Renews the price of a worker's set, if it is due.
-    pub(super) fn reprice(&mut self, now: Time, worker: &WorkerId) {
+    pub(super) fn reprice(&mut self, now: Time, worker: WorkerKey) {
         let Some(key) = self.workers.get(worker).map(|of| of.set) else { return };
         let Some(set) = self.workers.set(key).filter(|set| set.price.is_due(now)) else { return };
         let price = self.price_of(now, set);
@@ -34,7 +34,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let share = self.workers.share(model, set);
             for (key, bucket) in self.demand.of(model).iter().flat_map(|demand| &demand.buckets) {
                 let place = *known.entry((model, key.offers_key())).or_insert_with(|| {
-                    let pace = |denoiser: &str| set.pace(&kind(&bucket.facts, denoiser));
+                    let pace = |denoiser: &str| set.pace(kind(&bucket.facts, denoiser));
                     all.push(offers(&bucket.facts, &positions(&bucket.facts, key), pace));
                     all.len() - 1
                 });
@@ -55,13 +55,13 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
 
     /// Changes the option of a task in flight, if a cheaper one is worth more at the price or the present one would be
     /// late. Whether the task yields is decided anew, too.
-    pub(super) fn replan(&mut self, now: Time, worker: &WorkerId, key: TaskKey) {
+    pub(super) fn replan(&mut self, now: Time, worker: WorkerKey, key: TaskKey) {
         let Some(task) = self.tasks.get(key) else { return };
         let Some(run) = task.run().filter(|run| run.rows > 0) else { return };
-        let facts = task.facts.clone();
+        let facts = &*task.facts;
         let rows = self.workers.get(worker).map_or(1.0, |worker| f64::from(worker.rows));
         let positions = task.positions();
-        let mut offers = offers(&facts, &positions, |denoiser| self.pace_at(worker, &facts, denoiser, rows));
+        let mut offers = offers(facts, &positions, |denoiser| self.pace_at(worker, facts, denoiser, rows));
         let current = run.leg().option;
         let Some(now_taken) = offers.iter().find(|offer| offer.option == current).copied() else { return };
         let replans = self.config.policy.replans();
@@ -71,7 +71,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         });
         let (price, seconds) = (self.price_at(worker), HEADROOM * task.deadline.since(now));
         let late = |offer: Offer| Choice { offer, late: offer.clock_seconds > seconds };
-        let choice = if replans { self.config.policy.choose(&facts, &offers, price, seconds) } else { None };
+        let choice = if replans { self.config.policy.choose(facts, &offers, price, seconds) } else { None };
         let choice = choice.unwrap_or_else(|| late(now_taken));
         let yielded = task.yielded || task.yields_until() <= now;
         let Some(task) = self.tasks.get_mut(key) else { return };

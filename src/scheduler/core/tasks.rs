@@ -1,11 +1,14 @@
 //! Tasks that wait or run, and how equal pictures become one task.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use super::demand::BucketKey;
 use super::options::{Facts, Origin, Position};
 use super::order::Lane;
+use super::workers::WorkerKey;
 use crate::scheduler::messages::{PictureId, Rank};
 use crate::scheduler::time::Time;
 use crate::scheduler::{ClientId, OptionId, RequestId, TaskId, WorkerId};
@@ -46,7 +49,7 @@ pub(super) struct KeptState {
 /// An attempt at a task, at a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Run {
-    pub worker: WorkerId,
+    pub worker: WorkerKey,
     pub rank: Rank,
     /// Machine seconds that the client was charged, and those that the present option is predicted to take in all.
     pub charged: f64,
@@ -89,8 +92,8 @@ pub(super) struct Task<Spec> {
     pub deadline: Time,
     pub listeners: Vec<Listener>,
     pub phase: Phase,
-    /// The last attempt, while the task waits because its worker was lost: the worker may come back with it.
-    pub suspended: Option<Box<Run>>,
+    /// The last attempt and its worker, while the task waits because that was lost: it may come back with it.
+    pub suspended: Option<(WorkerId, Box<Run>)>,
     /// Attempts begun.
     pub attempt: u32,
     /// The options that earlier attempts took: their successes count, too.
@@ -194,10 +197,11 @@ impl JoinKey {
     }
 }
 
-/// All tasks. The maps by id and by picture are looked things up in, and never walked: their order is not reproducible.
+/// All tasks. Things are looked up in the maps, which are never walked: their order is not reproducible.
 #[derive(Debug)]
 pub(super) struct Tasks<Spec> {
-    tasks: BTreeMap<TaskKey, Task<Spec>>,
+    /// Boxed, so that a map that grows moves little.
+    tasks: FxHashMap<TaskKey, Box<Task<Spec>>>,
     by_id: HashMap<TaskId, TaskKey>,
     /// The newest painting of each picture that one more may join.
     joinable: HashMap<JoinKey, TaskKey>,
@@ -206,7 +210,7 @@ pub(super) struct Tasks<Spec> {
 
 impl<Spec> Default for Tasks<Spec> {
     fn default() -> Self {
-        Self { tasks: BTreeMap::new(), by_id: HashMap::new(), joinable: HashMap::new(), next: 0 }
+        Self { tasks: FxHashMap::default(), by_id: HashMap::new(), joinable: HashMap::new(), next: 0 }
     }
 }
 
@@ -216,11 +220,11 @@ impl<Spec> Tasks<Spec> {
     }
 
     pub fn get(&self, key: TaskKey) -> Option<&Task<Spec>> {
-        self.tasks.get(&key)
+        self.tasks.get(&key).map(Box::as_ref)
     }
 
     pub fn get_mut(&mut self, key: TaskKey) -> Option<&mut Task<Spec>> {
-        self.tasks.get_mut(&key)
+        self.tasks.get_mut(&key).map(Box::as_mut)
     }
 
     pub fn find(&self, id: &TaskId) -> Option<TaskKey> {
@@ -228,8 +232,10 @@ impl<Spec> Tasks<Spec> {
     }
 
     /// All keys, by order of arrival.
-    pub fn keys(&self) -> impl Iterator<Item = TaskKey> + '_ {
-        self.tasks.keys().copied()
+    pub fn keys(&self) -> Vec<TaskKey> {
+        let mut keys: Vec<TaskKey> = self.tasks.keys().copied().collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// The task that paints an equal picture under equal terms, if `more` pictures may join it.
@@ -243,12 +249,12 @@ impl<Spec> Tasks<Spec> {
         self.next += 1;
         self.by_id.insert(task.id.clone(), self.next);
         self.joinable.insert(JoinKey::of(&task.picture, &task.facts), self.next);
-        self.tasks.insert(self.next, task);
+        self.tasks.insert(self.next, Box::new(task));
         self.next
     }
 
     /// Removes a task.
-    pub fn remove(&mut self, key: TaskKey) -> Option<Task<Spec>> {
+    pub fn remove(&mut self, key: TaskKey) -> Option<Box<Task<Spec>>> {
         let task = self.tasks.remove(&key)?;
         self.by_id.remove(&task.id);
         let join = JoinKey::of(&task.picture, &task.facts);
@@ -318,7 +324,7 @@ mod tests {
         // 16 steps lose nothing; 8 steps lose 0.04 from noise and 0.01 from a half.
         let mut task = task(1, 0.0, "a");
         let mut run = Run {
-            worker: "w".into(),
+            worker: 0,
             rank: Rank { yields: false, tag: 0.0 },
             charged: 0.0,
             predicted: 0.0,
