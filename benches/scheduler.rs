@@ -106,6 +106,7 @@ fn submit(core: &mut Scheduler, now: Time, asked: &mut u64) {
         },
         menu: MenuChoice::Whole,
         start: None,
+        previews: 0,
     };
     let client = format!("client-{}", *asked as usize % CLIENTS);
     let submit = Submit { request: format!("r{asked}").into(), client: client.into(), tasks: vec![task] };
@@ -148,6 +149,7 @@ fn poll(core: &mut Scheduler, worker: &mut Worker, index: usize, now: Time) {
             place: Place::Stepping { noise_level: 1.0 },
             rank: assignment.rank,
             paused: assignment.paused,
+            previews: assignment.previews,
             checkpoint: None,
         });
     }

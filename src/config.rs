@@ -106,6 +106,8 @@ settings! {
     model: Vec<String> = vec!["storybook".to_owned()];
     /// Threads that paint; 0 takes one per core.
     threads: usize = 0;
+    /// Workers that share these threads.
+    workers: usize = 1;
     /// What convolutions and linear layers multiply: f32, or numbers rounded to bf16. That pays on processors with AMX
     /// (Intel Xeon since Sapphire Rapids); on others it works, and gains nothing.
     #[arg(value_name = "f32|bf16")]
@@ -140,16 +142,16 @@ settings! {
     queue_length_per_client: usize = 64;
     /// The most rows of a batch; a picture with guidance takes two.
     max_batch_rows: usize = 16;
-    /// How many steps pictures get: `adaptive`, `per-model`, `fixed`, or such a policy with its settings, as in
+    /// Which plans pictures get: `adaptive`, `per-model`, `fixed`, or such a policy with its settings, as in
     /// {"policy": "adaptive", "replan": false}.
     #[arg(value_name = "POLICY|JSON")]
     plan_policy: String = "adaptive".to_owned();
     /// The time within which pictures of the tier `auto` should be answered; the other tiers keep their proportion to
     /// it. 0: three times what a full plan takes without load.
     latency_objective_ms: u64 = 0;
-    /// Quality frontiers, as `pentimento frontier` writes them, beside those that come with a model.
+    /// Plan menus, as `pentimento frontier` writes them, in place of those that come with a model.
     #[arg(value_name = "FILE,…", value_delimiter = ',')]
-    frontier: Vec<PathBuf> = Vec::new();
+    menu: Vec<PathBuf> = Vec::new();
     /// The most connections at a time; further ones wait.
     max_connections: usize = 1024;
     /// Time for a request's head to arrive, and for its body.
@@ -289,6 +291,7 @@ impl Config {
             ("latency_objective_ms", self.latency_objective_ms, 0, 24 * 3600 * 1000),
             ("max_connections", self.max_connections as u64, 1, COUNT),
             ("threads", self.threads as u64, 0, 4096),
+            ("workers", self.workers as u64, 1, 64),
             ("read_timeout_seconds", self.read_timeout_seconds, 1, YEAR),
             ("write_timeout_seconds", self.write_timeout_seconds, 1, YEAR),
             ("request_timeout_seconds", self.request_timeout_seconds, 1, YEAR),

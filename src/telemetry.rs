@@ -28,6 +28,7 @@ const PLAN_STEPS: &str = "pentimento_plan_steps";
 const REPLANNED: &str = "pentimento_replanned_total";
 const JOINED: &str = "pentimento_joined_total";
 const OVERLOADED: &str = "pentimento_overloaded_total";
+const HANGING_STEPS: &str = "pentimento_hanging_steps_total";
 const JOBS: &str = "pentimento_jobs";
 const WEBHOOKS: &str = "pentimento_webhooks_total";
 const LOOK_UPS: &str = "pentimento_cache_lookups_total";
@@ -97,6 +98,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     );
     describe_counter!(JOINED, "Pictures that were being painted for the same client already");
     describe_counter!(OVERLOADED, "Requests refused because they could not be painted in time");
+    describe_counter!(HANGING_STEPS, "Steps that took ten times their predicted time, and a minute at least");
     describe_gauge!(JOBS, "Jobs kept, by status");
     describe_counter!(WEBHOOKS, "Webhooks, by what became of them");
     describe_counter!(
@@ -119,6 +121,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     queue_length(0);
     counter!(CANCELLED).absolute(0);
     counter!(FAILED).absolute(0);
+    counter!(HANGING_STEPS).absolute(0);
     Ok(handle)
 }
 
@@ -176,12 +179,21 @@ pub fn overloaded() {
     counter!(OVERLOADED).increment(1);
 }
 
-/// A model finished a picture.
-pub fn picture(model: &str, waited: Duration, time: Duration, steps: usize) {
+/// A model finished a picture, so long after it was assigned.
+pub fn picture(model: &str, time: Duration, steps: usize) {
     histogram!(PLAN_STEPS, "model" => model.to_owned()).record(steps as f64);
     counter!(PICTURES, "model" => model.to_owned()).increment(1);
-    histogram!(QUEUE_SECONDS).record(waited.as_secs_f64());
     histogram!(PICTURE_SECONDS, "model" => model.to_owned()).record(time.as_secs_f64());
+}
+
+/// A step hangs.
+pub fn step_hangs() {
+    counter!(HANGING_STEPS).increment(1);
+}
+
+/// The listeners of so many pictures left before their end, since the start.
+pub fn left(pictures: u64) {
+    counter!(CANCELLED).absolute(pictures);
 }
 
 /// So many jobs are kept in each status, by its name.

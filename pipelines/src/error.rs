@@ -43,6 +43,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The engine computed values that no picture has: the weights are damaged, or overflow.
+    #[error("the {0} holds values that are not finite")]
+    NotFinite(&'static str),
     /// A tokenizer failed.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -34,6 +34,7 @@ mod weights;
 
 pub use candle_core::Device;
 pub use conditioning::{Conditioning, EncodedPrompt, Source};
+pub use cpu::HelperThreads;
 pub use error::{Error, Result};
 pub use files::{EmbeddedFiles, ModelFiles};
 pub use manifest::{Defaults, Manifest, Size, SizeRange};

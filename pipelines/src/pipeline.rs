@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::conditioning::{Conditioning, EncodedPrompt};
 use crate::ddim;
@@ -327,13 +327,15 @@ impl Pipeline {
     /// latent that the last step predicted: a preview.
     ///
     /// # Errors
-    /// A tensor operation's.
+    /// [`Error::NotFinite`] where the latent or the picture is not; a tensor operation's.
     pub fn finish(&self, trajectory: &Trajectory) -> Result<Picture> {
         let latent = match &trajectory.predicted {
             Some(predicted) if !trajectory.is_finished() => predicted,
             _ => &trajectory.latent,
         };
+        check_finite("latent", latent)?;
         let image = self.loaded.vae.decode(&latent.unsqueeze(0)?)?;
+        check_finite("picture", &image)?;
         Picture::from_tensor(&image.squeeze(0)?)
     }
 
@@ -358,6 +360,12 @@ impl Pipeline {
         let channels = self.loaded.unet.config().in_channels;
         Ok([channels, size.height as usize / factor, size.width as usize / factor])
     }
+}
+
+/// Refuses a tensor with a value that is not finite: such a value makes the sum of all not finite, too.
+fn check_finite(what: &'static str, tensor: &Tensor) -> Result<()> {
+    let sum: f32 = tensor.sum_all()?.to_dtype(DType::F32)?.to_scalar()?;
+    if sum.is_finite() { Ok(()) } else { Err(Error::NotFinite(what)) }
 }
 
 /// Classifier-free guidance (Ho and Salimans, 2022, eq. 6, in diffusers' scale) and, where the source has a

@@ -15,10 +15,12 @@ use super::App;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// No warm-up step has been taken yet.
+    /// The first steps have not been taken yet, or failed.
     Starting,
     /// It paints.
     Ready,
+    /// A step takes ten times its time, and a minute at least: the process should be restarted.
+    Hanging,
     /// It finishes what it has accepted, and accepts nothing more.
     Draining,
 }
@@ -29,15 +31,19 @@ pub struct Health {
     status: Phase,
 }
 
-/// The process answers.
-#[utoipa::path(get, path = "/healthz", tag = "operation", responses((status = 200, body = Health)))]
-pub async fn healthz(State(app): State<Arc<App>>) -> Json<Health> {
-    Json(Health { status: *app.phase.borrow() })
+/// The process answers, and no step hangs.
+#[utoipa::path(get, path = "/healthz", tag = "operation",
+    responses((status = 200, body = Health), (status = 503, description = "A step hangs", body = Health)))]
+pub async fn healthz(State(app): State<Arc<App>>) -> Response {
+    let status = *app.phase.borrow();
+    let code = if status == Phase::Hanging { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (code, Json(Health { status })).into_response()
 }
 
 /// The same under another usual name.
-#[utoipa::path(get, path = "/health", tag = "operation", responses((status = 200, body = Health)))]
-pub async fn health(state: State<Arc<App>>) -> Json<Health> {
+#[utoipa::path(get, path = "/health", tag = "operation",
+    responses((status = 200, body = Health), (status = 503, description = "A step hangs", body = Health)))]
+pub async fn health(state: State<Arc<App>>) -> Response {
     healthz(state).await
 }
 

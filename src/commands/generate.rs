@@ -7,16 +7,32 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
-use pentimento_pipelines::{NoiseSource, Pipeline, Precision};
+use pentimento_pipelines::{NoiseSource, Pipeline, PlanOption, Precision};
+use tokio::runtime::Handle;
 
+use super::menus::menus;
 use super::open_cache::{open_cache, stored};
+use super::workers::{PictureScheduler, scheduler, start_workers};
 use super::{ConfigFile, Failure, load_models, use_threads};
 use super::{latents, terminal};
 use crate::config::{Config, Flags};
 use crate::gateway::{ANONYMOUS, GenerationRequest, Limits, Rejection, Wanted};
-use crate::plan::Terms;
-use crate::queue::{Format, Job, Painted};
-use crate::worker::{self, Beginning, Painting, Stored};
+use crate::menu::menu_option;
+use crate::picture::file::{Encoding, Format, parameters, transcode, write_png};
+use crate::picture::{FinishedPicture, KeepOrder, PaintTask, PictureSpec, StartState};
+use crate::queue::{Job, Keep};
+use crate::scheduler::core::Policy;
+use crate::scheduler::local::RequestEvent;
+use crate::scheduler::menu::{Measured, Menu};
+use crate::scheduler::messages::{
+    MenuChoice, NewTask, Notice, PictureId, PictureResult, Shape, StoredStart, Submit, Terms,
+};
+use crate::worker::FleetOptions;
+
+/// 95 is where JPEG's losses stop being seen; files are half as large as at 100.
+const JPEG_QUALITY: u8 = 95;
+/// Seconds to a deadline that keeps nothing from being painted in full.
+const DAY: f64 = 86_400.0;
 
 /// What `generate` is given.
 #[derive(Debug, clap::Args)]
@@ -90,6 +106,15 @@ enum Noise {
     Torch,
 }
 
+impl Noise {
+    fn source(self) -> NoiseSource {
+        match self {
+            Self::Pentimento => NoiseSource::Pentimento,
+            Self::Torch => NoiseSource::Torch,
+        }
+    }
+}
+
 /// Paints, writes and shows the pictures.
 ///
 /// # Errors
@@ -108,43 +133,29 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     use_threads(config.threads)?;
     let models = load_models(&config.model[..1], config.precision)?;
     let [model] = models.as_slice() else { return Err(anyhow!("no model was loaded").into()) };
-    let request = request(&arguments, format, model, &config)?;
-    let mut jobs = request.jobs("", "");
-    let latents = arguments.latents_in.is_some() || arguments.latents_out.is_some();
-    if jobs.len() > 1 && latents {
-        return Err(Failure::Misuse(anyhow!(
-            "--latents-in and --latents-out are for one picture, not -n {}",
-            jobs.len()
-        )));
-    }
-    if config.cache_dir.as_os_str().is_empty() {
-        return jobs
-            .iter()
-            .try_for_each(|job| paint(model, &Arc::new(job.clone()), &arguments, jobs.len(), None));
-    }
-    if latents {
-        return Err(Failure::Misuse(anyhow!("--latents-in and --latents-out cannot be had with a cache")));
+    let request = request(&arguments, model, &config)?;
+    let specs = specs(&request, &arguments, model)?;
+    if arguments.latents_in.is_some() || arguments.latents_out.is_some() {
+        let [spec] = specs.as_slice() else {
+            let reason = "--latents-in and --latents-out are for one picture, not -n";
+            return Err(Failure::Misuse(anyhow!("{reason} {}", specs.len())));
+        };
+        if !config.cache_dir.as_os_str().is_empty() {
+            return Err(Failure::Misuse(anyhow!(
+                "--latents-in and --latents-out cannot be had with a cache"
+            )));
+        }
+        let output = Output { arguments: &arguments, format, pictures: 1 };
+        return paint_latents(model, spec, &arguments, &output);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let reuse = runtime.block_on(open_cache(&config, &config.cache_dir, &models))?;
-    runtime.block_on(reuse.prepare(&request, ANONYMOUS, &mut jobs))?;
-    let stored = stored(&config, &reuse, runtime.handle().clone());
-    let paint = |job: &Job| paint(model, &Arc::new(job.clone()), &arguments, jobs.len(), Some(&stored));
-    let painted = jobs.iter().try_for_each(paint);
-    if let Err(error) = runtime.block_on(reuse.cache().close()) {
-        eprintln!("warning: the cache did not write all that it was to keep: {error}");
-    }
+    let painted = runtime.block_on(paint(&arguments, &config, format, model, &request, specs));
     // A read from a store that hangs would be waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     painted
 }
 
-fn request(
-    arguments: &Arguments,
-    format: Format,
-    model: &Pipeline,
-    config: &Config,
-) -> Result<GenerationRequest, Failure> {
+fn request(arguments: &Arguments, model: &Pipeline, config: &Config) -> Result<GenerationRequest, Failure> {
     let wanted = Wanted {
         prompt: Some(arguments.prompt.clone()),
         negative_prompt: arguments.negative_prompt.clone(),
@@ -153,23 +164,218 @@ fn request(
         steps: arguments.steps,
         guidance_scale: arguments.guidance_scale,
         seed: arguments.seed,
-        noise: match arguments.noise {
-            Noise::Pentimento => NoiseSource::Pentimento,
-            Noise::Torch => NoiseSource::Torch,
-        },
-        format: Some(format),
-        // 95 is where JPEG's losses stop being seen; files are half as large as at 100.
-        compression: (format == Format::Jpeg).then_some(95),
+        noise: arguments.noise.source(),
         ..Wanted::default()
     };
     // Short enough to be typed again.
     let random = u64::from(getrandom::u32()?);
-    let terms = |_, _, asked: &_| Terms::unhurried(asked, model.defaults().steps);
+    let terms = |_, _, asked: &_| crate::plan::Terms::unhurried(asked, model.defaults().steps);
     let request = GenerationRequest::new(wanted, model, &Limits::from(config), terms, random);
     request.map_err(|rejection| match rejection {
         Rejection::Invalid { field, reason } => Failure::Misuse(anyhow!("{} {reason}", flag_of(field))),
         other => other.into(),
     })
+}
+
+/// What is to be painted, by rising seed.
+fn specs(
+    request: &GenerationRequest,
+    arguments: &Arguments,
+    model: &Pipeline,
+) -> Result<Vec<PictureSpec>, Failure> {
+    let guidance_scale =
+        arguments.guidance_scale.map_or(model.defaults().guidance_scale, |scale| scale as f32);
+    let weights = format!("{} {}", model.model().digest()?, model.precision());
+    let spec = |seed: &u64| PictureSpec {
+        model: model.id().to_owned(),
+        weights: weights.clone(),
+        prompt: request.prompt().to_owned(),
+        negative_prompt: arguments.negative_prompt.clone().filter(|_| guidance_scale > 1.0),
+        size: request.size(),
+        seed: *seed,
+        noise: arguments.noise.source(),
+        guidance_scale,
+        steps: arguments.steps.map(|_| request.steps()),
+    };
+    Ok(request.seeds().iter().map(spec).collect())
+}
+
+/// Paints with a scheduler and one worker in this process.
+async fn paint(
+    arguments: &Arguments,
+    config: &Config,
+    format: Format,
+    model: &Pipeline,
+    request: &GenerationRequest,
+    specs: Vec<PictureSpec>,
+) -> Result<(), Failure> {
+    let models = std::slice::from_ref(model);
+    let menu = menus(config, models)?.remove(0);
+    let offered = menu.offered(model.schedule(), model.defaults().guidance_scale)?;
+    let scheduler = scheduler(config)?;
+    scheduler.set_policy(Policy::Fixed { option: None });
+    scheduler.set_menu(model.id().into(), offered.clone());
+    let reuse = match config.cache_dir.as_os_str().is_empty() {
+        true => None,
+        false => Some(open_cache(config, &config.cache_dir, models).await?),
+    };
+    let mut tasks: Vec<NewTask<PaintTask>> =
+        specs.iter().map(|spec| task(spec, &offered, model)).collect::<Result<_, Failure>>()?;
+    if let Some(reuse) = &reuse {
+        let mut jobs = request.jobs("", "");
+        reuse.prepare(request, ANONYMOUS, &mut jobs).await?;
+        for (task, job) in tasks.iter_mut().zip(jobs) {
+            use_cache(task, job, config, model);
+        }
+    }
+    let threads = config.threads;
+    let fleet = FleetOptions { workers: 1, threads, rows: config.max_batch_rows as u32, warm_up: false };
+    let stored = reuse.as_ref().map(|reuse| stored(config, reuse));
+    let workers = start_workers(fleet, vec![(model.clone(), &menu)], stored, &scheduler, &Handle::current())?;
+    let output = Output { arguments, format, pictures: specs.len() };
+    let submit = Submit { request: "generate".into(), client: ANONYMOUS.into(), tasks };
+    let painted = write_pictures(&scheduler, submit, &specs, &output).await;
+    scheduler.stop();
+    let joined = tokio::task::spawn_blocking(|| workers.join()).await; // the last picture is in the cache's queue then
+    joined.context("a worker's thread panicked")?;
+    if let Some(reuse) = &reuse
+        && let Err(error) = reuse.cache().close().await
+    {
+        eprintln!("warning: the cache did not write all that it was to keep: {error}");
+    }
+    painted
+}
+
+/// A picture as a task that is in no hurry.
+fn task(spec: &PictureSpec, menu: &Menu, model: &Pipeline) -> Result<NewTask<PaintTask>, Failure> {
+    let menu = match spec.steps.map(PlanOption::guided) {
+        None => MenuChoice::Whole,
+        Some(named) if menu.find(&named.id.as_str().into()).is_some() => {
+            MenuChoice::Only { options: vec![named.id.into()] }
+        }
+        Some(named) => {
+            let full = Measured { noise_level: 1.0, mean: 1.0, low: 1.0, high: 1.0 };
+            let option = menu_option(&named, vec![full], model.schedule(), spec.guidance_scale)?;
+            MenuChoice::Own { option: Box::new(option) }
+        }
+    };
+    Ok(NewTask {
+        model: spec.model.as_str().into(),
+        shape: Shape { width: spec.size.width, height: spec.size.height },
+        picture: PictureId { scope: String::new(), hash: spec.hash(&[0; 16])? },
+        terms: Terms { tier: String::new(), floor: 0.0, best: 1.0, deadline_seconds: DAY, firm: false },
+        menu,
+        start: None,
+        previews: 0,
+        spec: PaintTask { request: "generate".to_owned(), spec: spec.clone(), start: None, keep: None },
+    })
+}
+
+/// Gives a task the state that the cache has for it, and what the cache is to keep of it.
+fn use_cache(task: &mut NewTask<PaintTask>, job: Job, config: &Config, model: &Pipeline) {
+    if let Some(reused) = job.source() {
+        let noise_level = model.schedule().noise_level(reused.timestep);
+        task.start = Some(StoredStart { noise_level, loss: 0.0, least_steps: 0, required: true });
+        task.spec.start = Some(StartState {
+            entry: reused.source.clone(),
+            timestep: reused.timestep,
+            similarity: reused.similarity,
+            source_prompt: reused.source_prompt.clone(),
+            varied: reused.varied,
+            loss: 0.0,
+            required: false,
+        });
+    }
+    let order = |keep: Box<Keep>| KeepOrder { picture: keep.picture, shares: config.cache_shares.clone() };
+    task.spec.keep = job.keep.map(order).map(Box::new);
+}
+
+/// Submits the pictures, and writes each as it comes.
+async fn write_pictures(
+    scheduler: &PictureScheduler,
+    submit: Submit<PaintTask>,
+    specs: &[PictureSpec],
+    output: &Output<'_>,
+) -> Result<(), Failure> {
+    let mut listener = scheduler.submit(submit)?;
+    let bar = spinner(specs.len());
+    while let Some(event) = listener.next().await {
+        let RequestEvent::End(Notice { index, result, .. }) = event else { continue };
+        let picture = match result {
+            PictureResult::Done { picture, .. } => picture,
+            PictureResult::Failed { why } => return Err(why.into()),
+        };
+        let Some(spec) = specs.get(index as usize) else { continue };
+        let FinishedPicture { file, steps, skipped_steps, .. } = picture;
+        let reused = match skipped_steps {
+            0 => String::new(),
+            skipped => format!(", state hit: {skipped} of {steps} steps skipped"),
+        };
+        bar.suspend(|| output.write(&file, spec.seed, index as usize, &reused))?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Paints one picture with the pipeline itself, from a given latent or to one.
+fn paint_latents(
+    model: &Pipeline,
+    spec: &PictureSpec,
+    arguments: &Arguments,
+    output: &Output<'_>,
+) -> Result<(), Failure> {
+    let steps = spec.steps.unwrap_or(model.defaults().steps);
+    let plan = model.plan(steps, spec.guidance_scale)?;
+    let conditioning = model.encode(&spec.prompt, spec.negative_prompt.as_deref(), spec.size)?;
+    let conditioning = Arc::new(conditioning);
+    let mut trajectory = match &arguments.latents_in {
+        None => model.start(conditioning, spec.seed, spec.noise, spec.size, plan)?,
+        Some(path) => {
+            let first = plan.steps().first().map_or(0.0, |step| step.timestep);
+            let latent = latents::read(path, first).map_err(Failure::Misuse)?;
+            let wanted = model.latent_shape(spec.size)?;
+            if latent.shape != wanted {
+                let (found, size) = (latent.shape, spec.size);
+                let reason = format!("its shape is {found:?}, a picture of {size} takes {wanted:?}");
+                return Err(Failure::Misuse(anyhow!("--latents-in: {reason}")));
+            }
+            let begun = model.resume(&latent, conditioning, spec.seed, plan);
+            begun.map_err(|error| Failure::Misuse(anyhow!(error).context("--latents-in")))?
+        }
+    };
+    while !trajectory.is_finished() {
+        model.step(&mut [&mut trajectory])?;
+    }
+    if let Some(path) = &arguments.latents_out {
+        latents::write(path, &trajectory.snapshot()?)?;
+    }
+    let file = write_png(&model.finish(&trajectory)?, &parameters(spec, steps, None, 0))?;
+    output.write(&file, spec.seed, 0, "")
+}
+
+/// Where pictures go.
+struct Output<'a> {
+    arguments: &'a Arguments,
+    format: Format,
+    pictures: usize,
+}
+
+impl Output<'_> {
+    /// Writes a picture's lossless file in the wanted format, shows it, and says where it is.
+    fn write(&self, png: &[u8], seed: u64, index: usize, reused: &str) -> Result<(), Failure> {
+        let path = match &self.arguments.output {
+            Some(output) if self.pictures > 1 => numbered(output, index + 1),
+            Some(output) => output.clone(),
+            None => free_name(seed)?,
+        };
+        let file = transcode(png, Encoding { format: self.format, quality: JPEG_QUALITY })?;
+        std::fs::write(&path, file).with_context(|| format!("cannot write {}", path.display()))?;
+        show(png);
+        // A closed stdout is no failure.
+        let _ = writeln!(std::io::stdout(), "{} (seed {seed}{reused})", path.display());
+        Ok(())
+    }
 }
 
 /// What the command line calls a field of the API.
@@ -200,73 +406,14 @@ fn format_of(output: Option<&Path>) -> Result<Format, Failure> {
     }
 }
 
-fn paint(
-    model: &Pipeline,
-    job: &Arc<Job>,
-    arguments: &Arguments,
-    pictures: usize,
-    cache: Option<&Stored>,
-) -> Result<(), Failure> {
-    let mut painting = begin(model, job, arguments, cache)?;
-    let bar = progress_bar(job.plan.steps().len(), job.index, pictures);
-    bar.inc(painting.skipped_steps() as u64);
-    while !painting.is_finished() {
-        painting.step()?;
-        bar.inc(1);
-    }
-    if let Some(path) = &arguments.latents_out {
-        latents::write(path, &painting.trajectory().snapshot()?)?;
-    }
-    let picture = painting.picture()?;
-    let (painted, keeping) = painting.finish(&picture)?;
-    bar.finish_and_clear();
-    let path = match &arguments.output {
-        Some(output) if pictures > 1 => numbered(output, job.index + 1),
-        Some(output) => output.clone(),
-        None => free_name(job.seed)?,
-    };
-    std::fs::write(&path, &painted.file).with_context(|| format!("cannot write {}", path.display()))?;
-    if let (Some(keeping), Some(stored)) = (keeping, cache) {
-        keeping.into_cache(&stored.cache);
-    }
-    show(&painted.file);
-    // Whoever closed stdout does not want to know.
-    let _ = writeln!(std::io::stdout(), "{} (seed {}{})", path.display(), job.seed, reused(&painted, job));
-    Ok(())
-}
-
-fn begin(
-    model: &Pipeline,
-    job: &Arc<Job>,
-    arguments: &Arguments,
-    cache: Option<&Stored>,
-) -> Result<Painting, Failure> {
-    if let Some(path) = &arguments.latents_in {
-        let latent = latents::read(path, job).map_err(Failure::Misuse)?;
-        return Painting::begin(model, job, job.plan.steps().len(), &Beginning::Latent(&latent), None)
-            .map_err(|error| Failure::Misuse(anyhow!(error).context("--latents-in")));
-    }
-    worker::begin(model, job, cache)?.ok_or_else(|| anyhow!("the stored state is gone").into())
-}
-
-/// What of the cache a picture was made from, in a few words.
-fn reused(painted: &Painted, job: &Job) -> String {
-    painted.reused.as_ref().map_or_else(String::new, |reused| {
-        let (name, steps) = (reused.hit.name(), job.plan.steps().len());
-        format!(", {name} hit: {} of {steps} steps skipped", painted.skipped_steps)
-    })
-}
-
 /// Drawn on stderr, and only where that is a terminal.
-fn progress_bar(steps: usize, index: usize, pictures: usize) -> ProgressBar {
-    let bar = ProgressBar::new(steps as u64);
+fn spinner(pictures: usize) -> ProgressBar {
+    let bar = ProgressBar::new(pictures as u64);
     // The template is a constant; where it were wrong, indicatif's own look would do.
-    if let Ok(style) = ProgressStyle::with_template("{msg}{bar:40} {pos}/{len} steps, {eta} left") {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {pos}/{len} pictures, {elapsed}") {
         bar.set_style(style);
     }
-    if pictures > 1 {
-        bar.set_message(format!("{}/{pictures} ", index + 1));
-    }
+    bar.enable_steady_tick(Duration::from_millis(100));
     bar
 }
 

@@ -6,21 +6,19 @@ use anyhow::{Context, bail};
 use pentimento_pipelines::DenoisingState;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::queue::Job;
-
 const NAME: &str = "latent";
 
-/// The initial noise in a file: tensor `latent` in f32, (C, H, W) or (1, C, H, W).
+/// The initial noise in a file: tensor `latent` in f32, (C, H, W) or (1, C, H, W). It is at `timestep`, the plan's first.
 ///
 /// # Errors
 /// Where there is no such tensor.
-pub fn read(path: &Path, job: &Job) -> anyhow::Result<DenoisingState> {
+pub fn read(path: &Path, timestep: f64) -> anyhow::Result<DenoisingState> {
     let context = || format!("--latents-in {}", path.display());
     let bytes = std::fs::read(path).with_context(context)?;
-    parse(&bytes, job).with_context(context)
+    parse(&bytes, timestep).with_context(context)
 }
 
-fn parse(bytes: &[u8], job: &Job) -> anyhow::Result<DenoisingState> {
+fn parse(bytes: &[u8], timestep: f64) -> anyhow::Result<DenoisingState> {
     let file = SafeTensors::deserialize(bytes)?;
     let tensor = file.tensor(NAME)?;
     let shape = match *tensor.shape() {
@@ -34,8 +32,7 @@ fn parse(bytes: &[u8], job: &Job) -> anyhow::Result<DenoisingState> {
     if !latent.iter().all(|value| value.is_finite()) {
         bail!("tensor {NAME} holds values that are not finite");
     }
-    let Some(first) = job.plan.steps().first() else { bail!("the plan has no steps") };
-    Ok(DenoisingState { timestep: first.timestep, shape, latent })
+    Ok(DenoisingState { timestep, shape, latent })
 }
 
 /// Writes a state's latent, (C, H, W) in f32.

@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod frontier;
 pub mod generate;
 mod latents;
+mod menus;
 mod offered;
 mod open_cache;
 pub mod replay;
@@ -12,6 +13,7 @@ mod rows;
 pub mod serve;
 pub mod simulate;
 mod terminal;
+mod workers;
 
 use std::process::ExitCode;
 

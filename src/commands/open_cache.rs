@@ -11,7 +11,6 @@ use anyhow::{Context, anyhow, bail};
 use etcetera::BaseStrategy;
 use pentimento_cache::{Cache, CacheConfig, Calibration, Filter, PolicyConfig, eviction_policy};
 use pentimento_pipelines::Pipeline;
-use tokio::runtime::Handle;
 
 use super::calibrate::{checked, tables_of};
 use super::{Failure, policy_json};
@@ -84,9 +83,9 @@ pub async fn open_cache(config: &Config, dir: &Path, models: &[Pipeline]) -> Res
     Ok(Reuse::new(cache, secret, models, calibrations, policy, options)?)
 }
 
-/// The cache as the painting thread uses it.
-pub fn stored(config: &Config, reuse: &Reuse, runtime: Handle) -> Stored {
-    Stored::new(reuse.cache().clone(), runtime, Duration::from_millis(config.cache_timeout_ms))
+/// The cache as the workers use it.
+pub fn stored(config: &Config, reuse: &Reuse) -> Stored {
+    Stored::new(reuse.cache().clone(), Duration::from_millis(config.cache_timeout_ms))
 }
 
 /// A table that the configuration names, measured of the weights of one of these models.

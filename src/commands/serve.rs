@@ -1,29 +1,28 @@
 //! `pentimento serve`: API, admin API and worker in one process.
 
-use std::future::pending;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use pentimento_pipelines::{Defaults, Pipeline};
+use pentimento_pipelines::Pipeline;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use super::frontier::{checked, frontier_of};
+use super::menus::menus;
 use super::open_cache::{cache_directory, open_cache, stored};
-use super::{ConfigFile, Failure, load_models, policy_json, use_threads};
+use super::workers::{PictureScheduler, scheduler, start_workers};
+use super::{ConfigFile, Failure, load_models, use_threads};
 use crate::api::admin::{self, Access, Admin};
 use crate::api::{App, ConnectionLimits, Keys, Phase, router};
 use crate::config::{Config, Flags};
 use crate::gateway::webhook::Webhooks;
 use crate::gateway::{Catalogue, Gateway, Jobs, Reuse};
-use crate::plan::{Frontier, FrontierFile, ModelOffer, PlanPolicyConfig, Planner};
-use crate::queue::{JobQueue, LocalQueue, QueueLimits};
-use crate::worker::{self, Worker};
+use crate::plan::{Frontier, ModelOffer, PlanPolicyConfig, Planner};
+use crate::queue::{LocalQueue, QueueLimits};
+use crate::worker::{Fleet, FleetOptions, Pipelines};
 use crate::{api, telemetry};
 
 /// What `serve` is given.
@@ -64,7 +63,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let access = Access::new(&config)?;
     let webhooks = Webhooks::new(&config)?;
     use_threads(config.threads)?;
-    // The painting thread is the busy one; these only talk.
+    // The workers' threads are the busy ones; these only talk.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(serve(config, keys, access, webhooks));
     // A read from a store that hangs would be waited for.
@@ -91,13 +90,26 @@ async fn serve(config: Config, keys: Keys, access: Access, webhooks: Webhooks) -
     let queue = LocalQueue::new(limits);
     let reuse = Arc::new(open_cache(&config, &cache_directory(&config)?, &models).await?);
     let planner = Arc::new(planner(&config, &models)?);
-    let stored = stored(&config, &reuse, Handle::current());
-    let worker = worker::spawn(models, queue.clone(), Some(stored), Arc::clone(&planner))?;
+    let menus = menus(&config, &models)?;
+    let scheduler = scheduler(&config)?;
+    for (model, menu) in models.iter().zip(&menus) {
+        let offered = menu.offered(model.schedule(), model.defaults().guidance_scale)?;
+        scheduler.set_menu(model.id().into(), offered);
+    }
+    let fleet = FleetOptions {
+        workers: config.workers,
+        threads: config.threads,
+        rows: config.max_batch_rows as u32,
+        warm_up: true,
+    };
+    let stored = stored(&config, &reuse);
+    let models = models.into_iter().zip(&menus).collect();
+    let workers = start_workers(fleet, models, Some(stored), &scheduler, &Handle::current())?;
     let gateway = Gateway::new(catalogue, Some(Arc::clone(&reuse)), planner, &config, queue.clone());
     let gateway = Arc::new(gateway);
     let (phase, phases) = watch::channel(Phase::Starting);
     let jobs = Arc::new(Jobs::new(&config, queue.clone(), webhooks));
-    tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse), Arc::clone(&jobs)));
+    tokio::spawn(keep_metrics(metrics.clone(), Arc::clone(&reuse), Arc::clone(&jobs), scheduler.clone()));
     let admin = Admin::new(&config, access, Arc::clone(&gateway), Arc::clone(&reuse));
     let app = App::new(&config, address, gateway, Arc::clone(&jobs), keys, phases, metrics);
     let drain = Duration::from_secs(config.drain_seconds);
@@ -112,10 +124,7 @@ async fn serve(config: Config, keys: Keys, access: Access, webhooks: Webhooks) -
     let mut outcome = Ok(());
     let (ends, ended) = oneshot::channel::<()>();
     let life = async {
-        outcome = live(worker, &queue, phase, drain).await;
-        // However it ended: what is left is cancelled, and whoever waits hears of it. The painting thread
-        // sees it before its next step.
-        queue.stop();
+        outcome = live(workers, &scheduler, phase, drain).await;
         drop(ends);
     };
     tokio::join!(
@@ -133,77 +142,83 @@ async fn serve(config: Config, keys: Keys, access: Access, webhooks: Webhooks) -
     outcome
 }
 
-/// Who decides how many steps pictures get.
+/// The old gateway's planner, until it submits to the scheduler.
 fn planner(config: &Config, models: &[Pipeline]) -> Result<Planner, Failure> {
-    let wrong = |error: &dyn std::fmt::Display| Failure::Misuse(anyhow!("plan_policy: {error}"));
-    let policy = policy_json(&config.plan_policy).and_then(serde_json::from_value);
-    let policy: PlanPolicyConfig = policy.map_err(|error| wrong(&error))?;
-    let given = read_frontiers(&config.frontier, models).map_err(Failure::Misuse)?;
     let offer = |model: &Pipeline| {
-        let Defaults { steps, size, .. } = *model.defaults();
-        let steps = steps.min(config.max_steps);
-        let measured = given.iter().find(|file| file.measured_for.model == model.id()).cloned();
-        let measured = measured.or_else(|| {
-            frontier_of(model).unwrap_or_else(|error| {
-                tracing::warn!(error = format!("{error:#}"), "a model's own frontier is not used");
-                None
-            })
-        });
-        let frontier = measured.as_ref().map_or_else(|| Frontier::flat(steps), Frontier::from);
-        let offer = ModelOffer { steps, size, frontier: frontier.into(), measured: measured.is_some() };
+        let (steps, size) = (model.defaults().steps.min(config.max_steps), model.defaults().size);
+        let offer = ModelOffer { steps, size, frontier: Frontier::flat(steps).into(), measured: false };
         (model.id().to_owned(), offer)
     };
-    let objective = Some(Duration::from_millis(config.latency_objective_ms)).filter(|time| !time.is_zero());
+    let policy: PlanPolicyConfig = serde_json::from_value(serde_json::json!({ "policy": "adaptive" }))?;
     let models = models.iter().map(offer).collect();
-    Planner::new(models, config.max_batch_rows, objective, policy).map_err(|error| wrong(&error))
+    Planner::new(models, config.max_batch_rows, None, policy)
+        .map_err(|error| Failure::Misuse(anyhow!("plan_policy: {error}")))
 }
 
-/// The frontiers that the configuration names, each measured of the weights of one of these models.
-fn read_frontiers(files: &[PathBuf], models: &[Pipeline]) -> anyhow::Result<Vec<FrontierFile>> {
-    let read = |path: &PathBuf| {
-        let context = || format!("frontier: {}", path.display());
-        let text = std::fs::read_to_string(path).with_context(context)?;
-        let model = FrontierFile::from_json(&text).with_context(context)?.measured_for.model;
-        let model = models.iter().find(|known| known.id() == model);
-        let model = model.ok_or_else(|| anyhow!("it was measured of a model that is not served"));
-        checked(&text, model.with_context(context)?).with_context(context)
-    };
-    files.iter().map(read).collect()
-}
-
-/// From start to the end of drain.
+/// From start to the end of drain. Afterwards nothing is painted any more, and the listeners of what is left heard so.
 async fn live(
-    worker: Worker,
-    queue: &LocalQueue,
+    mut workers: Fleet<Pipelines>,
+    scheduler: &PictureScheduler,
     phase: watch::Sender<Phase>,
     drain: Duration,
 ) -> Result<(), Failure> {
-    let Worker { warm, mut done } = worker;
+    let warm = workers.warm();
     let mut asked_to_stop = std::pin::pin!(stop_signal());
-    let warmed = async {
-        warm.await.context("the painting thread died")?.context("the warm-up step failed")?;
-        phase.send_replace(Phase::Ready);
-        tracing::info!("ready");
-        anyhow::Ok(())
+    let outcome: Result<(), Failure> = tokio::select! {
+        reason = &mut asked_to_stop => reason.map_err(Failure::from),
+        () = workers.died() => Err(anyhow!("a worker's thread panicked").into()),
+        () = tell_health(&workers, warm, &phase) => Ok(()),
     };
-    tokio::select! {
-        biased; // a failed warm-up ends the thread too, and says more
-        reason = &mut asked_to_stop => reason?,
-        failure = async { match warmed.await { Ok(()) => pending().await, Err(e) => e } } => {
-            return Err(failure.into());
-        }
-        _ = &mut done => return Err(anyhow!("the painting thread died").into()),
-    }
     phase.send_replace(Phase::Draining);
-    queue.close();
-    tracing::info!(waiting = queue.len(), "shutting down: finishing what was accepted");
-    let again = stop_signal();
-    tokio::select! {
-        _ = &mut done => {}
-        () = tokio::time::sleep(drain) => tracing::warn!(waiting = queue.len(), "drain time is over"),
-        _ = again => tracing::warn!(waiting = queue.len(), "asked again: not finishing"),
+    scheduler.close();
+    if outcome.is_ok() {
+        let tasks = || scheduler.load().tasks;
+        tracing::info!(tasks = tasks(), "shutting down: finishing what was accepted");
+        tokio::select! {
+            () = scheduler.idle() => {}
+            () = tokio::time::sleep(drain) => tracing::warn!(tasks = tasks(), "drain time is over"),
+            _ = stop_signal() => tracing::warn!(tasks = tasks(), "asked again: not finishing"),
+        }
     }
-    Ok(())
+    scheduler.stop();
+    // The work in hand is ended, unless it hangs.
+    let joined = tokio::task::spawn_blocking(|| workers.join());
+    if tokio::time::timeout(JOIN_PATIENCE, joined).await.is_err() {
+        tracing::warn!("a worker's thread hangs");
+    }
+    outcome
+}
+
+/// For how long the end of the work in hand is waited for.
+const JOIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Says when the workers are ready, and when one of their steps hangs. Never resolves: workers whose first steps failed
+/// stay unready, and fail the pictures that they are asked for.
+async fn tell_health(
+    workers: &Fleet<Pipelines>,
+    warm: impl Future<Output = Result<(), String>>,
+    phase: &watch::Sender<Phase>,
+) {
+    match warm.await {
+        Ok(()) => {
+            phase.send_replace(Phase::Ready);
+            tracing::info!("ready");
+        }
+        Err(why) => tracing::error!(why, "the first steps failed: the server stays unready"),
+    }
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        every.tick().await;
+        let hangs = workers.hangs();
+        phase.send_if_modified(|phase| {
+            let now = match (*phase, hangs) {
+                (Phase::Ready, true) => Phase::Hanging,
+                (Phase::Hanging, false) => Phase::Ready,
+                (other, _) => other,
+            };
+            std::mem::replace(phase, now) != now
+        });
+    }
 }
 
 /// Resolves on SIGTERM and SIGINT.
@@ -216,16 +231,19 @@ async fn stop_signal() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Histograms keep every sample until somebody sums them up; the cache and the jobs count by themselves.
+/// Histograms keep every sample until they are summed up; cache, jobs and scheduler count by themselves.
 async fn keep_metrics<A: Send + Sync + 'static>(
     metrics: metrics_exporter_prometheus::PrometheusHandle,
     reuse: Arc<Reuse>,
     jobs: Arc<Jobs<A>>,
+    scheduler: PictureScheduler,
 ) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
     loop {
         every.tick().await;
         telemetry::cache(&reuse.cache().stats());
+        telemetry::queue_length(scheduler.waiting());
+        telemetry::left(scheduler.cancelled());
         telemetry::jobs(jobs.sweep().map(|(status, count)| (status.name(), count)));
         metrics.run_upkeep();
     }

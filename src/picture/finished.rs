@@ -33,7 +33,7 @@ pub struct PaintTimings {
     pub wait: Duration,
     /// All its steps, each as long as that of its whole batch.
     pub denoise: Duration,
-    /// Latent to file, previews included.
+    /// Latent to file.
     pub decode: Duration,
 }
 

@@ -38,6 +38,9 @@ pub struct StartState {
     /// Expected loss of quality, 0 to 1; kept with the picture.
     #[serde(default)]
     pub loss: f32,
+    /// Whether the picture must start from it: where it cannot be had, the picture fails and is not painted from noise.
+    #[serde(default)]
+    pub required: bool,
 }
 
 /// What the cache is to keep of a picture.

@@ -8,9 +8,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::scenario::Faults;
 use super::uniform;
-use super::worker::{Painted, Sketch};
+use super::worker::{Painted, Sketch, Stage};
 use crate::scheduler::messages::{AttemptId, Cancel, Poll, PollAnswer, Submit, TaskEnd};
-use crate::scheduler::{ModelId, RequestId, Time, WorkerId};
+use crate::scheduler::{RequestId, Time, WorkerId};
 
 /// Messages that are late arrive within so many seconds.
 const LATE_SECONDS: f64 = 20.0;
@@ -29,10 +29,10 @@ pub(super) enum Event {
     End(usize, Box<TaskEnd<Painted>>),
     /// An answer arrives at a gateway: the request is settled.
     Answered(RequestId, bool),
-    /// A message arrives at an incarnation of a worker, or something happens there.
+    /// A message arrives at an incarnation of a worker.
     Worker(usize, u64, Box<AtWorker>),
-    /// A worker's step is done.
-    Stepped(usize, u64),
+    /// A worker's stage has done its work.
+    Done(usize, u64, Stage),
     /// It is time for a worker's next poll, of those that were planned the one with this number.
     PollDue(usize, u64, u64),
     /// A worker dies, comes back, or stands still for a while.
@@ -43,14 +43,11 @@ pub(super) enum Event {
     Tick,
 }
 
-/// What comes to a worker.
+/// An answer that arrives at a worker.
 #[derive(Debug, Clone)]
 pub(super) enum AtWorker {
     PollAnswered(PollAnswer<Sketch>),
     EndAnswered(AttemptId),
-    /// A picture's last stage is done.
-    Finished(AttemptId),
-    Loaded(ModelId),
 }
 
 /// An event to come; the earliest is the greatest.

@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 
 use super::scenario::{Drawn, Recorded, Requests, Scenario, TIERS, Tier};
-use super::worker::{SHAPE, Sketch};
+use super::worker::{Fails, SHAPE, Sketch};
 use super::{below, exponential, uniform};
 use crate::scheduler::menu::{Measured, MenuOption};
 use crate::scheduler::messages::{MenuChoice, NewTask, PictureId, StoredStart, Submit, Terms};
@@ -136,9 +136,14 @@ impl<'a> Gateway<'a> {
 
     fn sketch(&self, popular: bool, start: Option<StoredStart>, random: &mut ChaCha8Rng) -> Sketch {
         let faults = &self.scenario.faults;
+        let stage = [Fails::Encoding, Fails::Stepping, Fails::Decoding][below(random, 3)];
+        let fails = match (uniform(random) < faults.deadly, uniform(random) < faults.failing) {
+            _ if popular => None,
+            (true, _) => Some(Fails::Deadly),
+            (false, fails) => fails.then_some(stage),
+        };
         Sketch {
-            deadly: !popular && uniform(random) < faults.deadly,
-            failing: !popular && uniform(random) < faults.failing,
+            fails,
             start: start.map(|start| (start.noise_level, start.loss)),
             own: None,
         }
@@ -173,5 +178,6 @@ fn new_task(
         },
         menu,
         start,
+        previews: 0,
     }
 }

@@ -37,6 +37,8 @@ pub struct Machine {
     pub step_seconds: f64,
     /// Seconds that each row adds.
     pub row_seconds: f64,
+    /// Seconds of encoding a prompt.
+    pub encode_seconds: f64,
     /// Seconds from the last step to the file.
     pub finish_seconds: f64,
     /// Seconds until a model is loaded.
@@ -51,6 +53,7 @@ impl Default for Machine {
         Self {
             step_seconds: 0.002,
             row_seconds: 0.001,
+            encode_seconds: 0.001,
             finish_seconds: 0.005,
             load_seconds: 1.0,
             spread: 0.2,

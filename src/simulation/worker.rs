@@ -1,31 +1,45 @@
-//! A fake worker: it paints by waiting, and otherwise does what a worker does.
+//! A fake engine, and the stages of a worker in simulated time. What a worker does is the production worker's core.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::agenda::worker_id;
 use super::scenario::{Machine, Scenario};
-use crate::scheduler::batch::{Batcher, Candidate};
 use crate::scheduler::menu::MenuOption;
-use crate::scheduler::messages::{
-    Assignment, AttemptId, Beginning, Change, Checkpoint, Held, Outcome, Place, Poll, PollAnswer, Rank,
-    Report, Shape, StepTimes, TaskEnd,
-};
+use crate::scheduler::messages::{AttemptId, Beginning, Checkpoint, Poll, PollAnswer, Shape, TaskEnd};
 use crate::scheduler::{ModelId, OptionId, Time};
+use crate::worker::core::{Batch, Begin, Finish, Load, Member, ModelWork, Settings, WorkerCore};
+use crate::worker::{BeginError, Engine, Painting};
 
 /// All simulated pictures have one size.
 pub(super) const SHAPE: Shape = Shape { width: 64, height: 64 };
 /// A checkpoint is stored after so many steps.
 const CHECKPOINT_EVERY: usize = 4;
+/// The most checkpoints that a worker reports, of its last steps.
+const CHECKPOINTS: usize = 256;
 /// Differences of noise levels below this are rounding.
 const EQUAL: f64 = 1e-6;
+/// A worker reports after so many seconds of steps, as the workers of a cluster do.
+const REPORT_SECONDS: f64 = 1.0;
+
+/// Where a picture goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fails {
+    /// Its prompt cannot be encoded.
+    Encoding,
+    /// Its second step fails.
+    Stepping,
+    /// It cannot be decoded.
+    Decoding,
+    /// Its steps kill the worker.
+    Deadly,
+}
 
 /// A fake specification.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sketch {
-    /// Whether it kills its worker.
-    pub deadly: bool,
-    /// Whether it fails.
-    pub failing: bool,
+    /// What goes wrong.
+    pub fails: Option<Fails>,
     /// The noise level of its stored start, and the quality that this costs.
     pub start: Option<(f64, f64)>,
     /// Its option, if the menu has it not.
@@ -38,13 +52,24 @@ pub(super) struct Painted {
     pub quality: f64,
 }
 
-/// A task that is painted.
+/// An engine whose work only takes time.
 #[derive(Debug)]
-struct Job {
-    id: AttemptId,
-    sketch: Sketch,
-    /// The place of its model among the worker's.
-    model: usize,
+pub(super) struct FakeEngine;
+
+impl Engine for FakeEngine {
+    type Spec = Sketch;
+    type Picture = Painted;
+    /// A noise level, and the quality lost before it.
+    type State = (f64, f64);
+    type Painting = Canvas;
+}
+
+/// A picture on its way.
+#[derive(Debug)]
+pub(super) struct Canvas {
+    fails: Option<Fails>,
+    /// The options that it may be told to take, and the one that it takes.
+    options: Arc<[Arc<MenuOption>]>,
     option: Arc<MenuOption>,
     /// Which of the option's steps is next.
     next: usize,
@@ -52,30 +77,54 @@ struct Job {
     since: f64,
     lost: f64,
     noise_level: f64,
-    rank: Rank,
-    paused: bool,
-    finishing: bool,
-    /// Whether the step under way is its own, too.
-    stepping: bool,
-    machine_seconds: f64,
     steps: usize,
-    checkpoint: Option<Checkpoint>,
 }
 
-impl Job {
-    /// Goes on with another option's steps, from its own noise level.
-    fn take(&mut self, option: &Arc<MenuOption>) {
-        self.lost = self.lost_here();
-        (self.option, self.since) = (option.clone(), self.noise_level);
-        self.next = first_step(option, self.noise_level);
-    }
-
+impl Canvas {
     fn lost_here(&self) -> f64 {
         self.lost + (self.option.quality_at(self.noise_level) - self.option.quality_at(self.since)).max(0.0)
     }
 
+    /// Takes a step, and says whether it failed.
+    fn step(&mut self) -> Result<(), String> {
+        self.next += 1;
+        self.steps += 1;
+        self.noise_level = self.option.steps.get(self.next).map_or(0.0, |step| step.noise_level);
+        let fails = self.fails == Some(Fails::Stepping) && self.steps > 1;
+        if fails { Err("a step failed".to_owned()) } else { Ok(()) }
+    }
+}
+
+impl Painting for Canvas {
+    type Key = ();
+    type Preview = ();
+
+    fn batch_key(&self) {}
+
+    fn shape(&self) -> Shape {
+        SHAPE
+    }
+
     fn rows(&self) -> u32 {
-        self.option.steps.get(self.next).map_or(1, |step| step.rows)
+        self.option.steps.get(self.next).map_or(0, |step| step.rows)
+    }
+
+    fn noise_level(&self) -> f64 {
+        self.noise_level
+    }
+
+    fn replan(&mut self, option: &OptionId) -> Result<(), String> {
+        let option = self.options.iter().find(|of| of.id == *option).ok_or("there is no such option")?;
+        self.lost = self.lost_here();
+        (self.option, self.since) = (option.clone(), self.noise_level);
+        self.next = first_step(option, self.noise_level);
+        Ok(())
+    }
+
+    fn set_previews(&mut self, _: u32) {}
+
+    fn due_preview(&mut self) -> Option<(u32, ())> {
+        None
     }
 }
 
@@ -85,46 +134,34 @@ fn first_step(option: &MenuOption, noise_level: f64) -> usize {
     before.min(option.steps.len() - 1)
 }
 
-/// What an event at a worker leads to.
-#[derive(Debug, PartialEq)]
-pub(super) enum Then {
-    /// A picture's steps are done; its file follows.
-    Finish(AttemptId),
-    /// An attempt has ended.
-    End(TaskEnd<Painted>),
+/// Work that takes time at a worker. Each stage does one thing at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stage {
+    Encode,
+    Step,
+    Decode,
+    LoadModel(ModelId),
 }
 
-/// What a worker does next.
-#[derive(Debug, PartialEq)]
-pub(super) enum Step {
-    /// It takes a step of so many seconds.
-    Takes(f64),
-    /// The step kills it.
-    Dies,
-}
+/// What a worker does next: work of so many seconds.
+pub(super) type Then = (Stage, f64);
 
-#[derive(Debug)]
 pub(super) struct Worker {
-    index: usize,
-    rows: u32,
+    settings: Settings,
     machine: Machine,
     options: Arc<[Arc<MenuOption>]>,
-    models: Arc<[ModelId]>,
-    resident: Vec<ModelId>,
-    model_places: u32,
-    pub incarnation: u64,
+    core: WorkerCore<FakeEngine>,
     pub alive: bool,
     pub stalled_until: Time,
-    sequence: u64,
-    /// The last poll whose answer was applied.
-    applied: u64,
     /// The number of the planned poll that counts.
     pub planned_poll: u64,
-    jobs: Vec<Job>,
-    ended: Vec<TaskEnd<Painted>>,
-    is_stepping: bool,
-    batcher: Batcher<usize>,
-    step_times: Vec<StepTimes>,
+    encoding: Option<Begin<FakeEngine>>,
+    stepping: Option<(Batch<FakeEngine>, f64)>,
+    decoding: Option<(AttemptId, Canvas)>,
+    /// Checkpoints of the last steps. They are the state store's: the worker's core does not report any yet.
+    checkpoints: VecDeque<(AttemptId, Checkpoint)>,
+    /// Seconds of all its steps.
+    pub busy_seconds: f64,
 }
 
 impl Worker {
@@ -133,7 +170,7 @@ impl Worker {
         scenario: &Scenario,
         slower: f64,
         options: Arc<[Arc<MenuOption>]>,
-        models: Arc<[ModelId]>,
+        models: &[ModelId],
     ) -> Self {
         let Machine { step_seconds, row_seconds, .. } = scenario.machine;
         let machine = Machine {
@@ -141,279 +178,190 @@ impl Worker {
             row_seconds: slower * row_seconds,
             ..scenario.machine
         };
-        let mut worker = Self {
-            index,
+        let settings = Settings {
+            worker: worker_id(index),
+            incarnation: 1,
+            pool: "simulated".to_owned(),
             rows: scenario.rows,
+            loadable: models.to_vec(),
+            model_places: scenario.model_places,
+            report_seconds: REPORT_SECONDS,
+        };
+        Self {
+            core: start(&settings),
+            settings,
             machine,
             options,
-            models,
-            resident: vec![],
-            model_places: scenario.model_places,
-            incarnation: 1,
             alive: true,
             stalled_until: Time::ZERO,
-            sequence: 0,
-            applied: 0,
             planned_poll: 0,
-            jobs: vec![],
-            ended: vec![],
-            is_stepping: false,
-            batcher: Batcher::default(),
-            step_times: vec![],
-        };
-        worker.start();
-        worker
+            encoding: None,
+            stepping: None,
+            decoding: None,
+            checkpoints: VecDeque::new(),
+            busy_seconds: 0.0,
+        }
     }
 
-    /// A process starts: with all models that fit, the first ones.
-    fn start(&mut self) {
-        let places = if self.model_places == 0 { self.models.len() } else { self.model_places as usize };
-        self.resident = self.models.iter().take(places).cloned().collect();
+    pub fn incarnation(&self) -> u64 {
+        self.settings.incarnation
     }
 
     /// The process ends: all that it held is gone, but for stored checkpoints.
     pub fn die(&mut self) {
         self.alive = false;
-        self.jobs.clear();
-        self.ended.clear();
-        self.step_times.clear();
-        self.is_stepping = false;
+        self.core = start(&self.settings);
+        (self.encoding, self.stepping, self.decoding) = (None, None, None);
+        self.checkpoints.clear();
     }
 
     /// A new process starts.
     pub fn revive(&mut self) {
         self.alive = true;
-        self.incarnation += 1;
-        self.sequence = 0;
-        self.applied = 0;
-        self.start();
-    }
-
-    /// Tasks that are paused.
-    pub fn paused(&self) -> usize {
-        self.jobs.iter().filter(|job| job.paused && !job.finishing).count()
+        self.settings.incarnation += 1;
+        self.core = start(&self.settings);
     }
 
     /// Tasks that are held, and ends that were not acknowledged.
     pub fn held(&self) -> usize {
-        self.jobs.len() + self.ended.len()
+        self.core.held()
+    }
+
+    /// Whether the scheduler should hear of what happened.
+    pub fn has_news(&self) -> bool {
+        self.core.has_news()
     }
 
     /// The worker's next poll.
     pub fn poll(&mut self) -> Poll<Painted> {
-        self.sequence += 1;
-        let held = |job: &Job| Held {
-            task: job.id.task.clone(),
-            attempt: job.id.attempt,
-            option: job.option.id.clone(),
-            place: match job.finishing {
-                true => Place::Finishing,
-                false => Place::Stepping { noise_level: job.noise_level },
-            },
-            rank: job.rank,
-            paused: job.paused,
-            checkpoint: job.checkpoint.clone(),
-        };
-        let report = Report {
-            pool: "simulated".to_owned(),
-            rows: self.rows,
-            loadable: self.models.to_vec(),
-            resident: self.resident.clone(),
-            model_places: self.model_places,
-            held: self.jobs.iter().map(held).collect(),
-            ended: self.ended.clone(),
-            step_times: std::mem::take(&mut self.step_times),
-            ..Report::default()
-        };
-        Poll { worker: worker_id(self.index), incarnation: self.incarnation, sequence: self.sequence, report }
+        let mut poll = self.core.poll();
+        for held in &mut poll.report.held {
+            let of = |(id, _): &&(AttemptId, Checkpoint)| id.attempt == held.attempt && id.task == held.task;
+            held.checkpoint = self.checkpoints.iter().rev().find(of).map(|(_, checkpoint)| checkpoint.clone());
+        }
+        poll
     }
 
-    /// Applies an answer, if it is to the newest poll and was not applied before. Returns a model that is to be loaded.
-    pub fn apply(&mut self, answer: PollAnswer<Sketch>) -> Option<ModelId> {
-        if answer.sequence != self.sequence || answer.sequence <= self.applied {
-            return None;
-        }
-        self.applied = answer.sequence;
-        answer.acknowledged.iter().for_each(|id| self.acknowledge(id));
-        let mut load = None;
-        for change in answer.changes {
-            match change {
-                Change::Load { model } => load = Some(model),
-                Change::Unload { model } => self.unload(&model),
-                change => self.change(change),
-            }
-        }
-        for assignment in answer.assignments {
-            self.begin(assignment);
-        }
-        load
+    pub fn answered(&mut self, now: Time, answer: PollAnswer<Sketch>) {
+        self.core.answered(now, answer);
     }
 
-    /// An end was acknowledged.
     pub fn acknowledge(&mut self, id: &AttemptId) {
-        self.ended.retain(|end| end.task != id.task || end.attempt != id.attempt);
+        self.core.acknowledge(id);
     }
 
-    fn unload(&mut self, model: &ModelId) {
-        let needed = self.jobs.iter().any(|job| self.models[job.model] == *model);
-        if !needed {
-            self.resident.retain(|resident| resident != model);
-        }
+    pub fn take_ends(&mut self) -> Vec<TaskEnd<Painted>> {
+        self.core.take_ends()
     }
 
-    /// A model is in memory, if it still finds a place there.
-    pub fn loaded(&mut self, model: ModelId) {
-        let fits = self.model_places == 0 || self.resident.len() < self.model_places as usize;
-        if fits && !self.resident.contains(&model) {
-            self.resident.push(model);
-        }
-    }
-
-    fn change(&mut self, change: Change) {
-        let (Change::Plan { task, attempt, .. }
-        | Change::Rank { task, attempt, .. }
-        | Change::Pause { task, attempt, .. }
-        | Change::Cancel { task, attempt }) = &change
-        else {
-            return;
-        };
-        let Some(place) = self.jobs.iter().position(|job| job.id.attempt == *attempt && job.id.task == *task)
-        else {
-            return;
-        };
-        let job = &mut self.jobs[place];
-        match change {
-            Change::Plan { option, .. } => {
-                if let Some(option) = find(&self.options, &job.sketch, &option) {
-                    job.take(&option);
-                }
+    /// Gives the next work to each stage that has none. `None`: a step killed the worker.
+    pub fn start_stages(&mut self, then: &mut Vec<Then>) -> Option<()> {
+        while let Some(work) = self.core.next_model() {
+            if let ModelWork::Load(model) = work {
+                then.push((Stage::LoadModel(model), self.machine.load_seconds));
             }
-            Change::Rank { rank, .. } => job.rank = rank,
-            Change::Pause { paused, .. } => job.paused = paused,
-            _ => drop(self.jobs.remove(place)),
+        }
+        while let Some(Load { id, spec, beginning }) = self.core.next_load() {
+            let state = match &beginning {
+                Beginning::Noise => None,
+                Beginning::State => spec.start,
+                Beginning::Checkpoint { key } => read_checkpoint(key),
+            };
+            self.core.loaded(&id, state);
+        }
+        if self.encoding.is_none() {
+            self.encoding = self.core.next_begin();
+            then.extend(self.encoding.as_ref().map(|_| (Stage::Encode, self.machine.encode_seconds)));
+        }
+        if self.stepping.is_none()
+            && let Some(batch) = self.core.next_batch()
+        {
+            if batch.members.iter().any(|member| member.painting.fails == Some(Fails::Deadly)) {
+                return None;
+            }
+            let seconds = self.machine.seconds(batch.rows);
+            self.busy_seconds += seconds;
+            self.stepping = Some((batch, seconds));
+            then.push((Stage::Step, seconds));
+        }
+        if self.decoding.is_none()
+            && let Some(Finish::Picture { id, painting }) = self.core.next_finish()
+        {
+            self.decoding = Some((id, painting));
+            then.push((Stage::Decode, self.machine.finish_seconds));
+        }
+        Some(())
+    }
+
+    /// A stage has done its work.
+    pub fn done(&mut self, stage: Stage) {
+        match stage {
+            Stage::Encode => self.encoded(),
+            Stage::Step => self.stepped(),
+            Stage::Decode => self.decoded(),
+            Stage::LoadModel(model) => self.core.model_loaded(&model, true),
         }
     }
 
-    fn begin(&mut self, assignment: Assignment<Sketch>) {
-        let Assignment { task, attempt, spec, model, option, beginning, rank, paused, .. } = assignment;
-        let id = AttemptId { task, attempt };
-        let known = self.jobs.iter().any(|job| job.id == id);
-        if known || self.ended.iter().any(|end| end.task == id.task && end.attempt == id.attempt) {
-            return;
-        }
-        let Some(option) = find(&self.options, &spec, &option) else { return };
-        let Some(model) = self.models.iter().position(|of| *of == model) else { return };
-        let (noise_level, lost) = match &beginning {
-            Beginning::Noise => (1.0, 0.0),
-            Beginning::State => spec.start.unwrap_or((1.0, 0.0)),
-            Beginning::Checkpoint { key } => read_checkpoint(key).unwrap_or((1.0, 0.0)),
-        };
-        self.jobs.push(Job {
-            id,
-            sketch: spec,
-            model,
-            next: first_step(&option, noise_level),
-            option,
-            since: noise_level,
-            lost,
-            noise_level,
-            rank,
-            paused,
-            finishing: false,
-            stepping: false,
-            machine_seconds: 0.0,
-            steps: 0,
-            checkpoint: None,
-        });
-    }
-
-    /// Begins a step, if none is under way and there is something to step.
-    pub fn step(&mut self) -> Option<Step> {
-        if self.is_stepping {
-            return None;
-        }
-        let ready = |job: &&mut Job| !job.paused && !job.finishing;
-        let mut jobs: Vec<&mut Job> = self.jobs.iter_mut().filter(ready).collect();
-        let candidate = |job: &&mut Job| Candidate { key: job.model, rank: job.rank, rows: job.rows() };
-        let candidates: Vec<Candidate<usize>> = jobs.iter().map(candidate).collect();
-        let chosen = self.batcher.choose(&candidates, self.rows);
-        let model = candidates[*chosen.first()?].key;
-        let rows: u32 = chosen.iter().map(|&i| candidates[i].rows).sum();
-        if chosen.iter().any(|&i| jobs[i].sketch.deadly) {
-            return Some(Step::Dies);
-        }
-        let seconds = self.machine.seconds(rows);
-        for i in chosen {
-            jobs[i].stepping = true;
-            jobs[i].machine_seconds += seconds * f64::from(candidates[i].rows) / f64::from(rows.max(1));
-        }
-        self.is_stepping = true;
-        self.note_times(model, rows, seconds);
-        Some(Step::Takes(seconds))
-    }
-
-    fn note_times(&mut self, model: usize, rows: u32, seconds: f64) {
-        let model = &self.models[model];
-        match self.step_times.iter_mut().find(|times| times.rows == rows && times.model == *model) {
-            Some(times) => times.steps += 1, // all take equally long
-            None => self.step_times.push(StepTimes {
-                model: model.clone(),
-                denoiser: String::new(),
-                shape: SHAPE,
-                rows,
-                steps: 1,
-                seconds,
+    fn encoded(&mut self) {
+        let Some(Begin { id, assignment, state, .. }) = self.encoding.take() else { return };
+        let spec = &assignment.spec;
+        let of_own = spec.own.as_ref().map(|own| Arc::from([own.clone()]));
+        let options: Arc<[Arc<MenuOption>]> = of_own.unwrap_or_else(|| self.options.clone());
+        let option = options.iter().find(|option| option.id == assignment.option).cloned();
+        let (noise_level, lost) = state.unwrap_or((1.0, 0.0));
+        let painting = match option {
+            _ if spec.fails == Some(Fails::Encoding) => Err(BeginError::Failed("no prompt".to_owned())),
+            None => Err(BeginError::Failed("no such option".to_owned())),
+            Some(option) => Ok(Canvas {
+                fails: spec.fails,
+                next: first_step(&option, noise_level),
+                options,
+                option,
+                since: noise_level,
+                lost,
+                noise_level,
+                steps: 0,
             }),
-        }
+        };
+        self.core.begun(&id, self.machine.encode_seconds, painting);
     }
 
-    /// The step under way is done.
-    pub fn stepped(&mut self, then: &mut Vec<Then>) {
-        self.is_stepping = false;
-        let mut failed = vec![];
-        for job in self.jobs.iter_mut().filter(|job| job.stepping) {
-            job.stepping = false;
-            // The step after the one that was taken begins where this one ends. A new plan may have come in the meantime.
-            let end = job.option.steps.get(job.next + 1).map_or(0.0, |step| step.noise_level);
-            job.noise_level = end;
-            job.next += 1;
-            job.steps += 1;
-            if job.sketch.failing && job.steps > 1 {
-                failed.push(job.id.clone());
-            } else if job.noise_level == 0.0 {
-                job.finishing = true;
-                then.push(Then::Finish(job.id.clone()));
-            } else if job.steps.is_multiple_of(CHECKPOINT_EVERY) {
-                let key = write_checkpoint(job.noise_level, job.lost_here());
-                job.checkpoint = Some(Checkpoint { noise_level: job.noise_level, key });
+    fn stepped(&mut self) {
+        let Some((batch, seconds)) = self.stepping.take() else { return };
+        let Batch { model, shape, rows, members } = batch;
+        let mut whole = true;
+        let mut step = |Member { id, mut painting }: Member<FakeEngine>| {
+            let stepped = painting.step();
+            whole &= stepped.is_ok();
+            if painting.steps.is_multiple_of(CHECKPOINT_EVERY) && painting.noise_level > 0.0 {
+                let key = write_checkpoint(painting.noise_level, painting.lost_here());
+                let checkpoint = Checkpoint { noise_level: painting.noise_level, key };
+                self.checkpoints.push_back((id.clone(), checkpoint));
             }
+            (id, stepped.map(|()| painting))
+        };
+        let members = members.into_iter().map(&mut step).collect();
+        while self.checkpoints.len() > CHECKPOINTS {
+            self.checkpoints.pop_front();
         }
-        for id in failed {
-            self.jobs.retain(|job| job.id != id);
-            let outcome = Outcome::Failed { why: "it cannot be painted".to_owned() };
-            then.push(self.ended(id, outcome));
-        }
+        self.core.stepped((model, shape, rows), seconds, whole, members);
     }
 
-    /// A picture's file is done.
-    pub fn finished(&mut self, id: &AttemptId) -> Option<Then> {
-        let place = self.jobs.iter().position(|job| job.id == *id)?;
-        let job = self.jobs.remove(place);
-        let quality = job.option.quality_at(job.since) - job.lost;
-        let (option, machine_seconds) = (job.option.id.clone(), Some(job.machine_seconds));
-        Some(self.ended(job.id, Outcome::Done { option, machine_seconds, picture: Painted { quality } }))
-    }
-
-    fn ended(&mut self, id: AttemptId, outcome: Outcome<Painted>) -> Then {
-        let end = TaskEnd { task: id.task, attempt: id.attempt, outcome };
-        self.ended.push(end.clone());
-        Then::End(end)
+    fn decoded(&mut self) {
+        let Some((id, canvas)) = self.decoding.take() else { return };
+        let picture = match canvas.fails {
+            Some(Fails::Decoding) => Err("it is not finite".to_owned()),
+            _ => Ok(Painted { quality: canvas.option.quality_at(canvas.since) - canvas.lost }),
+        };
+        self.core.finished(&id, SHAPE, self.machine.finish_seconds, picture);
     }
 }
 
-/// An option by its name.
-fn find(options: &[Arc<MenuOption>], sketch: &Sketch, id: &OptionId) -> Option<Arc<MenuOption>> {
-    options.iter().chain(&sketch.own).find(|option| option.id == *id).cloned()
+/// A process starts: with all models that fit, the first ones.
+fn start(settings: &Settings) -> WorkerCore<FakeEngine> {
+    let places = if settings.model_places == 0 { settings.loadable.len() } else { settings.model_places as usize };
+    WorkerCore::new(settings.clone(), settings.loadable.iter().take(places).cloned().collect())
 }
 
 /// The key of a checkpoint. It says all that is to be known of it, so that no store grows.

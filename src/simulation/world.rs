@@ -12,7 +12,7 @@ use super::gateway::{Gateway, model_id};
 use super::ledger::{Ledger, Violation};
 use super::outcome::Outcome;
 use super::scenario::{Faults, Scenario};
-use super::worker::{Painted, Sketch, Step, Then, Worker};
+use super::worker::{Painted, Sketch, Then, Worker};
 use super::{below, exponential, uniform};
 use crate::scheduler::core::Core;
 use crate::scheduler::messages::{AttemptId, Cancel, Submit, SubmitAnswer};
@@ -37,7 +37,7 @@ pub(super) struct World<'a> {
     /// Requests whose answers have not arrived.
     unanswered: HashMap<RequestId, Rc<Submit<Sketch>>>,
     ledger: Ledger,
-    /// What an event at a worker led to; kept for its memory.
+    /// Work that stages begin; kept for its memory.
     then: Vec<Then>,
 }
 
@@ -52,7 +52,7 @@ impl<'a> World<'a> {
         let options: Arc<[_]> = scenario.menu.iter().cloned().map(Arc::new).collect();
         let worker = |index| {
             let slower = 1.0 + scenario.machine.spread * uniform(&mut random);
-            Worker::new(index, scenario, slower, options.clone(), models.clone())
+            Worker::new(index, scenario, slower, options.clone(), &models)
         };
         let workers: Vec<Worker> = (0..scenario.workers).map(worker).collect();
         let mut world = Self {
@@ -100,7 +100,7 @@ impl<'a> World<'a> {
                 if until == Time::MAX {
                     self.faults = Faults::default();
                     until = now.after(SETTLING);
-                    self.ledger.outcome.loaded_seconds = now.since(Time::ZERO);
+                    self.note_load(now);
                 }
                 if self.unanswered.is_empty() && self.core.is_idle() || now > until {
                     break;
@@ -116,8 +116,15 @@ impl<'a> World<'a> {
         let outcome = &mut self.ledger.outcome;
         outcome.requests = self.gateway.made();
         outcome.seconds = self.now.since(Time::ZERO);
-        outcome.available_seconds = outcome.loaded_seconds * self.workers.len() as f64;
         self.ledger.close()
+    }
+
+    /// The last request was made: what the workers had to do until now.
+    fn note_load(&mut self, now: Time) {
+        let outcome = &mut self.ledger.outcome;
+        outcome.loaded_seconds = now.since(Time::ZERO);
+        outcome.available_seconds = outcome.loaded_seconds * self.workers.len() as f64;
+        outcome.busy_seconds = self.workers.iter().map(|worker| worker.busy_seconds).sum();
     }
 
     /// What the last event led to is handed on.
@@ -146,8 +153,7 @@ impl<'a> World<'a> {
             outcome.price_sum += price;
             outcome.price_highest = outcome.price_highest.max(price);
         }
-        let paused: usize = self.workers.iter().map(Worker::paused).sum();
-        outcome.most_paused = outcome.most_paused.max(paused);
+        outcome.most_paused = outcome.most_paused.max(load.paused);
         let held = self.workers.iter().map(Worker::held).max().unwrap_or(0);
         let bounds = [
             ("pictures", load.pictures, limits.pictures),
@@ -171,7 +177,7 @@ impl<'a> World<'a> {
         let at = &mut self.workers[worker];
         if at.alive {
             at.planned_poll += 1;
-            let due = Event::PollDue(worker, at.incarnation, at.planned_poll);
+            let due = Event::PollDue(worker, at.incarnation(), at.planned_poll);
             self.agenda.at(self.now.after(seconds), due);
         }
     }
@@ -183,7 +189,7 @@ impl<'a> World<'a> {
             self.agenda.at(at.stalled_until, event);
             return None;
         }
-        (at.alive && at.incarnation == incarnation).then_some(event)
+        (at.alive && at.incarnation() == incarnation).then_some(event)
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Violation> {
@@ -196,7 +202,7 @@ impl<'a> World<'a> {
             Event::Tick => return self.tick(),
             Event::Worker(worker, incarnation, _)
             | Event::PollDue(worker, incarnation, _)
-            | Event::Stepped(worker, incarnation) => {
+            | Event::Done(worker, incarnation, _) => {
                 if let Some(event) = self.reaches(worker, incarnation, event) {
                     self.at_worker(worker, event);
                 }
@@ -271,7 +277,7 @@ impl<'a> World<'a> {
             Event::End(worker, end) => {
                 let id = AttemptId { task: end.task.clone(), attempt: end.attempt };
                 self.core.end(self.now, *end);
-                let incarnation = self.workers[worker].incarnation;
+                let incarnation = self.workers[worker].incarnation();
                 self.send(Event::Worker(worker, incarnation, Box::new(AtWorker::EndAnswered(id))));
             }
             _ => {}
@@ -280,70 +286,42 @@ impl<'a> World<'a> {
     }
 
     fn at_worker(&mut self, worker: usize, event: Event) {
+        let at = &mut self.workers[worker];
         match event {
-            Event::PollDue(_, _, number) if number == self.workers[worker].planned_poll => {
-                let poll = self.workers[worker].poll();
-                self.send(Event::Poll(worker, Box::new(poll)));
-                self.plan_poll(worker, 1.0);
+            Event::PollDue(_, _, number) => {
+                if number == at.planned_poll {
+                    let poll = at.poll();
+                    self.send(Event::Poll(worker, Box::new(poll)));
+                    self.plan_poll(worker, 1.0);
+                }
+                return;
             }
-            Event::Stepped(..) => {
-                let mut then = std::mem::take(&mut self.then);
-                self.workers[worker].stepped(&mut then);
-                self.follow(worker, &mut then);
-                self.then = then;
-                self.step(worker);
-            }
-            Event::Worker(_, incarnation, at) => match *at {
-                AtWorker::PollAnswered(answer) => {
-                    if let Some(model) = self.workers[worker].apply(answer) {
-                        let loaded = Event::Worker(worker, incarnation, Box::new(AtWorker::Loaded(model)));
-                        self.agenda.at(self.now.after(self.scenario.machine.load_seconds), loaded);
-                    }
-                    self.step(worker);
-                }
-                AtWorker::EndAnswered(id) => self.workers[worker].acknowledge(&id),
-                AtWorker::Finished(id) => {
-                    let mut then: Vec<Then> = self.workers[worker].finished(&id).into_iter().collect();
-                    self.follow(worker, &mut then);
-                }
-                AtWorker::Loaded(model) => {
-                    self.workers[worker].loaded(model);
-                    self.plan_poll(worker, 0.0);
-                }
+            Event::Done(_, _, stage) => at.done(stage),
+            Event::Worker(_, _, message) => match *message {
+                AtWorker::PollAnswered(answer) => at.answered(self.now, answer),
+                AtWorker::EndAnswered(id) => return at.acknowledge(&id),
             },
-            _ => {}
+            _ => return,
         }
+        self.drive(worker);
     }
 
-    fn step(&mut self, worker: usize) {
-        match self.workers[worker].step() {
-            Some(Step::Takes(seconds)) => {
-                if !self.gateway.is_over() {
-                    self.ledger.outcome.busy_seconds += seconds;
-                }
-                let stepped = Event::Stepped(worker, self.workers[worker].incarnation);
-                self.agenda.at(self.now.after(seconds), stepped);
-            }
-            Some(Step::Dies) => self.kill(worker),
-            None => {}
+    /// What a worker's driver does after each change: it tells of ends, gives work to the stages, and polls if there is
+    /// news.
+    fn drive(&mut self, worker: usize) {
+        for end in self.workers[worker].take_ends() {
+            self.send(Event::End(worker, Box::new(end)));
         }
-    }
-
-    /// What pictures' steps and stages lead to. Where rows are free, the worker polls.
-    fn follow(&mut self, worker: usize, then: &mut Vec<Then>) {
-        let incarnation = self.workers[worker].incarnation;
-        let mut polls = false;
-        for then in then.drain(..) {
-            match then {
-                Then::Finish(id) => {
-                    let finished = Event::Worker(worker, incarnation, Box::new(AtWorker::Finished(id)));
-                    self.agenda.at(self.now.after(self.scenario.machine.finish_seconds), finished);
-                    polls = true;
-                }
-                Then::End(end) => self.send(Event::End(worker, Box::new(end))),
-            }
+        let mut then = std::mem::take(&mut self.then);
+        let at = &mut self.workers[worker];
+        let (lives, incarnation, news) = (at.start_stages(&mut then).is_some(), at.incarnation(), at.has_news());
+        for (stage, seconds) in then.drain(..) {
+            self.agenda.at(self.now.after(seconds), Event::Done(worker, incarnation, stage));
         }
-        if polls {
+        self.then = then;
+        if !lives {
+            self.kill(worker);
+        } else if news {
             self.plan_poll(worker, 0.0);
         }
     }

@@ -1,355 +1,319 @@
-//! A job on its way from prompt to image file.
+//! A picture on its way, painted by a pipeline: its trajectory, what is counted of it, and what is kept of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pentimento_cache::EntryId;
+use pentimento_cache::{NewPicture, PaintedPlan, ResumedFrom, State};
 use pentimento_pipelines::{
-    Conditioning, DenoisingState, EncodedPrompt, Picture, Pipeline, ResumeSteering, Steering, StepPlan,
-    Trajectory,
+    Conditioning, DenoisingState, Error, Guidance, Pipeline, PlanOption, Result, ResumeSteering, Steering,
+    StepPlan, Trajectory,
 };
 
-use super::encode::{EncodeError, encode};
-use super::stored::Keeping;
-use crate::plan::Progress;
-use crate::queue::{Hit, Job, Painted, Reused, Timings};
-
-/// Why a job was not painted.
-#[derive(Debug, thiserror::Error)]
-pub enum PaintError {
-    /// The engine's reason.
-    #[error(transparent)]
-    Engine(#[from] pentimento_pipelines::Error),
-    /// The picture did not fit its file format.
-    #[error("cannot encode the picture: {0}")]
-    Encode(#[from] EncodeError),
-}
-
-/// Where a painting begins.
-pub enum Beginning<'a> {
-    /// The seed's noise.
-    Noise,
-    /// A latent in place of the seed's noise.
-    Latent(&'a DenoisingState),
-    /// A state of another picture.
-    State(&'a Reused, &'a DenoisingState),
-}
-
-/// A job's prompts, encoded.
-pub struct Prompts {
-    conditioning: Conditioning,
-    /// The prompt of the stored state's picture, to steer away from, where it is known and another.
-    source: Option<EncodedPrompt>,
-    took: Duration,
-}
-
-impl Prompts {
-    /// Encodes them.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn encode(model: &Pipeline, job: &Job) -> Result<Self, PaintError> {
-        let started = Instant::now();
-        let negative = Some(job.negative_prompt.as_str()).filter(|p| !p.is_empty());
-        let conditioning = model.encode(&job.prompt, negative, job.size)?;
-        let source =
-            job.source().and_then(|reused| reused.source_prompt.as_ref()).filter(|s| **s != job.prompt);
-        let source = source.map(|source| model.encode_prompt(source)).transpose()?;
-        Ok(Self { conditioning, source, took: started.elapsed() })
-    }
-
-    /// How long that took.
-    pub fn took(&self) -> Duration {
-        self.took
-    }
-}
-
-/// A job with its trajectory. Whoever holds it decides when the next step is taken, and whether.
-pub struct Painting {
-    model: Pipeline,
-    job: Arc<Job>,
-    trajectory: Trajectory,
-    reused: Option<Reused>,
-    /// Steps of the whole plan that it goes on with.
-    planned: usize,
-    /// Steps that it gets in all, skipped ones included: those taken of former plans and those left of this one.
-    steps: usize,
-    skipped_steps: usize,
-    /// The share of the plan that these were.
-    skipped: f64,
-    steps_taken: usize,
-    /// The share of the way from noise to picture that lies behind it: a step has an equal part of what was left before
-    /// it.
-    done: f64,
-    /// After how many steps previews are still to be made, ascending, with their numbers.
-    previews: Vec<(usize, usize)>,
-    keeping: Option<Keeping>,
-    /// Where the time goes.
-    pub timings: Timings,
-}
-
-impl Painting {
-    /// Starts, with a plan of `steps` steps at most those of the job's. Without `prompts` it encodes them now.
-    ///
-    /// # Errors
-    /// The engine's; where the state or the latent does not fit the job it names `state`.
-    pub fn begin(
-        model: &Pipeline,
-        job: &Arc<Job>,
-        steps: usize,
-        from: &Beginning<'_>,
-        prompts: Option<Prompts>,
-    ) -> Result<Self, PaintError> {
-        let started = Instant::now();
-        let before = prompts.as_ref().map_or(Duration::ZERO, Prompts::took);
-        let prompts = || prompts.map_or_else(|| Prompts::encode(model, job), Ok);
-        let plan = plan(model, job, steps)?;
-        let whole = plan.steps().len();
-        // Pictures of fewer steps than were asked for would serve all that come after them.
-        let keep = job.keep.clone().filter(|_| whole == job.plan.steps().len());
-        let (trajectory, reused, keeping) = match from {
-            Beginning::Noise => {
-                let conditioning = prompts()?.conditioning;
-                let trajectory = model.start(Arc::new(conditioning), job.seed, job.noise, job.size, plan)?;
-                (trajectory, None, keep.map(|keep| Keeping::new(keep, whole)))
-            }
-            Beginning::Latent(latent) => {
-                (resume(model, job, latent, prompts()?.conditioning, plan)?, None, None)
-            }
-            Beginning::State(reused, state) => {
-                let trajectory = if reused.hit == Hit::State {
-                    resume_stored(model, job, reused, state, &plan, prompts()?)?
-                } else {
-                    // What is finished is left as it is: no step will ask for a prompt.
-                    let nothing = model.encode("", None, job.size)?;
-                    resume(model, job, state, nothing, plan.after(state.timestep))?
-                };
-                (trajectory, Some((*reused).clone()), None)
-            }
-        };
-        let skipped_steps = whole - trajectory.plan().steps().len();
-        let skipped = skipped_steps as f64 / whole.max(1) as f64;
-        let mut painting = Self {
-            model: model.clone(),
-            job: job.clone(),
-            trajectory,
-            reused,
-            planned: whole,
-            steps: whole,
-            skipped_steps,
-            skipped,
-            steps_taken: skipped_steps,
-            done: skipped,
-            previews: Vec::new(),
-            keeping,
-            timings: Timings { encode: before + started.elapsed(), ..Timings::default() },
-        };
-        painting.place_previews(0);
-        Ok(painting)
-    }
-
-    /// Whether no step is left.
-    pub fn is_finished(&self) -> bool {
-        self.trajectory.is_finished()
-    }
-
-    /// Takes one step.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn step(&mut self) -> Result<(), PaintError> {
-        step_together(&mut [self])
-    }
-
-    /// How far it is. The steps still to be taken may not be replaced while they steer away from the source.
-    pub fn progress(&self) -> Progress {
-        let next = self.trajectory.next_step();
-        Progress {
-            done: if self.is_finished() { 1.0 } else { self.done },
-            skipped: self.skipped,
-            taken: self.steps_taken - self.skipped_steps,
-            planned: Some(self.planned),
-            replannable: next.is_some_and(|step| step.guidance.steering == Steering::Prompts),
-        }
-    }
-
-    /// `replan`: goes on as in a plan of `steps` steps, with `left` steps at least as far as the job's own plan has them:
-    /// former plans' timesteps lie between this one's, and each change of plans would otherwise lose a part of a step. The
-    /// picture is then not kept.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn replan(&mut self, steps: usize, left: usize) -> Result<(), PaintError> {
-        let eta = self.trajectory.plan().eta();
-        let mut finer = steps;
-        let mut rest = plan(&self.model, &self.job, finer)?.after(self.trajectory.timestep());
-        while rest.steps().len() < left && finer < self.job.plan.steps().len() {
-            finer += 1;
-            rest = plan(&self.model, &self.job, finer)?.after(self.trajectory.timestep());
-        }
-        let left = rest.steps().len();
-        self.trajectory.replan(rest.with_eta(eta)?)?;
-        self.planned = steps;
-        self.steps = self.steps_taken + left;
-        let made = self.job.previews.len() - self.previews.len();
-        self.place_previews(made);
-        self.keeping = None;
-        Ok(())
-    }
-
-    /// Spreads the previews but the first `made` over the plan as the job spreads them over its own.
-    fn place_previews(&mut self, made: usize) {
-        let (own, now) = (self.job.plan.steps().len().max(1), self.steps);
-        let wanted = self.job.previews.iter().enumerate().skip(made);
-        let place = |(index, after): (usize, &usize)| ((after * now).div_ceil(own), index);
-        // None of what is skipped, none after the last step.
-        self.previews =
-            wanted.map(place).filter(|(after, _)| (self.steps_taken + 1..now).contains(after)).collect();
-    }
-
-    /// The preview that the job wants after the step just taken, if any: its number and its image file.
-    ///
-    /// # Errors
-    /// The engine's, or the encoder's.
-    pub fn due_preview(&mut self) -> Result<Option<(usize, Vec<u8>)>, PaintError> {
-        let Some(&(after, index)) = self.previews.first() else { return Ok(None) };
-        if after > self.steps_taken || self.is_finished() {
-            return Ok(None);
-        }
-        self.previews.remove(0);
-        let picture = self.picture()?;
-        Ok(Some((index, self.file(&picture)?)))
-    }
-
-    /// Steps of the whole plan that it goes on with.
-    pub fn planned(&self) -> usize {
-        self.planned
-    }
-
-    /// Steps that it gets in all, skipped ones included.
-    pub fn steps(&self) -> usize {
-        self.steps
-    }
-
-    /// How many steps of the plan the state that it began from spared.
-    pub fn skipped_steps(&self) -> usize {
-        self.skipped_steps
-    }
-
-    /// Where it is now.
-    pub fn trajectory(&self) -> &Trajectory {
-        &self.trajectory
-    }
-
-    /// The stored picture that it is, where nothing is painted.
-    pub fn stored(&self) -> Option<&EntryId> {
-        self.reused.as_ref().filter(|reused| reused.hit != Hit::State).map(|reused| &reused.source)
-    }
-
-    /// Decodes the latent.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn picture(&mut self) -> Result<Picture, PaintError> {
-        let started = Instant::now();
-        let picture = self.model.finish(&self.trajectory)?;
-        self.timings.decode += started.elapsed();
-        Ok(picture)
-    }
-
-    /// The answer, with the file of its finished `picture`; beside it, what the cache keeps.
-    ///
-    /// # Errors
-    /// The encoder's.
-    pub fn finish(mut self, picture: &Picture) -> Result<(Painted, Option<Keeping>), PaintError> {
-        let file = self.file(picture)?;
-        let Self { timings, reused, skipped_steps, steps, keeping, .. } = self;
-        Ok((Painted { file, timings, reused, skipped_steps, steps, expected_quality: None }, keeping))
-    }
-
-    fn file(&mut self, picture: &Picture) -> Result<Vec<u8>, PaintError> {
-        let started = Instant::now();
-        let file = encode(picture, &self.job, self.steps, self.reused.as_ref(), self.skipped_steps)?;
-        self.timings.decode += started.elapsed();
-        Ok(file)
-    }
-}
-
-/// Takes the next step of every painting in one batch; they must be of one batch key.
-///
-/// # Errors
-/// The engine's; none of them has then taken a step.
-pub fn step_together(batch: &mut [&mut Painting]) -> Result<(), PaintError> {
-    let Some(first) = batch.first() else { return Ok(()) };
-    let started = Instant::now();
-    let model = first.model.clone();
-    let mut trajectories: Vec<&mut Trajectory> = batch.iter_mut().map(|p| &mut p.trajectory).collect();
-    model.step(&mut trajectories)?;
-    let time = started.elapsed();
-    for painting in batch {
-        painting.done += (1.0 - painting.done) / (painting.trajectory.plan().steps().len() + 1) as f64;
-        painting.steps_taken += 1;
-        painting.timings.denoise += time;
-        let taken = painting.steps_taken;
-        if let Some(keeping) = painting.keeping.as_mut().filter(|keeping| keeping.wants(taken)) {
-            match painting.trajectory.snapshot() {
-                Ok(state) => keeping.add(&model, state, taken),
-                // The picture is painted all the same.
-                Err(error) => {
-                    tracing::warn!(%error, "not kept");
-                    painting.keeping = None;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The job's plan with so many steps; its own where that is what it has.
-fn plan(model: &Pipeline, job: &Job, steps: usize) -> Result<StepPlan, PaintError> {
-    if steps == job.plan.steps().len() {
-        return Ok(job.plan.clone());
-    }
-    let scale = job.plan.steps().first().map_or(0.0, |step| step.guidance.scale);
-    Ok(model.plan(steps.clamp(1, job.plan.steps().len().max(1)), scale)?)
-}
+use super::Painting;
+use crate::picture::{KeepOrder, PaintTask, PaintTimings, PictureSpec, StartState};
+use crate::scheduler::OptionId;
+use crate::scheduler::messages::Shape;
+use crate::telemetry;
 
 /// DDIM's η of a resume in which the seed must tell: DDPM's variance (Song et al., 2021, eq. 16).
 const VARIED: f32 = 1.0;
 
-/// Goes on from another picture's state: its first steps are steered away from that picture's prompt, where
-/// that is known.
-fn resume_stored(
-    model: &Pipeline,
-    job: &Job,
-    reused: &Reused,
-    state: &DenoisingState,
-    full: &StepPlan,
-    prompts: Prompts,
-) -> Result<Trajectory, PaintError> {
-    let (mut conditioning, mut plan) = (prompts.conditioning, full.after(state.timestep));
-    if let Some(source) = prompts.source {
-        conditioning = conditioning.with_source(source)?;
-        plan = ResumeSteering::DEFAULT.plan(full, state.timestep)?;
-    }
-    if reused.varied {
-        plan = plan.with_eta(VARIED)?;
-    }
-    resume(model, job, state, conditioning, plan)
+/// A picture on its way.
+pub struct PipelinePainting {
+    pub(super) pipeline: Pipeline,
+    pub(super) trajectory: Trajectory,
+    pub(super) task: PaintTask,
+    /// The model's menu.
+    options: Arc<[PlanOption]>,
+    /// The option whose steps it takes.
+    option: PlanOption,
+    /// The state that it began from.
+    pub(super) started_from: Option<StartState>,
+    /// Steps of the option that the state spared.
+    pub(super) skipped: usize,
+    /// Steps taken, the skipped ones included, and how many of these were guided.
+    taken: usize,
+    guided: usize,
+    /// Steered steps of the plan that it began with.
+    steered: usize,
+    /// The share of the way from noise to picture that lies behind it: a step has an equal part of what was left before
+    /// it, so that the share goes on evenly under another plan.
+    done: f64,
+    /// Previews that are wanted, and the number of the last one whose place it passed.
+    previews: usize,
+    passed: usize,
+    keeping: Option<Keeping>,
+    pub(super) timings: PaintTimings,
+    /// When its assignment arrived.
+    since: Instant,
 }
 
-fn resume(
-    model: &Pipeline,
-    job: &Job,
-    state: &DenoisingState,
-    conditioning: Conditioning,
-    plan: StepPlan,
-) -> Result<Trajectory, PaintError> {
-    let wanted = model.latent_shape(job.size)?;
-    if wanted != state.shape {
-        let reason =
-            format!("the latent's shape is {:?}, a picture of {} takes {wanted:?}", state.shape, job.size);
-        return Err(pentimento_pipelines::Error::Invalid { field: "state", reason }.into());
+/// What the cache is to keep of it.
+struct Keeping {
+    order: Box<KeepOrder>,
+    /// Shares after which states are still to be kept, rising.
+    shares: Vec<f32>,
+    states: Vec<(State, f32)>,
+}
+
+/// What a painting begins with.
+pub(super) struct Beginning {
+    pub task: PaintTask,
+    pub options: Arc<[PlanOption]>,
+    pub option: PlanOption,
+    /// How long ago its assignment arrived.
+    pub since: Duration,
+}
+
+impl PipelinePainting {
+    /// Begins with the seed's noise.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub(super) fn with_noise(pipeline: &Pipeline, beginning: Beginning) -> Result<Self> {
+        let began = Instant::now();
+        let spec = &beginning.task.spec;
+        let plan = pipeline.plan_of(&beginning.option, spec.guidance_scale)?;
+        let conditioning = Arc::new(encode(pipeline, spec)?);
+        let trajectory = pipeline.start(conditioning, spec.seed, spec.noise, spec.size, plan)?;
+        Ok(Self::new(pipeline, beginning, trajectory, None, began))
     }
-    Ok(model.resume(state, Arc::new(conditioning), job.seed, plan)?)
+
+    /// Goes on from another picture's state: its first steps are steered away from that picture's prompt, where that is
+    /// known and another.
+    ///
+    /// # Errors
+    /// The engine's; where the state does not fit the picture it names `state`.
+    pub(super) fn from_state(
+        pipeline: &Pipeline,
+        beginning: Beginning,
+        start: StartState,
+        state: &DenoisingState,
+    ) -> Result<Self> {
+        let began = Instant::now();
+        let spec = &beginning.task.spec;
+        let wanted = pipeline.latent_shape(spec.size)?;
+        if wanted != state.shape {
+            let reason = format!(
+                "the latent's shape is {:?}, a picture of {} takes {wanted:?}",
+                state.shape, spec.size
+            );
+            return Err(Error::Invalid { field: "state", reason });
+        }
+        let mut conditioning = encode(pipeline, spec)?;
+        let source = start.source_prompt.as_ref().filter(|source| **source != spec.prompt);
+        let (option, scale, timestep) = (&beginning.option, spec.guidance_scale, state.timestep);
+        let mut rest = match source {
+            Some(source) => {
+                conditioning = conditioning.with_source(pipeline.encode_prompt(source)?)?;
+                pipeline.steered_rest_of(option, scale, timestep, &ResumeSteering::DEFAULT)?
+            }
+            None => pipeline.rest_of(option, scale, timestep)?,
+        };
+        if start.varied {
+            rest = rest.with_eta(VARIED)?;
+        }
+        let trajectory = pipeline.resume(state, Arc::new(conditioning), spec.seed, rest)?;
+        Ok(Self::new(pipeline, beginning, trajectory, Some(start), began))
+    }
+
+    fn new(
+        pipeline: &Pipeline,
+        beginning: Beginning,
+        trajectory: Trajectory,
+        started_from: Option<StartState>,
+        began: Instant,
+    ) -> Self {
+        let Beginning { mut task, options, option, since } = beginning;
+        // It was planned before: it cannot fail.
+        let whole = pipeline.plan_of(&option, task.spec.guidance_scale);
+        let whole = whole.as_ref().map_or(trajectory.plan().steps(), StepPlan::steps);
+        let skipped = whole.len().saturating_sub(trajectory.plan().steps().len());
+        let guided = whole[..skipped].iter().filter(|step| step.guidance.has_negative()).count();
+        let done = skipped as f64 / whole.len().max(1) as f64;
+        let keeping = task.keep.take().map(|order| Keeping::new(order, whole.len(), started_from.is_some()));
+        Self {
+            pipeline: pipeline.clone(),
+            steered: steered(trajectory.plan()),
+            trajectory,
+            task,
+            options,
+            option,
+            started_from,
+            skipped,
+            taken: skipped,
+            guided,
+            done,
+            previews: 0,
+            passed: 0,
+            keeping,
+            timings: PaintTimings { encode: began.elapsed(), ..PaintTimings::default() },
+            since: began.checked_sub(since).unwrap_or(began),
+        }
+    }
+
+    /// The guidance of the step that it takes next.
+    pub(super) fn next_guidance(&self) -> Option<Guidance> {
+        self.trajectory.next_step().map(|step| step.guidance)
+    }
+
+    /// A step was taken, of this guidance, in a batch that took so long.
+    pub(super) fn stepped(&mut self, guidance: Option<Guidance>, time: Duration) {
+        let left = self.trajectory.plan().steps().len();
+        self.done += (1.0 - self.done) / (left + 1) as f64;
+        self.taken += 1;
+        self.guided += usize::from(guidance.is_some_and(Guidance::has_negative));
+        self.timings.denoise += time;
+        if left > 0 {
+            self.keep_state(left);
+        }
+    }
+
+    /// Keeps the state here if it is the one nearest to a share that is wanted.
+    fn keep_state(&mut self, left: usize) {
+        let Some(keeping) = &mut self.keeping else { return };
+        let until = self.done + (1.0 - self.done) / (2 * left) as f64;
+        let due = keeping.shares.partition_point(|share| f64::from(*share) < until);
+        if due == 0 {
+            return;
+        }
+        keeping.shares.drain(..due);
+        match self.trajectory.snapshot() {
+            Ok(DenoisingState { timestep, shape, latent }) => {
+                let noise_level = self.pipeline.schedule().noise_level(timestep);
+                keeping.states.push((State { timestep, noise_level, shape, latent }, self.done as f32));
+            }
+            // The picture is painted all the same.
+            Err(error) => tracing::warn!(%error, "a state is not kept"),
+        }
+    }
+
+    /// Steps of all plans that it had, skipped ones and those to come included.
+    pub(super) fn steps(&self) -> usize {
+        self.taken + self.trajectory.plan().steps().len()
+    }
+
+    /// How long ago its assignment arrived.
+    pub(super) fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// What the cache is to keep, but for its file and its quality.
+    pub(super) fn into_kept(self) -> Option<NewPicture> {
+        let steps = self.steps() as u32;
+        let Keeping { order, states, .. } = self.keeping?;
+        let KeepOrder { mut picture, shares: _ } = *order;
+        let in_menu = self.options.iter().any(|option| option.id == self.option.id);
+        picture.plan = PaintedPlan {
+            option: in_menu.then(|| self.option.id.clone()),
+            steps,
+            guided_steps: (self.guided as u32).min(steps),
+        };
+        picture.resumed = self
+            .started_from
+            .map(|start| ResumedFrom { entry: start.entry, loss: start.loss.clamp(0.0, 1.0) });
+        picture.states = states;
+        Some(picture)
+    }
+
+    /// Previews whose places it has passed, of those that are wanted: preview n of k is made after step
+    /// ceil(n * steps / (k + 1)).
+    fn passed_previews(&self) -> usize {
+        let (steps, parts) = (self.steps(), self.previews + 1);
+        (1..=self.previews).take_while(|n| (n * steps).div_ceil(parts) <= self.taken).count()
+    }
+
+    /// What `option` leaves to do. While steps are still steered away from the source, as large a part of the option's
+    /// steered steps is, too.
+    fn rest_of(&self, option: &PlanOption) -> Result<StepPlan> {
+        let (scale, timestep) = (self.task.spec.guidance_scale, self.trajectory.timestep());
+        let left = steered(self.trajectory.plan());
+        let rest = if left == 0 {
+            self.pipeline.rest_of(option, scale, timestep)
+        } else {
+            let share = ResumeSteering::DEFAULT.share * left as f32 / self.steered.max(left) as f32;
+            let steering = ResumeSteering { share, ..ResumeSteering::DEFAULT };
+            self.pipeline.steered_rest_of(option, scale, timestep, &steering)
+        };
+        rest?.with_eta(self.trajectory.plan().eta())
+    }
+}
+
+impl Painting for PipelinePainting {
+    /// Denoiser, the latent's shape, tokens of the conditioning.
+    type Key = (u8, [usize; 3], usize);
+    type Preview = (Pipeline, Trajectory);
+
+    fn batch_key(&self) -> Self::Key {
+        let key = self.trajectory.batch_key();
+        key.map_or_else(Default::default, |key| (key.denoiser.0, key.latent, key.tokens))
+    }
+
+    fn shape(&self) -> Shape {
+        Shape { width: self.task.spec.size.width, height: self.task.spec.size.height }
+    }
+
+    fn rows(&self) -> u32 {
+        self.trajectory.rows() as u32
+    }
+
+    fn noise_level(&self) -> f64 {
+        match self.taken {
+            // Pure noise, whatever the schedule calls its level.
+            0 => 1.0,
+            _ if self.trajectory.is_finished() => 0.0,
+            _ => self.pipeline.schedule().noise_level(self.trajectory.timestep()),
+        }
+    }
+
+    fn replan(&mut self, option: &OptionId) -> std::result::Result<(), String> {
+        let option = find(&self.options, &self.task.spec, option).ok_or("it is not in the menu")?;
+        let rest = self.rest_of(&option).map_err(|error| error.to_string())?;
+        let before = self.steps();
+        self.trajectory.replan(rest).map_err(|error| error.to_string())?;
+        self.option = option;
+        telemetry::replanned(before, self.steps());
+        Ok(())
+    }
+
+    fn set_previews(&mut self, previews: u32) {
+        if self.previews != previews as usize {
+            self.previews = previews as usize;
+            self.passed = self.passed_previews();
+        }
+    }
+
+    fn due_preview(&mut self) -> Option<(u32, Self::Preview)> {
+        let passed = self.passed_previews();
+        if passed <= self.passed {
+            return None;
+        }
+        self.passed = passed;
+        Some((passed as u32, (self.pipeline.clone(), self.trajectory.clone())))
+    }
+}
+
+impl Keeping {
+    /// States of a resumed picture are not kept: its losses would add up in others.
+    fn new(order: Box<KeepOrder>, steps: usize, resumed: bool) -> Self {
+        let mut shares = if resumed { vec![] } else { order.shares.clone() };
+        shares.retain(|share| (*share * steps as f32).round() >= 1.0);
+        shares.sort_by(f32::total_cmp);
+        Self { order, shares, states: vec![] }
+    }
+}
+
+/// The option of this name: of the menu, or the one that the specification pins.
+pub(super) fn find(options: &[PlanOption], spec: &PictureSpec, id: &OptionId) -> Option<PlanOption> {
+    let of_menu = options.iter().find(|option| option.id == id.as_str()).cloned();
+    of_menu.or_else(|| spec.steps.map(PlanOption::guided).filter(|option| option.id == id.as_str()))
+}
+
+fn encode(pipeline: &Pipeline, spec: &PictureSpec) -> Result<Conditioning> {
+    pipeline.encode(&spec.prompt, spec.negative_prompt.as_deref(), spec.size)
+}
+
+/// Steps of a plan that are steered away from the source's prompt.
+fn steered(plan: &StepPlan) -> usize {
+    plan.steps().iter().filter(|step| step.guidance.steering != Steering::Prompts).count()
 }

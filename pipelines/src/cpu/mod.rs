@@ -52,5 +52,6 @@ pub(crate) use self::linear::Linear;
 pub(crate) use self::norm::Norm;
 pub(crate) use self::op::take_profile;
 pub use self::op::{Kind, Spent};
+pub use self::parallel::HelperThreads;
 pub(crate) use self::parallel::with_helpers;
 pub(crate) use self::simd::peak_flops;

@@ -4,11 +4,14 @@
 //! and waking one takes longer than its task. So a network call takes its helpers from rayon's pool once, and they
 //! wait for its operators' tasks spinning, until the call ends.
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+use rayon::{Scope, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 /// Operations that a task must have to be worth handing to another thread (some two microseconds).
 const TASK: usize = 400_000;
@@ -41,22 +44,64 @@ thread_local! {
 /// Two crews could take all of it, and each wait for an operator of candle's that wants a thread.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// Threads that help the network calls of the thread that they are lent to, instead of those of rayon's global pool. So
+/// several threads can each have a network call with helpers at one time.
+#[derive(Debug)]
+pub struct HelperThreads {
+    pool: ThreadPool,
+    /// As [`TAKEN`], of this pool.
+    taken: AtomicBool,
+}
+
+thread_local! {
+    /// The threads that are lent to this one.
+    static LENT: RefCell<Option<Arc<HelperThreads>>> = const { RefCell::new(None) };
+}
+
+impl HelperThreads {
+    /// `threads` threads, of which a network call has the use of one less: the thread that makes it works, too.
+    ///
+    /// # Errors
+    /// No thread is to be had.
+    pub fn new(threads: usize) -> Result<Arc<Self>, ThreadPoolBuildError> {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build()?;
+        Ok(Arc::new(Self { pool, taken: AtomicBool::new(false) }))
+    }
+
+    /// Runs `call`; network calls that it makes on this thread have these helpers.
+    pub fn lend<T>(self: &Arc<Self>, call: impl FnOnce() -> T) -> T {
+        struct Return(Option<Arc<HelperThreads>>);
+        impl Drop for Return {
+            fn drop(&mut self) {
+                LENT.set(self.0.take());
+            }
+        }
+        let _return = Return(LENT.replace(Some(Arc::clone(self))));
+        call()
+    }
+}
+
 /// Ends a crew, however the call ended.
-struct Lead<'a>(&'a Crew);
+struct Lead<'a>(&'a Crew, &'a AtomicBool);
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
         LED.set(ptr::null());
         self.0.over.store(true, Release);
-        TAKEN.store(false, Release);
+        self.1.store(false, Release);
     }
 }
 
-/// Runs a network call with helpers from rayon's pool; where another call has them, without.
+/// Runs a network call with helpers: those lent to this thread, or else of rayon's pool. Where another call has them, it
+/// runs without.
 pub(crate) fn with_helpers<T>(call: impl FnOnce() -> T) -> T {
-    let size = rayon::current_num_threads();
+    let lent = LENT.with_borrow(Option::clone);
+    let (size, taken) = match &lent {
+        Some(helpers) => (helpers.pool.current_num_threads(), &helpers.taken),
+        None => (rayon::current_num_threads(), &TAKEN),
+    };
     // A worker of the pool that leads could, waiting for an operator of candle's, be given its own call for help.
-    if size == 1 || rayon::current_thread_index().is_some() || TAKEN.swap(true, Acquire) {
+    if size == 1 || rayon::current_thread_index().is_some() || taken.swap(true, Acquire) {
         return call();
     }
     fn nothing(_: usize) {}
@@ -68,12 +113,18 @@ pub(crate) fn with_helpers<T>(call: impl FnOnce() -> T) -> T {
         panicked: AtomicBool::new(false),
         over: AtomicBool::new(false),
     };
-    rayon::in_place_scope(|scope| {
-        let _lead = Lead(&crew);
-        (1..size).for_each(|_| scope.spawn(|_| crew.help()));
-        LED.set(&crew);
-        call()
-    })
+    match &lent {
+        Some(helpers) => helpers.pool.in_place_scope(|scope| lead(scope, &crew, taken, call)),
+        None => rayon::in_place_scope(|scope| lead(scope, &crew, taken, call)),
+    }
+}
+
+/// Runs `call` while the others of the crew help.
+fn lead<'a, T>(scope: &Scope<'a>, crew: &'a Crew, taken: &'a AtomicBool, call: impl FnOnce() -> T) -> T {
+    let _lead = Lead(crew, taken);
+    (1..crew.size).for_each(|_| scope.spawn(|_| crew.help()));
+    LED.set(crew);
+    call()
 }
 
 impl Crew {

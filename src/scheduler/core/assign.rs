@@ -12,15 +12,15 @@ use crate::scheduler::messages::{Assignment, Beginning, Rank};
 use crate::scheduler::{ModelId, Time};
 
 /// A worker holds tasks of at most so many times its rows: those beyond are paused for tasks of better rank. Their latents
-/// take memory, and a task that is paused at one worker cannot go on at another; with 1 no task would ever be paused, and
-/// a client that asks for one picture would wait for the long pictures of another.
+/// take memory; with 1 no task would ever be paused, and a client that asks for one picture would wait for the long
+/// pictures of another.
 const OVERCOMMIT: u32 = 2;
 
 /// A task at a worker, as far as rows go.
-struct Part {
-    key: TaskKey,
-    rank: Rank,
-    rows: u32,
+pub(super) struct Part {
+    pub key: TaskKey,
+    pub rank: Rank,
+    pub rows: u32,
 }
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
@@ -148,7 +148,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         self.wake_for(key);
     }
 
-    fn assign(&mut self, now: Time, key: TaskKey, worker: WorkerKey, choice: &Choice, yields: bool) {
+    pub(super) fn assign(&mut self, now: Time, key: TaskKey, worker: WorkerKey, choice: &Choice, yields: bool) {
         let Some(task) = self.tasks.get(key) else { return };
         let Phase::Waiting(lane) = task.phase else { return };
         let (client, model, deadline) = (task.client.clone(), task.facts.model.clone(), task.deadline);
@@ -185,31 +185,13 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     }
 
     /// The tasks of a worker that take rows.
-    fn parts(&self, worker: WorkerKey) -> Vec<Part> {
+    pub(super) fn parts(&self, worker: WorkerKey) -> Vec<Part> {
         let tasks = self.workers.get(worker).into_iter().flat_map(|of| &of.tasks);
         let part = |key: &TaskKey| {
             let run = self.tasks.get(*key)?.run()?;
             Some(Part { key: *key, rank: run.rank, rows: run.rows })
         };
         tasks.filter_map(part).collect()
-    }
-
-    /// Pauses the tasks that find no room in a worker's rows, those of the worst rank, and lets the others go on.
-    pub(super) fn pause_beyond_rows(&mut self, worker: WorkerKey) {
-        let Some(of) = self.workers.get(worker) else { return };
-        let most = of.rows + of.ahead_rows;
-        let mut parts = self.parts(worker);
-        parts.sort_by_key(|part| (part.rank, part.key));
-        let (mut used, mut all) = (0, 0);
-        for part in parts {
-            let paused = part.rows > 0 && used > 0 && used + part.rows > most;
-            used += if paused { 0 } else { part.rows };
-            all += part.rows;
-            if let Some(run) = self.tasks.get_mut(part.key).and_then(|task| task.run_mut()) {
-                run.paused = paused;
-            }
-        }
-        self.workers.set_free(worker, most.saturating_sub(all));
     }
 
     /// The assignment of a running task, as it is now.
@@ -230,6 +212,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             beginning,
             rank: run.rank,
             paused: run.paused,
+            previews: task.previews(),
             deadline_seconds: task.deadline.since(now),
         })
     }

@@ -6,58 +6,52 @@ use super::Core;
 use super::order::Lane;
 use super::tasks::{KeptState, Phase, Run, TaskKey};
 use super::workers::WorkerKey;
-use crate::scheduler::messages::{Checkpoint, Failure, Notice, Outcome, PictureResult, TaskEnd};
-use crate::scheduler::{OptionId, RequestId, Time, WorkerId};
+use crate::scheduler::messages::{Checkpoint, EndAnswer, Failure, Notice, Outcome, PictureResult, TaskEnd};
+use crate::scheduler::{RequestId, Time, WorkerId};
 
 /// A task that lost so many workers fails. One loss is chance, three are the task: without a bound one bad request stops
 /// every worker of a fleet, one after the other.
 const MAX_LOSSES: u32 = 3;
 /// A task that was begun so many times fails, even if it was handed back each time, or lost together with most workers. A
 /// bound, not a decision: without it a worker that hands back what it cannot do gets it again for ever.
-const MAX_ATTEMPTS: u32 = 16;
+pub(super) const MAX_ATTEMPTS: u32 = 16;
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
-    /// Takes note of the end of an attempt. Whether it decided anything.
-    pub(super) fn settle(&mut self, end: TaskEnd<Picture>) -> bool {
+    /// Takes note of the end of an attempt.
+    pub(super) fn settle(&mut self, end: TaskEnd<Picture>) -> EndAnswer {
         let TaskEnd { task: id, attempt, outcome } = end;
-        let Some(key) = self.tasks.find(&id) else { return false };
-        let Some(task) = self.tasks.get(key) else { return false };
+        let (nothing, counted) = (EndAnswer::default(), EndAnswer { counted: true, ..EndAnswer::default() });
+        let Some(key) = self.tasks.find(&id) else { return nothing };
+        let Some(task) = self.tasks.get(key) else { return nothing };
         let current = attempt == task.attempt && attempt > 0;
         let runs = task.run().is_some();
         match outcome {
             Outcome::Done { option, machine_seconds, picture } => {
                 let used = machine_seconds.filter(|seconds| current && (0.0..1e9).contains(seconds));
-                self.complete(key, attempt, option, used, picture);
-                true
+                let expected_quality = task.expected_quality(attempt, &option);
+                self.finish(key, used, &PictureResult::Done { option, expected_quality, picture });
+                EndAnswer { expected_quality: Some(expected_quality), ..counted }
             }
             Outcome::Failed { why } if current => {
                 self.fail(key, &Failure::Engine { why });
-                true
+                counted
+            }
+            Outcome::StateGone if current => {
+                self.fail(key, &Failure::StateGone);
+                counted
             }
             Outcome::HandedBack { checkpoint } if current && runs => {
                 self.hand_back(key, checkpoint);
-                true
+                counted
             }
             Outcome::Unknown if current && runs => {
                 self.hand_back(key, None);
-                true
+                counted
             }
-            Outcome::Failed { .. } | Outcome::HandedBack { .. } | Outcome::Unknown => false,
+            Outcome::Failed { .. } | Outcome::StateGone | Outcome::HandedBack { .. } | Outcome::Unknown => {
+                nothing
+            }
         }
-    }
-
-    /// A picture is painted: whichever attempt it was, it counts.
-    fn complete(
-        &mut self,
-        key: TaskKey,
-        attempt: u32,
-        option: OptionId,
-        used: Option<f64>,
-        picture: Picture,
-    ) {
-        let Some(task) = self.tasks.get(key) else { return };
-        let expected_quality = task.expected_quality(attempt, &option);
-        self.finish(key, used, &PictureResult::Done { option, expected_quality, picture });
     }
 
     /// A task ends without a picture.
@@ -105,6 +99,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
 
     /// Takes a task from its worker; its client is charged for what was used. The phase stays for the caller to set.
     fn take_from_worker(&mut self, key: TaskKey, used: Option<f64>) -> Option<Box<Run>> {
+        self.set_paused(key, false);
         let task = self.tasks.get(key)?;
         let Phase::Running(run) = task.phase.clone() else { return None };
         if let Some(worker) = self.workers.get_mut(run.worker) {
@@ -118,7 +113,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     }
 
     /// A running task waits again.
-    fn wait_again(&mut self, key: TaskKey) -> Option<Box<Run>> {
+    pub(super) fn wait_again(&mut self, key: TaskKey) -> Option<Box<Run>> {
         let task = self.tasks.get(key)?;
         let lane = Lane::InTime;
         let (client, model, deadline) = (task.client.clone(), task.facts.model.clone(), task.deadline);
@@ -134,7 +129,6 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let facts = task.facts.clone();
         let seconds = self.need(&facts).seconds * noise_level;
         self.put_into_bucket(key, noise_level, seconds);
-        self.wake_for(key);
         Some(run)
     }
 
@@ -150,6 +144,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             task.checkpoint = Some(KeptState { key, noise_level, lost, option: run.leg().option });
         }
         self.wait_again(key);
+        self.wake_for(key);
     }
 
     /// The worker of these tasks is lost: they wait again, from their last checkpoints.
@@ -169,6 +164,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
                 && let Some(task) = self.tasks.get_mut(key)
             {
                 task.suspended = Some((worker.clone(), run));
+                self.wake_for(key);
             }
         }
     }

@@ -9,7 +9,8 @@
 //! | `submit` | whether a request is accepted, and which of its pictures are painted already |
 //! | `admission` | whether new pictures can be in time, and when there will be room |
 //! | `order` | whose turn it is |
-//! | `assign` | which tasks a worker gets, and which of its tasks are paused |
+//! | `assign` | which tasks a worker gets |
+//! | `pause` | which of its tasks are paused, and which go on at another worker |
 //! | `poll` | what a worker is to change |
 //! | `replan` | which tasks in flight get cheaper options |
 //! | `ends` | what an end, a lost worker or a cancelled request means for a task |
@@ -47,6 +48,7 @@ mod latency;
 mod load;
 mod options;
 mod order;
+mod pause;
 mod policy;
 mod poll;
 mod price;
@@ -90,6 +92,8 @@ pub struct Core<Spec, Picture> {
     workers: Workers,
     /// Waiting tasks that yield because they are late, by when they have yielded enough.
     yielding: BTreeSet<(Time, TaskKey)>,
+    /// Running tasks that take no more steps for now, by model.
+    paused: BTreeSet<(ModelId, TaskKey)>,
     told: Told,
     notices: Vec<Notice<Picture>>,
     woken: BTreeSet<WorkerKey>,
@@ -112,6 +116,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             demand: Demand::default(),
             workers: Workers::default(),
             yielding: BTreeSet::new(),
+            paused: BTreeSet::new(),
             told: Told::new(remembered),
             notices: Vec::new(),
             woken: BTreeSet::new(),
@@ -146,7 +151,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// An attempt at a task ended. The answer tells the worker that it may forget the end.
     pub fn end(&mut self, now: Time, end: TaskEnd<Picture>) -> EndAnswer {
         self.tick(now);
-        EndAnswer { counted: self.settle(end) }
+        self.settle(end)
     }
 
     /// Lets time pass: workers that have not polled are lost. Every other call does this first; where nothing else comes,

@@ -44,6 +44,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             self.replan(now, worker, *key);
         }
         self.fill(now, worker);
+        self.take_over_paused(now, worker);
         self.pause_beyond_rows(worker);
         for of in &report.held {
             if let Some(key) = self.tasks.find(&of.task).filter(|key| held.contains(key)) {
@@ -125,6 +126,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         }
         if run.paused != held.paused {
             changes.push(Change::Pause { task: id(), attempt, paused: run.paused });
+        }
+        if task.previews() != held.previews {
+            changes.push(Change::Previews { task: id(), attempt, previews: task.previews() });
         }
     }
 

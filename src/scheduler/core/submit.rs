@@ -9,7 +9,7 @@ use super::options::Facts;
 use super::order::Lane;
 use super::tasks::{JoinKey, Listener, Phase, Task, TaskKey};
 use crate::scheduler::menu::Menu;
-use crate::scheduler::messages::{Busy, MenuChoice, NewTask, Refusal, Submit, SubmitAnswer};
+use crate::scheduler::messages::{Busy, MOST_PREVIEWS, MenuChoice, NewTask, Refusal, Submit, SubmitAnswer};
 use crate::scheduler::{ClientId, TaskId, Time};
 
 /// The longest time to a deadline, seconds: a week. Times beyond it would overflow when they are added up.
@@ -75,7 +75,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// The facts of a new task, checked.
     fn facts(&self, task: &NewTask<Spec>) -> Result<Facts, Refusal> {
         let out = |field: &str| Err(Refusal::Terms { field: field.to_owned() });
-        let NewTask { model, shape, terms, menu, start, .. } = task;
+        let NewTask { spec: _, model, shape, picture: _, terms, menu, start, previews } = task;
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let checks = [
             ("floor", share(terms.floor)),
@@ -84,6 +84,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             ("start.noise_level", start.is_none_or(|s| s.noise_level > 1e-3 && s.noise_level <= 1.0)),
             ("start.loss", start.is_none_or(|s| share(s.loss))),
             ("shape", shape.width > 0 && shape.height > 0),
+            ("previews", *previews <= MOST_PREVIEWS),
         ];
         if let Some((field, _)) = checks.into_iter().find(|(_, holds)| !holds) {
             return out(field);
@@ -154,6 +155,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let mut needs = needs.into_iter();
         let mut named = Vec::with_capacity(tasks.len());
         for (index, (task, painting)) in (0..).zip(tasks.into_iter().zip(paintings)) {
+            let previews = task.previews;
             let key = match painting {
                 Painting::Joined(key) => *key,
                 Painting::New(place) if *place < new.len() => new[*place],
@@ -166,8 +168,13 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
                 }
             };
             if let Some(task) = self.tasks.get_mut(key) {
-                task.listeners.push(Listener { request: request.clone(), index, client: client.clone() });
+                let more = previews > task.previews();
+                let (request, client) = (request.clone(), client.clone());
+                task.listeners.push(Listener { request, index, client, previews });
                 named.push((task.id.clone(), key));
+                if let Some(run) = task.run().filter(|_| more) {
+                    self.woken.insert(run.worker);
+                }
             }
         }
         let answer = named.iter().map(|(id, _)| id.clone()).collect();

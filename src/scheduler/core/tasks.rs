@@ -26,6 +26,8 @@ pub(super) struct Listener {
     pub request: RequestId,
     pub index: u32,
     pub client: ClientId,
+    /// Previews that it wants.
+    pub previews: u32,
 }
 
 /// One option that a trajectory took, from a noise level on.
@@ -80,6 +82,15 @@ pub(super) enum Phase {
     Running(Box<Run>),
 }
 
+impl Phase {
+    pub fn run_mut(&mut self) -> Option<&mut Run> {
+        match self {
+            Self::Running(run) => Some(run),
+            Self::Waiting(_) => None,
+        }
+    }
+}
+
 /// A picture to be painted.
 #[derive(Debug)]
 pub(super) struct Task<Spec> {
@@ -118,10 +129,12 @@ impl<Spec> Task<Spec> {
     }
 
     pub fn run_mut(&mut self) -> Option<&mut Run> {
-        match &mut self.phase {
-            Phase::Running(run) => Some(run),
-            Phase::Waiting(_) => None,
-        }
+        self.phase.run_mut()
+    }
+
+    /// Previews that are made of it: the most that a listener wants.
+    pub fn previews(&self) -> u32 {
+        self.listeners.iter().map(|listener| listener.previews).max().unwrap_or(0)
     }
 
     /// Until when a late task yields: it has waited as long again as was promised.
@@ -129,22 +142,28 @@ impl<Spec> Task<Spec> {
         self.deadline.after(self.facts.terms.deadline_seconds)
     }
 
-    /// Where it may begin, or is.
+    /// Where it is, or may begin.
     pub fn positions(&self) -> Vec<Position> {
-        let own = |noise_level, lost, current| Position {
-            origin: Origin::Own,
-            noise_level,
-            lost,
-            least_steps: self.least_steps,
-            current: Some(current),
-        };
-        match (&self.phase, &self.checkpoint) {
-            (Phase::Running(run), _) => {
-                vec![own(run.noise_level, self.lost_until(run, run.noise_level), run.leg().option)]
+        match self.run() {
+            Some(run) => {
+                let lost = self.lost_until(run, run.noise_level);
+                vec![self.own(run.noise_level, lost, run.leg().option)]
             }
-            (Phase::Waiting(_), Some(kept)) => vec![own(kept.noise_level, kept.lost, kept.option)],
-            (Phase::Waiting(_), None) => self.facts.beginnings(),
+            None => self.beginnings(),
         }
+    }
+
+    /// Where a next attempt may begin.
+    pub fn beginnings(&self) -> Vec<Position> {
+        match &self.checkpoint {
+            Some(kept) => vec![self.own(kept.noise_level, kept.lost, kept.option)],
+            None => self.facts.beginnings(),
+        }
+    }
+
+    fn own(&self, noise_level: f64, lost: f64, current: usize) -> Position {
+        let (origin, least_steps) = (Origin::Own, self.least_steps);
+        Position { origin, noise_level, lost, least_steps, current: Some(current) }
     }
 
     /// Quality that was lost when the trajectory is at a noise level: what its options are expected to lose from noise,
@@ -278,7 +297,7 @@ mod tests {
     use crate::scheduler::messages::Terms;
 
     fn task(hash: u8, floor: f64, request: &str) -> Task<()> {
-        let listener = Listener { request: request.into(), index: 0, client: "c".into() };
+        let listener = Listener { request: request.into(), index: 0, client: "c".into(), previews: 0 };
         Task {
             id: TaskId { request: request.into(), index: 0 },
             spec: (),

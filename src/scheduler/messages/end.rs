@@ -37,6 +37,8 @@ pub enum Outcome<Picture> {
         /// Why, for the log.
         why: String,
     },
+    /// The stored state that the picture had to start from cannot be had. It counts from the current attempt alone.
+    StateGone,
     /// The worker gives the task back, to be painted elsewhere. It counts from the current attempt alone.
     HandedBack {
         /// A checkpoint to go on from.
@@ -49,10 +51,13 @@ pub enum Outcome<Picture> {
 }
 
 /// The answer to an end: the worker may forget it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct EndAnswer {
     /// Whether the end decided anything.
     pub counted: bool,
+    /// The picture's expected quality, 0 to 1, over all plans that it had, where the end is a picture that counted.
+    #[serde(default)]
+    pub expected_quality: Option<f64>,
 }
 
 /// The end of one picture of a request. Each is told once.
@@ -99,6 +104,9 @@ pub enum Failure {
         /// What the worker said.
         why: String,
     },
+    /// The stored state that the picture had to start from cannot be had.
+    #[error("the stored state that the picture had to start from is gone")]
+    StateGone,
     /// The workers that had it were lost, several times.
     #[error("{losses} workers were lost while they painted it")]
     WorkersLost {

@@ -15,7 +15,8 @@ pub use poll::{
     Report, StepTimes,
 };
 pub use submit::{
-    Busy, Cancel, MenuChoice, NewTask, PictureId, Refusal, Shape, StoredStart, Submit, SubmitAnswer, Terms,
+    Busy, Cancel, MOST_PREVIEWS, MenuChoice, NewTask, PictureId, Refusal, Shape, StoredStart, Submit,
+    SubmitAnswer, Terms,
 };
 
 #[cfg(test)]
@@ -57,6 +58,7 @@ mod tests {
                 },
                 menu: MenuChoice::Only { options: vec!["8".into()] },
                 start: Some(StoredStart { noise_level: 0.5, loss: 0.01, least_steps: 12, required: false }),
+                previews: 2,
             }],
         };
         let wire = serde_json::to_string(&submit).unwrap();
@@ -72,11 +74,13 @@ mod tests {
                 beginning: Beginning::Checkpoint { key: "k".into() },
                 rank: Rank { yields: false, tag: 1.5 },
                 paused: false,
+                previews: 2,
                 deadline_seconds: -0.5,
             }],
             changes: vec![
                 Change::Plan { task: task.clone(), attempt: 1, option: "4".into() },
                 Change::Pause { task: task.clone(), attempt: 1, paused: true },
+                Change::Previews { task: task.clone(), attempt: 1, previews: 3 },
                 Change::Load { model: "m".into() },
             ],
             acknowledged: vec![AttemptId { task: task.clone(), attempt: 1 }],

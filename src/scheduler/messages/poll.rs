@@ -86,6 +86,9 @@ pub struct Held {
     /// Whether the worker knows it as paused.
     #[serde(default)]
     pub paused: bool,
+    /// How many previews the worker makes of it.
+    #[serde(default)]
+    pub previews: u32,
     /// The last checkpoint that is stored.
     #[serde(default)]
     pub checkpoint: Option<Checkpoint>,
@@ -220,6 +223,10 @@ pub struct Assignment<Spec> {
     /// Whether it waits at the worker for a place.
     #[serde(default)]
     pub paused: bool,
+    /// How many previews are wanted of it: the most that one of its listeners asked for. Preview n of k, from 1, is made
+    /// after step ceil(n * steps / (k + 1)).
+    #[serde(default)]
+    pub previews: u32,
     /// Seconds to its deadline; negative after it.
     pub deadline_seconds: f64,
 }
@@ -269,6 +276,15 @@ pub enum Change {
         attempt: u32,
         /// Whether it takes no more steps.
         paused: bool,
+    },
+    /// Another number of previews is wanted of a held task, of those that are still ahead of it.
+    Previews {
+        /// The task.
+        task: TaskId,
+        /// Which attempt at it.
+        attempt: u32,
+        /// How many, over all its steps.
+        previews: u32,
     },
     /// An attempt is not wanted any more; it is dropped without an end.
     Cancel {

@@ -36,7 +36,13 @@ pub struct NewTask<Spec> {
     /// A stored state of another picture that it may start from; `None`: noise.
     #[serde(default)]
     pub start: Option<StoredStart>,
+    /// Early looks that the request wants of the picture, 0 to [`MOST_PREVIEWS`], evenly spread over its steps.
+    #[serde(default)]
+    pub previews: u32,
 }
+
+/// The most previews of a picture.
+pub const MOST_PREVIEWS: u32 = 3;
 
 /// A picture's size in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
