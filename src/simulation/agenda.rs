@@ -21,23 +21,23 @@ pub(super) enum Event {
     /// A client makes the next request.
     Request,
     /// A gateway sends its request again, unless it has an answer.
-    Resend(RequestId),
+    Resend(Box<RequestId>),
     /// A message arrives at the scheduler.
     Submit(Rc<Submit<Sketch>>),
     Cancel(Box<Cancel>),
-    Poll(usize, Box<Poll<Painted>>),
-    End(usize, Box<TaskEnd<Painted>>),
+    Poll(u32, Box<Poll<Painted>>),
+    End(u32, Box<TaskEnd<Painted>>),
     /// An answer arrives at a gateway: the request is settled.
-    Answered(RequestId, bool),
+    Answered(Box<RequestId>, bool),
     /// A message arrives at an incarnation of a worker.
-    Worker(usize, u64, Box<AtWorker>),
+    Worker(u32, u32, Box<AtWorker>),
     /// A worker's stage has done its work.
-    Done(usize, u64, Stage),
-    /// It is time for a worker's next poll, of those that were planned the one with this number.
-    PollDue(usize, u64, u64),
+    Done(u32, u32, Stage),
+    /// A worker polls, if it has not lately.
+    PollDue(u32),
     /// A worker dies, comes back, or stands still for a while.
     Die,
-    Revive(usize),
+    Revive(u32),
     Stall,
     /// A second has passed.
     Tick,
@@ -114,11 +114,11 @@ impl Agenda {
 }
 
 /// The name of the n-th worker.
-pub(super) fn worker_id(worker: usize) -> WorkerId {
+pub(super) fn worker_id(worker: u32) -> WorkerId {
     format!("worker-{worker:04}").into()
 }
 
 /// Which worker has a name.
-pub(super) fn worker_index(worker: &WorkerId) -> Option<usize> {
+pub(super) fn worker_index(worker: &WorkerId) -> Option<u32> {
     worker.as_str().strip_prefix("worker-")?.parse().ok()
 }

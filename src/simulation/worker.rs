@@ -135,12 +135,13 @@ fn first_step(option: &MenuOption, noise_level: f64) -> usize {
 }
 
 /// Work that takes time at a worker. Each stage does one thing at a time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Encode,
     Step,
     Decode,
-    LoadModel(ModelId),
+    /// Of the models that it can load, the one at this place.
+    LoadModel(u32),
 }
 
 /// What a worker does next: work of so many seconds.
@@ -153,8 +154,9 @@ pub(super) struct Worker {
     core: WorkerCore<FakeEngine>,
     pub alive: bool,
     pub stalled_until: Time,
-    /// The number of the planned poll that counts.
-    pub planned_poll: u64,
+    /// When its last poll was sent, and whether the answer has not arrived.
+    pub polled_at: Time,
+    pub polls: bool,
     encoding: Option<Begin<FakeEngine>>,
     stepping: Option<(Batch<FakeEngine>, f64)>,
     decoding: Option<(AttemptId, Canvas)>,
@@ -166,7 +168,7 @@ pub(super) struct Worker {
 
 impl Worker {
     pub fn new(
-        index: usize,
+        index: u32,
         scenario: &Scenario,
         slower: f64,
         options: Arc<[Arc<MenuOption>]>,
@@ -194,7 +196,8 @@ impl Worker {
             options,
             alive: true,
             stalled_until: Time::ZERO,
-            planned_poll: 0,
+            polled_at: Time::ZERO,
+            polls: false,
             encoding: None,
             stepping: None,
             decoding: None,
@@ -203,13 +206,13 @@ impl Worker {
         }
     }
 
-    pub fn incarnation(&self) -> u64 {
-        self.settings.incarnation
+    pub fn incarnation(&self) -> u32 {
+        self.settings.incarnation as u32
     }
 
     /// The process ends: all that it held is gone, but for stored checkpoints.
     pub fn die(&mut self) {
-        self.alive = false;
+        (self.alive, self.polls) = (false, false);
         self.core = start(&self.settings);
         (self.encoding, self.stepping, self.decoding) = (None, None, None);
         self.checkpoints.clear();
@@ -257,8 +260,10 @@ impl Worker {
     /// Gives the next work to each stage that has none. `None`: a step killed the worker.
     pub fn start_stages(&mut self, then: &mut Vec<Then>) -> Option<()> {
         while let Some(work) = self.core.next_model() {
-            if let ModelWork::Load(model) = work {
-                then.push((Stage::LoadModel(model), self.machine.load_seconds));
+            if let ModelWork::Load(model) = work
+                && let Some(place) = self.settings.loadable.iter().position(|of| *of == model)
+            {
+                then.push((Stage::LoadModel(place as u32), self.machine.load_seconds));
             }
         }
         while let Some(Load { id, spec, beginning }) = self.core.next_load() {
@@ -299,7 +304,11 @@ impl Worker {
             Stage::Encode => self.encoded(),
             Stage::Step => self.stepped(),
             Stage::Decode => self.decoded(),
-            Stage::LoadModel(model) => self.core.model_loaded(&model, true),
+            Stage::LoadModel(place) => {
+                if let Some(model) = self.settings.loadable.get(place as usize) {
+                    self.core.model_loaded(model, true);
+                }
+            }
         }
     }
 

@@ -21,6 +21,8 @@ use crate::scheduler::{ModelId, RequestId, Time};
 /// Seconds within which all must have ended after the faults stopped. A picture that kills its worker is begun 16 times
 /// at most, and each time it takes half a minute until the worker is lost and back.
 const SETTLING: f64 = 1000.0;
+/// A worker that hears nothing polls again after so many seconds.
+const POLL_SECONDS: f64 = 1.0;
 /// Events between two reports of progress.
 const REPORT_EVERY: usize = 100_000;
 
@@ -54,7 +56,7 @@ impl<'a> World<'a> {
             let slower = 1.0 + scenario.machine.spread * uniform(&mut random);
             Worker::new(index, scenario, slower, options.clone(), &models)
         };
-        let workers: Vec<Worker> = (0..scenario.workers).map(worker).collect();
+        let workers: Vec<Worker> = (0..scenario.workers as u32).map(worker).collect();
         let mut world = Self {
             scenario,
             random,
@@ -74,9 +76,9 @@ impl<'a> World<'a> {
     }
 
     fn plan_first_events(&mut self) {
-        for worker in 0..self.workers.len() {
+        for worker in 0..self.workers.len() as u32 {
             let at = Time::ZERO.after(uniform(&mut self.random));
-            self.agenda.at(at, Event::PollDue(worker, 1, 0));
+            self.agenda.at(at, Event::PollDue(worker));
         }
         let second = Time::ZERO.after(1.0);
         self.agenda.at(second, Event::Tick);
@@ -134,7 +136,7 @@ impl<'a> World<'a> {
         }
         for worker in self.core.take_woken() {
             if let Some(index) = worker_index(&worker) {
-                self.plan_poll(index, 0.0);
+                self.poll(index);
             }
         }
         Ok(())
@@ -144,6 +146,13 @@ impl<'a> World<'a> {
     fn tick(&mut self) -> Result<(), Violation> {
         self.core.tick(self.now);
         self.agenda.at(self.now.after(1.0), Event::Tick);
+        // Who has not polled for a second does so within the next, each at a time of its own.
+        for worker in 0..self.workers.len() as u32 {
+            if self.now.since(self.workers[worker as usize].polled_at) >= POLL_SECONDS {
+                let due = self.now.after(POLL_SECONDS * uniform(&mut self.random));
+                self.agenda.at(due, Event::PollDue(worker));
+            }
+        }
         let load = self.core.load();
         let limits = self.scenario.config.limits;
         let outcome = &mut self.ledger.outcome;
@@ -173,18 +182,21 @@ impl<'a> World<'a> {
         self.agenda.send(self.now, event, &self.faults, &mut self.random);
     }
 
-    fn plan_poll(&mut self, worker: usize, seconds: f64) {
-        let at = &mut self.workers[worker];
-        if at.alive {
-            at.planned_poll += 1;
-            let due = Event::PollDue(worker, at.incarnation(), at.planned_poll);
-            self.agenda.at(self.now.after(seconds), due);
+    /// A worker polls, if it lives and does not wait for an answer. It waits for a second at most.
+    fn poll(&mut self, worker: u32) {
+        let now = self.now;
+        let at = &mut self.workers[worker as usize];
+        let waits = at.polls && now.since(at.polled_at) < POLL_SECONDS;
+        if at.alive && at.stalled_until <= now && !waits {
+            (at.polls, at.polled_at) = (true, now);
+            let poll = at.poll();
+            self.send(Event::Poll(worker, Box::new(poll)));
         }
     }
 
     /// Hands an event on to a process that lives. What is for one that stands still comes later.
-    fn reaches(&mut self, worker: usize, incarnation: u64, event: Event) -> Option<Event> {
-        let at = &self.workers[worker];
+    fn reaches(&mut self, worker: u32, incarnation: u32, event: Event) -> Option<Event> {
+        let at = &self.workers[worker as usize];
         if at.stalled_until > self.now && at.alive {
             self.agenda.at(at.stalled_until, event);
             return None;
@@ -200,9 +212,8 @@ impl<'a> World<'a> {
             }
             Event::Die | Event::Revive(_) | Event::Stall => self.fault(&event),
             Event::Tick => return self.tick(),
-            Event::Worker(worker, incarnation, _)
-            | Event::PollDue(worker, incarnation, _)
-            | Event::Done(worker, incarnation, _) => {
+            Event::PollDue(worker) => self.poll(worker),
+            Event::Worker(worker, incarnation, _) | Event::Done(worker, incarnation, _) => {
                 if let Some(event) = self.reaches(worker, incarnation, event) {
                     self.at_worker(worker, event);
                 }
@@ -222,17 +233,17 @@ impl<'a> World<'a> {
                 }
             }
             Event::Resend(request) => {
-                if let Some(submit) = self.unanswered.get(&request).cloned() {
+                if let Some(submit) = self.unanswered.get(&*request).cloned() {
                     self.submit(submit);
                 }
             }
             Event::Answered(request, accepted) => {
-                let Some(submit) = self.unanswered.remove(&request) else { return };
+                let Some(submit) = self.unanswered.remove(&*request) else { return };
                 if accepted && uniform(&mut self.random) < self.scenario.faults.cancelled {
                     // A gateway tells of it until it is heard; here it is heard.
                     let deadline = submit.tasks.first().map_or(0.0, |task| task.terms.deadline_seconds);
                     let seconds = uniform(&mut self.random) * deadline;
-                    self.agenda.at(self.now.after(seconds), Event::Cancel(Box::new(Cancel { request })));
+                    self.agenda.at(self.now.after(seconds), Event::Cancel(Box::new(Cancel { request: *request })));
                 }
             }
             _ => {}
@@ -242,7 +253,7 @@ impl<'a> World<'a> {
     /// Sends a request, and again after two seconds without an answer.
     fn submit(&mut self, submit: Rc<Submit<Sketch>>) {
         if self.faults != Faults::default() || self.scenario.faults != Faults::default() {
-            self.agenda.at(self.now.after(2.0), Event::Resend(submit.request.clone()));
+            self.agenda.at(self.now.after(2.0), Event::Resend(Box::new(submit.request.clone())));
         }
         self.send(Event::Submit(submit));
     }
@@ -261,7 +272,7 @@ impl<'a> World<'a> {
                     SubmitAnswer::Never { .. } => outcome.never += 1,
                 }
                 let accepted = self.core.knows(&submit.request);
-                self.send(Event::Answered(submit.request.clone(), accepted));
+                self.send(Event::Answered(Box::new(submit.request.clone()), accepted));
             }
             Event::Cancel(cancel) => {
                 self.core.cancel(self.now, &cancel);
@@ -270,14 +281,14 @@ impl<'a> World<'a> {
                 self.ledger.cancel(&cancel.request);
             }
             Event::Poll(worker, poll) => {
-                let incarnation = poll.incarnation;
+                let incarnation = poll.incarnation as u32;
                 let answer = self.core.poll(self.now, *poll);
                 self.send(Event::Worker(worker, incarnation, Box::new(AtWorker::PollAnswered(answer))));
             }
             Event::End(worker, end) => {
                 let id = AttemptId { task: end.task.clone(), attempt: end.attempt };
                 self.core.end(self.now, *end);
-                let incarnation = self.workers[worker].incarnation();
+                let incarnation = self.workers[worker as usize].incarnation();
                 self.send(Event::Worker(worker, incarnation, Box::new(AtWorker::EndAnswered(id))));
             }
             _ => {}
@@ -285,20 +296,15 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn at_worker(&mut self, worker: usize, event: Event) {
-        let at = &mut self.workers[worker];
+    fn at_worker(&mut self, worker: u32, event: Event) {
+        let at = &mut self.workers[worker as usize];
         match event {
-            Event::PollDue(_, _, number) => {
-                if number == at.planned_poll {
-                    let poll = at.poll();
-                    self.send(Event::Poll(worker, Box::new(poll)));
-                    self.plan_poll(worker, 1.0);
-                }
-                return;
-            }
             Event::Done(_, _, stage) => at.done(stage),
             Event::Worker(_, _, message) => match *message {
-                AtWorker::PollAnswered(answer) => at.answered(self.now, answer),
+                AtWorker::PollAnswered(answer) => {
+                    at.polls = false;
+                    at.answered(self.now, answer);
+                }
                 AtWorker::EndAnswered(id) => return at.acknowledge(&id),
             },
             _ => return,
@@ -308,12 +314,12 @@ impl<'a> World<'a> {
 
     /// What a worker's driver does after each change: it tells of ends, gives work to the stages, and polls if there is
     /// news.
-    fn drive(&mut self, worker: usize) {
-        for end in self.workers[worker].take_ends() {
+    fn drive(&mut self, worker: u32) {
+        for end in self.workers[worker as usize].take_ends() {
             self.send(Event::End(worker, Box::new(end)));
         }
         let mut then = std::mem::take(&mut self.then);
-        let at = &mut self.workers[worker];
+        let at = &mut self.workers[worker as usize];
         let (lives, incarnation, news) = (at.start_stages(&mut then).is_some(), at.incarnation(), at.has_news());
         for (stage, seconds) in then.drain(..) {
             self.agenda.at(self.now.after(seconds), Event::Done(worker, incarnation, stage));
@@ -322,13 +328,14 @@ impl<'a> World<'a> {
         if !lives {
             self.kill(worker);
         } else if news {
-            self.plan_poll(worker, 0.0);
+            self.poll(worker);
         }
     }
 
-    fn kill(&mut self, worker: usize) {
-        if self.workers[worker].alive {
-            self.workers[worker].die();
+    fn kill(&mut self, worker: u32) {
+        let at = &mut self.workers[worker as usize];
+        if at.alive {
+            at.die();
             let seconds = 0.5 + 20.0 * uniform(&mut self.random);
             self.agenda.at(self.now.after(seconds), Event::Revive(worker));
         }
@@ -336,7 +343,7 @@ impl<'a> World<'a> {
 
     /// Something goes wrong at a worker, and goes wrong again later.
     fn fault(&mut self, event: &Event) {
-        let worker = below(&mut self.random, self.workers.len());
+        let worker = below(&mut self.random, self.workers.len()) as u32;
         match event {
             Event::Die if self.faults.death_every_seconds > 0.0 => {
                 self.kill(worker);
@@ -344,13 +351,13 @@ impl<'a> World<'a> {
                 self.agenda.at(self.now.after(next), Event::Die);
             }
             Event::Stall if self.faults.stall_every_seconds > 0.0 => {
-                self.workers[worker].stalled_until = self.now.after(20.0 * uniform(&mut self.random));
+                self.workers[worker as usize].stalled_until = self.now.after(20.0 * uniform(&mut self.random));
                 let next = exponential(&mut self.random, self.faults.stall_every_seconds);
                 self.agenda.at(self.now.after(next), Event::Stall);
             }
             Event::Revive(worker) => {
-                self.workers[*worker].revive();
-                self.plan_poll(*worker, 0.0);
+                self.workers[*worker as usize].revive();
+                self.poll(*worker);
             }
             _ => {}
         }

@@ -81,7 +81,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         self.take_from_bucket(key);
         match self.tasks.get(key).map(|task| &task.phase) {
             Some(Phase::Running(_)) => {
-                if let Some(run) = self.take_from_worker(key, used) {
+                // Of a picture whose steps were done the worker has nothing left but an end that it told itself, or soon
+                // tells.
+                if let Some(run) = self.take_from_worker(key, used).filter(|run| run.rows > 0) {
                     self.woken.insert(run.worker);
                 }
             }

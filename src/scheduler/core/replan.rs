@@ -96,7 +96,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         self.take_from_bucket(key);
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Some(bucket) = BucketKey::of(&task.facts, task.deadline, noise_level) else { return };
-        task.bucket = Some((bucket.clone(), seconds));
+        task.bucket = Some((bucket, seconds));
         let (facts, client) = (task.facts.clone(), task.client.clone());
         self.demand.add(&facts, bucket, seconds);
         self.order.change_backlog(&client, seconds);
