@@ -76,7 +76,7 @@ impl<'a> Gateway<'a> {
 
     fn drawn(&self, number: usize, drawn: &Drawn, random: &mut ChaCha8Rng) -> Submit<Sketch> {
         let client = if uniform(random) < 0.5 { 0 } else { below(random, drawn.clients) };
-        let pictures = if uniform(random) < 0.2 { 4 } else { 1 };
+        let pictures = if uniform(random) < drawn.batches { 4 } else { 1 };
         let model = &self.models[below(random, self.models.len())];
         let mut task = |index: usize| {
             // One in eight asks for what another one may ask for, too.
@@ -142,11 +142,7 @@ impl<'a> Gateway<'a> {
             (true, _) => Some(Fails::Deadly),
             (false, fails) => fails.then_some(stage),
         };
-        Sketch {
-            fails,
-            start: start.map(|start| (start.noise_level, start.loss)),
-            own: None,
-        }
+        Sketch { fails, start: start.map(|start| (start.noise_level, start.loss)), own: None }
     }
 }
 

@@ -106,7 +106,7 @@ impl Requests {
     }
 }
 
-/// A Poisson process of requests, of which every fifth has four pictures. Half of them are the first client's.
+/// A Poisson process of requests. Half of them are the first client's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Drawn {
     /// Requests.
@@ -115,6 +115,8 @@ pub struct Drawn {
     pub per_second: f64,
     /// Clients.
     pub clients: usize,
+    /// The part of the requests that ask for four pictures; the others ask for one.
+    pub batches: f64,
     /// The part of the pictures that may start from a stored state.
     pub stored: f64,
 }
@@ -205,6 +207,7 @@ impl Scenario {
                 requests: 60,
                 per_second: pick(0, 4.0, 60.0),
                 clients: 5,
+                batches: 0.2,
                 stored: 0.25,
             }),
             deadline_seconds: pick(1, 1.0, 4.0),

@@ -14,7 +14,7 @@ fn calm(requests: usize, per_second: f64) -> Scenario {
         rows: 8,
         models: 1,
         model_places: 0,
-        requests: Requests::Drawn(Drawn { requests, per_second, clients: 5, stored: 0.25 }),
+        requests: Requests::Drawn(Drawn { requests, per_second, clients: 5, batches: 0.2, stored: 0.25 }),
         deadline_seconds: 2.0,
         faults: Faults::default(),
     }

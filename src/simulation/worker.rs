@@ -240,7 +240,8 @@ impl Worker {
         let mut poll = self.core.poll();
         for held in &mut poll.report.held {
             let of = |(id, _): &&(AttemptId, Checkpoint)| id.attempt == held.attempt && id.task == held.task;
-            held.checkpoint = self.checkpoints.iter().rev().find(of).map(|(_, checkpoint)| checkpoint.clone());
+            held.checkpoint =
+                self.checkpoints.iter().rev().find(of).map(|(_, checkpoint)| checkpoint.clone());
         }
         poll
     }
@@ -369,7 +370,8 @@ impl Worker {
 
 /// A process starts: with all models that fit, the first ones.
 fn start(settings: &Settings) -> WorkerCore<FakeEngine> {
-    let places = if settings.model_places == 0 { settings.loadable.len() } else { settings.model_places as usize };
+    let places =
+        if settings.model_places == 0 { settings.loadable.len() } else { settings.model_places as usize };
     WorkerCore::new(settings.clone(), settings.loadable.iter().take(places).cloned().collect())
 }
 

@@ -243,7 +243,8 @@ impl<'a> World<'a> {
                     // A gateway tells of it until it is heard; here it is heard.
                     let deadline = submit.tasks.first().map_or(0.0, |task| task.terms.deadline_seconds);
                     let seconds = uniform(&mut self.random) * deadline;
-                    self.agenda.at(self.now.after(seconds), Event::Cancel(Box::new(Cancel { request: *request })));
+                    self.agenda
+                        .at(self.now.after(seconds), Event::Cancel(Box::new(Cancel { request: *request })));
                 }
             }
             _ => {}
@@ -320,7 +321,8 @@ impl<'a> World<'a> {
         }
         let mut then = std::mem::take(&mut self.then);
         let at = &mut self.workers[worker as usize];
-        let (lives, incarnation, news) = (at.start_stages(&mut then).is_some(), at.incarnation(), at.has_news());
+        let (lives, incarnation, news) =
+            (at.start_stages(&mut then).is_some(), at.incarnation(), at.has_news());
         for (stage, seconds) in then.drain(..) {
             self.agenda.at(self.now.after(seconds), Event::Done(worker, incarnation, stage));
         }
@@ -351,7 +353,8 @@ impl<'a> World<'a> {
                 self.agenda.at(self.now.after(next), Event::Die);
             }
             Event::Stall if self.faults.stall_every_seconds > 0.0 => {
-                self.workers[worker as usize].stalled_until = self.now.after(20.0 * uniform(&mut self.random));
+                self.workers[worker as usize].stalled_until =
+                    self.now.after(20.0 * uniform(&mut self.random));
                 let next = exponential(&mut self.random, self.faults.stall_every_seconds);
                 self.agenda.at(self.now.after(next), Event::Stall);
             }

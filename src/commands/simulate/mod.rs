@@ -16,7 +16,7 @@ use self::report::{Report, Row};
 use super::offered::{Offered, between};
 use super::{Failure, policy_json};
 use crate::menu::MenuFile;
-use crate::scheduler::core::{Config, Limits, Policy};
+use crate::scheduler::core::{Config, Limits, Policy, Tuning};
 use crate::scheduler::menu::Menu;
 use crate::simulation::{Drawn, Faults, Machine, Recorded, Requests, Scenario, TIERS, menu, run as simulate};
 use crate::trace::{Arrival, Quality, Request};
@@ -71,6 +71,9 @@ pub struct Arguments {
     /// Milliseconds from the last step to the file.
     #[arg(long, value_name = "MS", default_value = "5", value_parser = between::<0, 60_000_000>)]
     finish_ms: f64,
+    /// The part of --synthetic's requests that ask for four pictures; the others ask for one.
+    #[arg(long, value_name = "SHARE", default_value = "0", value_parser = between::<0, 1000>)]
+    batches: f64,
     /// Seconds to the deadline of tier auto; the others' are proportional. Default: three times what the best option
     /// takes alone.
     #[arg(long, value_name = "SECONDS", value_parser = between::<1, 86_400_000>)]
@@ -78,6 +81,9 @@ pub struct Arguments {
     /// The most pictures that wait or are painted.
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pictures: usize,
+    /// Set a number of the scheduler's that is set by hand, as planned=0.4; docs/planning.md has them all.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = tuned)]
+    tune: Vec<(String, f64)>,
     /// What goes wrong.
     #[arg(long, value_enum, default_value = "none")]
     faults: WhatFails,
@@ -116,6 +122,28 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 
 fn policy(text: &str) -> Result<Policy, String> {
     policy_json(text).and_then(serde_json::from_value).map_err(|error| error.to_string())
+}
+
+fn tuned(text: &str) -> Result<(String, f64), String> {
+    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
+    let value = value.parse().ok().filter(|value: &f64| (0.0..=1e6).contains(value));
+    let value = value.ok_or("the value must be a number between 0 and 1000000")?;
+    set(&mut Tuning::default(), name, value)?;
+    Ok((name.to_owned(), value))
+}
+
+fn set(tuning: &mut Tuning, name: &str, value: f64) -> Result<(), String> {
+    match name {
+        "headroom" => tuning.headroom = value,
+        "planned" => tuning.planned = value,
+        "reprice_seconds" => tuning.reprice_seconds = value,
+        "falls_after_seconds" => tuning.falls_after_seconds = value,
+        "overcommit" => tuning.overcommit = value as u32,
+        "memory" => tuning.memory = value,
+        "outlier" => tuning.outlier = value,
+        _ => return Err(format!("there is no {name:?}")),
+    }
+    Ok(())
 }
 
 /// Simulates, and reports.
@@ -162,6 +190,7 @@ fn scenario(arguments: &Arguments) -> anyhow::Result<Option<Scenario>> {
             requests: arguments.offered.requests.unwrap_or(SYNTHETIC) as usize,
             per_second,
             clients: arguments.clients as usize,
+            batches: arguments.batches,
             stored: arguments.stored,
         }),
         (None, None) => return Ok(None),
@@ -175,8 +204,12 @@ fn scenario(arguments: &Arguments) -> anyhow::Result<Option<Scenario>> {
     };
     let limits =
         Limits { pictures: arguments.pictures, pictures_per_client: arguments.pictures, ..Limits::default() };
+    let mut tuning = Tuning::default();
+    for (name, value) in &arguments.tune {
+        set(&mut tuning, name, *value).map_err(|error| anyhow!("--tune: {error}"))?;
+    }
     Ok(Some(Scenario {
-        config: Config { policy: arguments.policy.clone(), limits, ..Config::default() },
+        config: Config { policy: arguments.policy.clone(), limits, tuning, ..Config::default() },
         deadline_seconds: arguments.deadline_seconds.unwrap_or_else(|| 3.0 * alone(&menu, &machine)),
         menu: Arc::new(menu),
         machine,
@@ -287,6 +320,10 @@ mod tests {
             Ok(Policy::Adaptive { replan: false })
         );
         assert!(policy("none").is_err());
+        assert_eq!(tuned("planned=0.4"), Ok(("planned".to_owned(), 0.4)));
+        assert!(
+            ["planned", "planned=x", "planned=-1", "none=1"].into_iter().all(|text| tuned(text).is_err())
+        );
     }
 
     #[test]

@@ -5,16 +5,10 @@ use super::admission::kind;
 use super::latency::{Pace, pace};
 use super::options::{Choice, Facts, Origin, choose, offers};
 use super::order::Lane;
-use super::price::HEADROOM;
 use super::tasks::{Leg, Phase, Run, TaskKey};
 use super::workers::WorkerKey;
 use crate::scheduler::messages::{Assignment, Beginning, Rank};
 use crate::scheduler::{ModelId, Time};
-
-/// A worker holds tasks of at most so many times its rows: those beyond are paused for tasks of better rank. Their latents
-/// take memory; with 1 no task would ever be paused, and a client that asks for one picture would wait for the long
-/// pictures of another.
-const OVERCOMMIT: u32 = 2;
 
 /// A task at a worker, as far as rows go.
 pub(super) struct Part {
@@ -56,7 +50,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             };
             let after = used + choice.offer.rows;
             let fits = used == 0 || after <= rows + ahead;
-            let held_at_most = OVERCOMMIT * rows + ahead;
+            let held_at_most = self.config.tuning.overcommit * rows + ahead;
             if !fits && (after > held_at_most || !self.takes_over(key, rank, choice.offer.rows, &held)) {
                 return;
             }
@@ -86,7 +80,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let rows = f64::from(company + 2);
             let offers =
                 offers(&facts, &task.positions(), |denoiser| self.pace_at(worker, &facts, denoiser, rows));
-            let seconds = HEADROOM * task.deadline.since(now);
+            let seconds = self.config.tuning.headroom * task.deadline.since(now);
             let choice = self.config.policy.choose(&facts, &offers, self.price_at(worker), seconds)?;
             if choice.late && lane == Lane::InTime && !task.yielded {
                 self.yield_turn(key);
@@ -148,7 +142,14 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         self.wake_for(key);
     }
 
-    pub(super) fn assign(&mut self, now: Time, key: TaskKey, worker: WorkerKey, choice: &Choice, yields: bool) {
+    pub(super) fn assign(
+        &mut self,
+        now: Time,
+        key: TaskKey,
+        worker: WorkerKey,
+        choice: &Choice,
+        yields: bool,
+    ) {
         let Some(task) = self.tasks.get(key) else { return };
         let Phase::Waiting(lane) = task.phase else { return };
         let (client, model, deadline) = (task.client.clone(), task.facts.model.clone(), task.deadline);

@@ -2,15 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::config::Tuning;
 use crate::scheduler::ModelId;
 use crate::scheduler::messages::{OverheadTime, Shape, StepTimes};
 
-/// The weight that an observation keeps with each later one: about twenty steps are remembered. A longer memory follows
-/// a machine that gets slower too late, a shorter one takes chance for change.
-const MEMORY: f64 = 0.95;
-/// An observation counts as at most so many times the prediction, and at least its part. Without it a single stall of a
-/// second makes the next twenty steps look impossible, and plans get cheaper for nothing.
-const OUTLIER: f64 = 2.0;
 /// Seconds of a row of a megapixel before anything is measured: a careful guess of a step of a large model. It is used
 /// until the first report of a step, and refuses nothing: admission waits for a measurement.
 const UNMEASURED: f64 = 1.0;
@@ -38,14 +33,14 @@ struct Curve {
 }
 
 impl Curve {
-    fn observe(&mut self, rows: f64, seconds: f64, times: f64) {
+    fn observe(&mut self, rows: f64, seconds: f64, times: f64, tuning: &Tuning) {
         let seconds = if self.weight > 0.0 {
             let expected = self.seconds(rows);
-            seconds.clamp(expected / OUTLIER, expected * OUTLIER)
+            seconds.clamp(expected / tuning.outlier, expected * tuning.outlier)
         } else {
             seconds
         };
-        let kept = self.weight * MEMORY.powf(times);
+        let kept = self.weight * tuning.memory.powf(times);
         self.weight = kept + times;
         let share = times / self.weight;
         let (dr, ds) = (rows - self.rows, seconds - self.seconds);
@@ -93,7 +88,7 @@ impl Latency {
     }
 
     /// Learns what steps took. Values that no step can take are skipped.
-    pub fn observe(&mut self, times: &StepTimes) {
+    pub fn observe(&mut self, times: &StepTimes, tuning: &Tuning) {
         let valid = times.seconds.is_finite() && times.seconds > 0.0 && times.rows > 0 && times.steps > 0;
         let StepTimes { model, denoiser, shape, .. } = times;
         let place = match self.place(Kind { model, denoiser, shape: *shape }) {
@@ -107,16 +102,16 @@ impl Latency {
             }
         };
         let steps = f64::from(times.steps.min(20));
-        self.curves[place].curve.observe(f64::from(times.rows), times.seconds, steps);
+        self.curves[place].curve.observe(f64::from(times.rows), times.seconds, steps, tuning);
     }
 
     /// Learns what a picture takes beside its steps.
-    pub fn observe_overhead(&mut self, time: &OverheadTime) {
+    pub fn observe_overhead(&mut self, time: &OverheadTime, tuning: &Tuning) {
         let key = (time.model.clone(), time.shape);
         let bounded = self.overheads.len() < MAX_KINDS || self.overheads.contains_key(&key);
         if time.seconds.is_finite() && time.seconds >= 0.0 && bounded {
             let mean = self.overheads.entry(key).or_insert(time.seconds);
-            *mean += (1.0 - MEMORY) * (time.seconds - *mean);
+            *mean += (1.0 - tuning.memory) * (time.seconds - *mean);
         }
     }
 
@@ -175,6 +170,10 @@ mod tests {
 
     const SHAPE: Shape = Shape { width: 64, height: 64 };
 
+    fn observe(latency: &mut Latency, times: &StepTimes) {
+        latency.observe(times, &Tuning::default());
+    }
+
     fn step(latency: &Latency, model: &str, shape: Shape, rows: f64) -> Option<f64> {
         latency.step(Kind { model: &model.into(), denoiser: "", shape }, rows)
     }
@@ -189,7 +188,7 @@ mod tests {
         let truth = |rows: u32| 0.002 + 0.001 * f64::from(rows);
         for i in 0..100 {
             let rows = [2, 4, 8, 16][i % 4];
-            latency.observe(&times(rows, truth(rows)));
+            observe(&mut latency, &times(rows, truth(rows)));
         }
         for rows in [2, 6, 16] {
             let found = step(&latency, "m", SHAPE, f64::from(rows)).unwrap();
@@ -204,17 +203,17 @@ mod tests {
     #[test]
     fn batches_of_one_size_say_nothing_of_a_fixed_cost() {
         let mut latency = Latency::default();
-        (0..30).for_each(|_| latency.observe(&times(4, 0.008)));
+        (0..30).for_each(|_| observe(&mut latency, &times(4, 0.008)));
         assert!((step(&latency, "m", SHAPE, 8.0).unwrap() - 0.016).abs() < 1e-9);
     }
 
     #[test]
     fn a_stall_changes_little_and_a_slower_machine_gets_through() {
         let mut latency = Latency::default();
-        (0..100).for_each(|_| latency.observe(&times(4, 0.01)));
-        latency.observe(&times(4, 100.0));
+        (0..100).for_each(|_| observe(&mut latency, &times(4, 0.01)));
+        observe(&mut latency, &times(4, 100.0));
         assert!(step(&latency, "m", SHAPE, 4.0).unwrap() < 0.011);
-        (0..200).for_each(|_| latency.observe(&times(4, 0.05)));
+        (0..200).for_each(|_| observe(&mut latency, &times(4, 0.05)));
         assert!(step(&latency, "m", SHAPE, 4.0).unwrap() > 0.049);
     }
 
@@ -224,13 +223,14 @@ mod tests {
         for wrong in
             [times(0, 1.0), times(1, f64::NAN), times(1, -1.0), StepTimes { steps: 0, ..times(1, 1.0) }]
         {
-            latency.observe(&wrong);
+            observe(&mut latency, &wrong);
         }
         assert!(latency.curves.is_empty());
         for width in 0..1000 {
             let shape = Shape { width, height: 1 };
-            latency.observe(&StepTimes { shape, ..times(2, 1.0) });
-            latency.observe_overhead(&OverheadTime { model: "m".into(), shape, seconds: 1.0 });
+            observe(&mut latency, &StepTimes { shape, ..times(2, 1.0) });
+            let time = OverheadTime { model: "m".into(), shape, seconds: 1.0 };
+            latency.observe_overhead(&time, &Tuning::default());
         }
         assert!(latency.curves.len() <= MAX_KINDS && latency.overheads.len() <= MAX_KINDS);
         let kind = Kind { model: &"m".into(), denoiser: "", shape: SHAPE };

@@ -19,25 +19,8 @@
 //! | `latency` | how long a step takes |
 //! | `workers`, `tasks`, `requests` | what is known of each |
 //!
-//! # Constants
-//!
-//! Each says at its place why it is there, and what breaks without it. Six are set by hand:
-//!
-//! | constant | value | where |
-//! |---|---|---|
-//! | `HEADROOM` | 0.9 of the time to a deadline, for predictions that err | `price` |
-//! | `PLANNED` | 0.5 of the time to a deadline, in place of a forecast | `price` |
-//! | `MEMORY` | 0.95 per observed step | `latency` |
-//! | `OUTLIER` | 2 times the prediction | `latency` |
-//! | `UNMEASURED` | 1 s per row and megapixel | `latency` |
-//! | `OVERCOMMIT` | 2 times a worker's rows | `assign` |
-//!
-//! Four are the contract's: 50 ms between prices (`EVERY`) and 2 s until a lower one holds (`FALLS_AFTER`, both in
-//! `price`), 3 workers lost with a task (`MAX_LOSSES` in `ends`), 8 batches that pass a key over (`PASSED_OVER` in
-//! `batch`).
-//!
-//! Bounds of what grows (`MAX_OPTIONS`, `MAX_STEPS`, `MAX_LISTENERS`, `MAX_KINDS`, `MAX_ATTEMPTS`, `MAX_WAIT`,
-//! [`Limits`]) and roundings (`PARTS`, `HALVINGS`, `PRIOR`) decide nothing in ordinary operation.
+//! Numbers set by hand are in [`Tuning`], and in the constants beside the code that they belong to; docs/planning.md has a
+//! row for each.
 
 mod admission;
 mod assign;
@@ -63,7 +46,7 @@ mod workers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use config::{Config, Limits, Worth, WorthError};
+pub use config::{Config, Limits, Tuning, Worth, WorthError};
 pub use load::{Load, SetLoad};
 pub use policy::Policy;
 

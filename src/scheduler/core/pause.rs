@@ -3,7 +3,6 @@
 use super::Core;
 use super::ends::MAX_ATTEMPTS;
 use super::options::{Choice, offers};
-use super::price::HEADROOM;
 use super::tasks::TaskKey;
 use super::workers::WorkerKey;
 use crate::scheduler::Time;
@@ -56,7 +55,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             self.paused.range(of_model).map(|(_, key)| *key).take(LOOKED_AT)
         });
         for key in keys.collect::<Vec<TaskKey>>() {
-            if let Some(choice) = self.sooner_at(now, key, worker).filter(|choice| choice.offer.rows <= free) {
+            if let Some(choice) = self.sooner_at(now, key, worker).filter(|choice| choice.offer.rows <= free)
+            {
                 free -= choice.offer.rows;
                 let yields = choice.late && self.tasks.get(key).is_some_and(|task| !task.yielded);
                 self.wait_again(key);
@@ -71,13 +71,14 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let task = self.tasks.get(key).filter(|task| task.attempt < MAX_ATTEMPTS / 2)?;
         let run = task.run().filter(|run| run.worker != worker)?;
         let running = self.parts(run.worker).into_iter().filter(|part| part.rows > 0);
-        let running = running.filter(|part| !self.tasks.get(part.key).and_then(|of| of.run()).is_none_or(|of| of.paused));
+        let running = running
+            .filter(|part| !self.tasks.get(part.key).and_then(|of| of.run()).is_none_or(|of| of.paused));
         let waits = running.filter_map(|part| self.seconds_left(part.key)).fold(f64::INFINITY, f64::min);
         let there = if waits.is_finite() { waits } else { 0.0 } + self.seconds_left(key)?;
         let rows = self.workers.get(worker).map_or(1.0, |of| f64::from(of.rows));
         let pace = |denoiser: &str| self.pace_at(worker, &task.facts, denoiser, rows);
         let offers = offers(&task.facts, &task.beginnings(), pace);
-        let seconds = HEADROOM * task.deadline.since(now);
+        let seconds = self.config.tuning.headroom * task.deadline.since(now);
         let choice = self.config.policy.choose(&task.facts, &offers, self.price_at(worker), seconds)?;
         (choice.offer.clock_seconds < there).then_some(choice)
     }

@@ -23,7 +23,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let lost = self.workers.get_mut(worker).map(|of| std::mem::take(&mut of.tasks));
             self.lose_tasks(now, &id, lost.unwrap_or_default());
         }
-        self.workers.update(worker, &report);
+        self.workers.update(worker, &report, &self.config.tuning);
         self.woken.remove(&worker);
         for end in std::mem::take(&mut report.ended) {
             answer.acknowledged.push(AttemptId { task: end.task.clone(), attempt: end.attempt });

@@ -6,7 +6,7 @@ use super::Core;
 use super::admission::kind;
 use super::demand::BucketKey;
 use super::options::{Choice, Facts, Offer, Origin, Position, offers};
-use super::price::{HEADROOM, Lump, lowest};
+use super::price::{Lump, lowest};
 use super::tasks::{Leg, TaskKey};
 use super::workers::{Set, WorkerKey};
 use crate::scheduler::Time;
@@ -18,10 +18,12 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Renews the price of a worker's set, if it is due.
     pub(super) fn reprice(&mut self, now: Time, worker: WorkerKey) {
         let Some(key) = self.workers.get(worker).map(|of| of.set) else { return };
-        let Some(set) = self.workers.set(key).filter(|set| set.price.is_due(now)) else { return };
+        let Some(set) = self.workers.set(key).filter(|set| set.price.is_due(now, &self.config.tuning)) else {
+            return;
+        };
         let price = self.price_of(now, set);
         if let Some(set) = self.workers.set_mut(key) {
-            set.price.set(now, price);
+            set.price.set(now, price, &self.config.tuning);
         }
     }
 
@@ -50,7 +52,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         };
         let lumps: Vec<Lump<'_>> =
             buckets.into_iter().map(|(a, b, c, d)| lump((a, b, c.as_ref(), d))).collect();
-        lowest(&self.config.policy, &lumps, set.workers as f64)
+        lowest(&self.config.policy, &self.config.tuning, &lumps, set.workers as f64)
     }
 
     /// Changes the option of a task in flight, if a cheaper one is worth more at the price or the present one would be
@@ -69,7 +71,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let cheaper = offer.machine_seconds < now_taken.machine_seconds - ROUNDING;
             offer.option == current || replans && cheaper
         });
-        let (price, seconds) = (self.price_at(worker), HEADROOM * task.deadline.since(now));
+        let (price, seconds) =
+            (self.price_at(worker), self.config.tuning.headroom * task.deadline.since(now));
         let late = |offer: Offer| Choice { offer, late: offer.clock_seconds > seconds };
         let choice = if replans { self.config.policy.choose(facts, &offers, price, seconds) } else { None };
         let choice = choice.unwrap_or_else(|| late(now_taken));

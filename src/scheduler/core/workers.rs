@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use super::config::Tuning;
 use super::latency::{Kind, Latency, Pace, pace};
 use super::price::Price;
 use super::tasks::TaskKey;
@@ -193,7 +194,7 @@ impl Workers {
     }
 
     /// Takes over what a report says of the worker itself.
-    pub fn update<Picture>(&mut self, key: WorkerKey, report: &Report<Picture>) {
+    pub fn update<Picture>(&mut self, key: WorkerKey, report: &Report<Picture>, tuning: &Tuning) {
         let Some(worker) = self.workers.get_mut(key).and_then(Option::as_mut) else { return };
         worker.ahead_rows = report.ahead_rows;
         worker.model_places = report.model_places;
@@ -208,12 +209,12 @@ impl Workers {
         let Some(worker) = self.workers.get_mut(key).and_then(Option::as_mut) else { return };
         let Some(of) = self.sets.get_mut(&worker.set) else { return };
         for times in report.step_times.iter().take(64) {
-            worker.latency.observe(times);
-            of.latency.observe(times);
+            worker.latency.observe(times, tuning);
+            of.latency.observe(times, tuning);
         }
         for time in report.overhead_times.iter().take(64) {
-            worker.latency.observe_overhead(time);
-            of.latency.observe_overhead(time);
+            worker.latency.observe_overhead(time, tuning);
+            of.latency.observe_overhead(time, tuning);
         }
     }
 
@@ -375,7 +376,7 @@ mod tests {
     fn poll(workers: &mut Workers, id: &str, sequence: u64, now: f64, report: &Report<()>) -> WorkerKey {
         let received = workers.receive(&id.into(), 1, sequence, at(now), 99);
         let Received::Newest(key) = received else { panic!("{received:?}") };
-        workers.update(key, report);
+        workers.update(key, report, &Tuning::default());
         key
     }
 
