@@ -1,5 +1,7 @@
 //! The core as gateways and workers see it, message by message.
 
+mod placement;
+
 use super::super::messages::*;
 use super::super::{RequestId, TaskId};
 use super::options::tests::menu;
@@ -50,24 +52,26 @@ struct Worker {
     incarnation: u64,
     sequence: u64,
     rows: u32,
+    /// Beyond rows, held and ended.
+    report: Report<&'static str>,
     held: Vec<Held>,
     ended: Vec<TaskEnd<&'static str>>,
 }
 
 impl Worker {
     fn new(name: &'static str, rows: u32) -> Self {
-        Self { name, incarnation: 1, sequence: 0, rows, held: vec![], ended: vec![] }
+        let models = || vec!["m".into()];
+        let report = Report { loadable: models(), resident: models(), ..Report::default() };
+        Self { name, incarnation: 1, sequence: 0, rows, report, held: vec![], ended: vec![] }
     }
 
     fn message(&mut self) -> Poll<&'static str> {
         self.sequence += 1;
         let report = Report {
             rows: self.rows,
-            loadable: vec!["m".into()],
-            resident: vec!["m".into()],
             held: self.held.clone(),
             ended: self.ended.clone(),
-            ..Report::default()
+            ..self.report.clone()
         };
         Poll { worker: self.name.into(), incarnation: self.incarnation, sequence: self.sequence, report }
     }
