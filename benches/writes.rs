@@ -4,39 +4,41 @@
 //! `cargo bench --bench writes -- [PAIRS]` prints the median time of a step either way and their ratio, pair by pair,
 //! with its 95 % bootstrap interval.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use pentimento::gateway::{CacheMode, GenerationRequest, Limits, Reuse, ReuseOptions, Wanted};
-use pentimento::plan::Terms;
-use pentimento::queue::Job;
-use pentimento::worker::{Beginning, Painting};
-use pentimento_cache::{Cache, CacheConfig, PolicyConfig};
-use pentimento_pipelines::{Components, Device, Model, Pipeline};
+use anyhow::anyhow;
+use pentimento::picture::{KeepOrder, PaintTask, PictureSpec};
+use pentimento::scheduler::TaskId;
+use pentimento::scheduler::messages::{Assignment, Beginning, Rank};
+use pentimento::worker::{Painting, Pipelines, Stages, Stored};
+use pentimento_cache::{
+    Cache, CacheConfig, Compatibility, Content, NewPicture, PaintedPlan, Scope, SpecificationHash,
+};
+use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, PlanOption};
+
+const STEPS: usize = 50;
 
 fn main() -> anyhow::Result<()> {
     let pairs: u64 = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(100);
     let model = Pipeline::load(&Model::find("storybook")?, &Components::default(), &Device::Cpu)?;
     let folder = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let reuse = open(folder.path(), &model)?;
+    let cache = Cache::open(CacheConfig::new(folder.path()))?;
+    let stored = Stored::new(cache.clone(), Duration::from_secs(1));
+    let engine = Pipelines::new(vec![(model.clone(), vec![PlanOption::guided(STEPS)])], Some(stored));
     let mut ratios = Vec::new();
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for seed in 0..pairs + 2 {
-        let kept = runtime.block_on(job(&model, &reuse, 2 * seed, CacheMode::Refresh))?;
-        let next = runtime.block_on(job(&model, &reuse, 2 * seed + 1, CacheMode::Refresh))?;
-        let plain = runtime.block_on(job(&model, &reuse, 2 * seed, CacheMode::Off))?;
         // With writes: snapshots are taken, and the states of the picture before are written meanwhile.
         let busy = || {
-            step_time(&model, &kept, &reuse)?;
-            step_time(&model, &next, &reuse)
+            step_time(&engine, task(&model, 2 * seed, true))?;
+            step_time(&engine, task(&model, 2 * seed + 1, true))
         };
         let quiet = || {
-            runtime.block_on(reuse.cache().flush())?;
-            step_time(&model, &plain, &reuse)
+            runtime.block_on(cache.flush())?;
+            step_time(&engine, task(&model, 2 * seed, false))
         };
-        // Who goes first changes with every pair.
+        // The order changes with every pair.
         let (a, b) = match seed % 2 {
             0 => (busy()?, quiet()?),
             _ => {
@@ -50,10 +52,10 @@ fn main() -> anyhow::Result<()> {
             ratios.push(a / b);
         }
     }
-    runtime.block_on(reuse.cache().flush())?;
-    let stats = reuse.cache().stats();
+    runtime.block_on(cache.flush())?;
+    let stats = cache.stats();
     let (low, high) = interval(&ratios);
-    println!("{pairs} pairs of pictures, 50 steps, 8 states and the finished latent of those that are kept");
+    println!("{pairs} pairs of pictures, {STEPS} steps, 8 states and the file of those that are kept");
     println!("kept: {} pictures, {} dropped, {} bytes", stats.entries, stats.insert_drops, stats.bytes);
     println!(
         "ms per step: {:.4} with writes, {:.4} without",
@@ -64,43 +66,76 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open(dir: &Path, model: &Pipeline) -> anyhow::Result<Reuse> {
-    let options = ReuseOptions {
-        store_prompt_text: true,
-        shares: vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
-        shared_namespaces: Default::default(),
-        patience: std::time::Duration::from_secs(1),
+fn task(model: &Pipeline, seed: u64, keep: bool) -> PaintTask {
+    let size = model.defaults().size;
+    let spec = PictureSpec {
+        model: model.id().to_owned(),
+        weights: String::new(),
+        prompt: "a red house in the snow".to_owned(),
+        negative_prompt: None,
+        size,
+        seed,
+        noise: NoiseSource::default(),
+        guidance_scale: model.defaults().guidance_scale,
+        steps: Some(STEPS),
     };
-    let cache = Cache::open(CacheConfig::new(dir))?;
-    Ok(Reuse::new(cache, [7; 16], std::slice::from_ref(model), vec![], PolicyConfig::Exact {}, options)?)
-}
-
-async fn job(model: &Pipeline, reuse: &Reuse, seed: u64, cache: CacheMode) -> anyhow::Result<Arc<Job>> {
-    let wanted = Wanted { prompt: Some("a red house in the snow".to_owned()), cache, ..Wanted::default() };
-    let limits = Limits { prompt_bytes: 1000, n: 1, steps: 1000 };
-    let request =
-        GenerationRequest::new(wanted, model, &limits, |_, _, asked| Terms::unhurried(asked, 50), seed)?;
-    let mut jobs = request.jobs("bench", "bench");
-    reuse.prepare(&request, "bench", &mut jobs).await?;
-    Ok(Arc::new(jobs.remove(0)))
+    let mut specification = [0; 32];
+    specification[..8].copy_from_slice(&seed.to_le_bytes());
+    let picture = NewPicture {
+        scope: Scope { tenant: "bench".to_owned(), namespace: "bench".to_owned() },
+        compatibility: Compatibility {
+            latent_space: "bench".to_owned(),
+            noise_schedule: model.schedule().id(),
+            width: size.width,
+            height: size.height,
+            embedder: "bench".to_owned(),
+            negative_prompt: String::new(),
+        },
+        model: model.id().to_owned(),
+        guidance_scale: spec.guidance_scale,
+        embedding: vec![1.0, 0.0],
+        prompt: None,
+        prompt_hash: "bench".to_owned(),
+        content: Content::of(&spec.prompt, &[0; 16]),
+        specification: SpecificationHash::new(specification),
+        seed,
+        plan: PaintedPlan::guided(STEPS as u32),
+        expected_quality: None,
+        resumed: None,
+        refresh: true,
+        file: None,
+        states: vec![],
+    };
+    let shares = vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
+    let order = keep.then(|| Box::new(KeepOrder { picture, shares }));
+    PaintTask { request: "bench".to_owned(), spec, start: None, keep: order }
 }
 
 /// Seconds per step, the hand-over to the cache included.
-fn step_time(model: &Pipeline, job: &Arc<Job>, reuse: &Reuse) -> anyhow::Result<f64> {
-    let mut painting = Painting::begin(model, job, job.plan.steps().len(), &Beginning::Noise, None)?;
+fn step_time(engine: &Pipelines, task: PaintTask) -> anyhow::Result<f64> {
+    let assignment = Assignment {
+        task: TaskId { request: "bench".into(), index: 0 },
+        attempt: 1,
+        model: task.spec.model.as_str().into(),
+        spec: task,
+        option: PlanOption::guided(STEPS).id.into(),
+        beginning: Beginning::Noise,
+        rank: Rank { yields: false, tag: 0.0 },
+        paused: false,
+        previews: 0,
+        deadline_seconds: 60.0,
+    };
+    let mut painting = engine.begin(&assignment, None, Duration::ZERO)?;
     let started = Instant::now();
-    while !painting.is_finished() {
-        painting.step()?;
+    while painting.rows() > 0 {
+        engine.step(&mut [&mut painting]).map_err(|why| anyhow!(why))?;
     }
     let mut time = started.elapsed();
-    let picture = painting.picture()?;
-    let (_, keeping) = painting.finish(&picture)?;
+    let picture = engine.finish(&mut painting).map_err(|why| anyhow!(why))?;
     let started = Instant::now();
-    if let Some(keeping) = keeping {
-        keeping.into_cache(reuse.cache());
-    }
+    engine.keep(painting, picture, Some(1.0));
     time += started.elapsed();
-    Ok(time.as_secs_f64() / job.plan.steps().len() as f64)
+    Ok(time.as_secs_f64() / STEPS as f64)
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -30,7 +30,7 @@ pub struct PipelinePainting {
     /// The state that it began from.
     pub(super) started_from: Option<StartState>,
     /// Steps of the option that the state spared.
-    pub(super) skipped: usize,
+    skipped: usize,
     /// Steps taken, the skipped ones included, and how many of these were guided.
     taken: usize,
     guided: usize,
@@ -150,6 +150,16 @@ impl PipelinePainting {
             timings: PaintTimings { encode: began.elapsed(), ..PaintTimings::default() },
             since: began.checked_sub(since).unwrap_or(began),
         }
+    }
+
+    /// Where it is, and the steps still to be taken.
+    pub fn trajectory(&self) -> &Trajectory {
+        &self.trajectory
+    }
+
+    /// Steps of the option that the state it began from spared.
+    pub fn skipped(&self) -> usize {
+        self.skipped
     }
 
     /// The guidance of the step that it takes next.

@@ -39,6 +39,13 @@ pub struct LoadedState {
     took: Duration,
 }
 
+impl LoadedState {
+    /// A state that took so long to load.
+    pub fn new(state: DenoisingState, took: Duration) -> Self {
+        Self { state, took }
+    }
+}
+
 impl Pipelines {
     /// These pipelines, each with the options of its menu. Without `stored` each picture begins with noise, and none is
     /// kept.
@@ -161,7 +168,7 @@ impl Stages for Pipelines {
     fn finish(&self, painting: &mut PipelinePainting) -> Result<FinishedPicture, String> {
         let began = Instant::now();
         let picture = painting.pipeline.finish(&painting.trajectory).map_err(|error| error.to_string())?;
-        let (steps, skipped_steps) = (painting.steps(), painting.skipped);
+        let (steps, skipped_steps) = (painting.steps(), painting.skipped());
         let started_from = painting.started_from.clone();
         let text = parameters(&painting.task.spec, steps, started_from.as_ref(), skipped_steps);
         let file = write_png(&picture, &text).map_err(|error| error.to_string())?;

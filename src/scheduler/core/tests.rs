@@ -93,7 +93,9 @@ impl Worker {
                 Change::Rank { task, rank, .. } => drop(of(task).map(|i| held[i].rank = *rank)),
                 Change::Pause { task, paused, .. } => drop(of(task).map(|i| held[i].paused = *paused)),
                 Change::Previews { task, previews, .. } => {
-                    let _ = of(task).map(|i| held[i].previews = *previews);
+                    if let Some(i) = of(task) {
+                        held[i].previews = *previews;
+                    }
                 }
                 Change::Cancel { task, .. } => drop(of(task).map(|i| held.remove(i))),
                 _ => {}
