@@ -14,8 +14,8 @@ use pentimento::scheduler::messages::{
     Change, Held, MenuChoice, NewTask, Outcome, PictureId, Place, Poll, Report, Shape, StepTimes, Submit,
     SubmitAnswer, TaskEnd, Terms,
 };
-use pentimento::scheduler::simulation::menu;
 use pentimento::scheduler::{TaskId, Time};
+use pentimento::simulation::menu;
 
 const WORKERS: usize = 1000;
 const CLIENTS: usize = 100;

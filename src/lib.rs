@@ -11,5 +11,7 @@ pub mod menu;
 pub mod picture;
 pub mod quality;
 pub mod scheduler;
+pub mod simulation;
 pub mod telemetry;
+pub mod trace;
 pub mod worker;

@@ -220,11 +220,12 @@ fn misuse_is_named() {
     };
     let told = complain(&[fine[0].clone(), json!({"prompt": "a", "at": 1.0, "n": 99})], &[]);
     assert!(told.contains("trace.jsonl") && told.contains("line 2: n:"), "{told}");
-    assert!(complain(&[json!({"prompt": "a"})], &[]).contains("line 1: at:"));
+    assert!(complain(&[json!({"prompt": "a"})], &[]).contains("request 1: at:"));
     assert!(complain(&[], &[]).contains("no requests"));
     for (arguments, named) in [
         (&["--arrivals", "poisson"][..], "--rate"),
-        (&["--rate", "3"], "--rate"),
+        (&["--rate", "3", "--speed", "2"], "--rate"),
+        (&["--requests", "0"], "--requests"),
         (&["--arrivals", "bursty", "--rate", "0"], "--rate"),
         (&["--arrivals", "bursty", "--speed", "2"], "--speed"),
         (&["--arrivals", "poisson", "--rate", "10000", "--seconds", "86400"], "--seconds"),

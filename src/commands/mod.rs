@@ -6,10 +6,12 @@ pub mod frontier;
 pub mod generate;
 mod latents;
 mod menus;
+mod offered;
 mod open_cache;
 pub mod replay;
 mod rows;
 pub mod serve;
+pub mod simulate;
 mod terminal;
 mod workers;
 
@@ -47,6 +49,8 @@ enum Subcommands {
     Replay(replay::Arguments),
     /// Serve the Images API: one process with API and worker.
     Serve(serve::Arguments),
+    /// Run scheduler and workers in simulated time, with faults, and report what came of it.
+    Simulate(simulate::Arguments),
     /// Look at a running server's cache, and change it.
     Cache(cache::Arguments),
 }
@@ -77,6 +81,7 @@ pub fn main() -> ExitCode {
         Subcommands::Generate(arguments) => generate::run(arguments),
         Subcommands::Replay(arguments) => replay::run(arguments),
         Subcommands::Serve(arguments) => serve::run(arguments),
+        Subcommands::Simulate(arguments) => simulate::run(arguments),
         Subcommands::Cache(arguments) => cache::run(arguments),
     };
     let (error, code) = match outcome {

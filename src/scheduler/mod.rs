@@ -2,7 +2,7 @@
 //!
 //! [`core`] is a pure state machine: values and times go in, decisions come out. [`messages`] is what gateway, scheduler
 //! and worker say to each other. [`menu`] is what the scheduler chooses from, [`batch`] the one decision that is left to
-//! a worker. [`simulation`] runs the core with fake workers, a fake clock and a network that loses messages.
+//! a worker.
 //!
 //! Absent on purpose: clock, thread, lock, channel, tensor, HTTP. Nothing here imports another module of the service.
 
@@ -12,7 +12,6 @@ mod ids;
 pub mod local;
 pub mod menu;
 pub mod messages;
-pub mod simulation;
 mod time;
 
 pub use ids::{ClientId, ModelId, OptionId, RequestId, TaskId, WorkerId};

@@ -9,10 +9,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::arrivals::Arrival;
 use super::client::{Client, Reply};
 use super::row::{Fate, Row, judged};
-use super::trace::Request;
+use crate::trace::{Arrival, Request};
 
 /// The longest `Retry-After` that is obeyed.
 const MAX_RETURN: Duration = Duration::from_secs(600);

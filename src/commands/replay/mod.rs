@@ -1,14 +1,12 @@
 //! `pentimento replay`: an open-loop load generator. Requests of a trace leave at their times, whatever the server does,
 //! and the report says what share was answered within its objective, how fast and how well (docs/load.md).
 
-mod arrivals;
 mod client;
 mod drive;
 mod plot;
 mod report;
 mod row;
 mod score;
-mod trace;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,47 +20,25 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use self::arrivals::{Arrival, Bursts, Process, arrivals};
 use self::client::Client;
 use self::drive::{Settings, drive};
 use self::report::{Generator, Summary, quantile};
 use self::row::Row;
-use self::trace::{MAX_SECONDS, Request};
+use super::offered::{Offered, between};
 use super::{Failure, load_models};
+use crate::trace::{Arrival, MAX_SECONDS, Request};
 
 /// What `replay` is given.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// JSON lines, a request each: {"at": SECONDS, "prompt": …}; docs/load.md has all fields.
+    /// JSON lines, a request each: {"at": SECONDS, "prompt": …}; or GenTD26's CSV. docs/load.md has all fields.
     trace: PathBuf,
     /// The server's Images API.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     target: String,
-    /// When requests are sent: at the trace's own times, or at drawn ones.
-    #[arg(long, value_enum, default_value = "recorded")]
-    arrivals: Arrivals,
-    /// Recorded arrivals: how many times faster than recorded.
-    #[arg(long, value_name = "FACTOR", conflicts_with = "rate", value_parser = between::<1, 1_000_000>)]
-    speed: Option<f64>,
-    /// Drawn arrivals: mean requests per second.
-    #[arg(long, value_name = "PER_SECOND", value_parser = between::<1, 10_000_000>)]
-    rate: Option<f64>,
-    /// Offer requests for so long. Drawn arrivals then begin the trace again where it ends.
-    #[arg(long, value_parser = between::<1, 86_400_000>)]
-    seconds: Option<f64>,
-    /// Bursty arrivals: the rate within a burst ÷ the rate outside.
-    #[arg(long, value_name = "FACTOR", default_value = "4", value_parser = between::<1, 1_000_000>)]
-    burst_factor: f64,
-    /// Bursty arrivals: mean seconds of a burst.
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = between::<1, 86_400_000>)]
-    burst_seconds: f64,
-    /// Bursty arrivals: mean seconds between bursts.
-    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = between::<1, 86_400_000>)]
-    calm_seconds: f64,
-    /// Seed of drawn arrivals.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    offered: Offered,
     /// Requests under way at a time; what is due beyond them is not sent, and counted.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = in_flight)]
     max_in_flight: usize,
@@ -92,30 +68,14 @@ pub struct Arguments {
     score: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Arrivals {
-    Recorded,
-    Poisson,
-    /// A Markov-modulated Poisson process: bursts and calm.
-    Bursty,
-}
-
 const EXAMPLES: &str = "\
 Examples:
   pentimento replay trace.jsonl
   pentimento replay trace.jsonl --speed 2 --json run.json --svg run.svg
+  pentimento replay lora_request_trace.csv --rate 3 --requests 500 --free-steps
   pentimento replay trace.jsonl --arrivals poisson --rate 4 --seconds 120 --objective-ms 2000
   pentimento replay trace.jsonl --arrivals bursty --rate 4 --burst-factor 8 --obey-retry-after
   pentimento replay trace.jsonl --pictures out --score storybook";
-
-/// A number between LEAST and MOST thousandths.
-fn between<const LEAST: u64, const MOST: u64>(text: &str) -> Result<f64, String> {
-    let (least, most) = (LEAST as f64 / 1e3, MOST as f64 / 1e3);
-    match text.parse::<f64>() {
-        Ok(value) if (least..=most).contains(&value) => Ok(value),
-        _ => Err(format!("must be a number between {least} and {most}")),
-    }
-}
 
 fn in_flight(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|n| (1..=100_000).contains(n));
@@ -137,8 +97,7 @@ struct Report<'a> {
 /// # Errors
 /// [`Failure`]; also where not one request was completed.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    let trace = trace::read(&arguments.trace).map_err(Failure::Misuse)?;
-    let arrivals = scheduled(&arguments, &trace).map_err(Failure::Misuse)?;
+    let (trace, arrivals) = scheduled(&arguments).map_err(Failure::Misuse)?;
     let client = client(&arguments).map_err(Failure::Misuse)?;
     allow_open_files(arguments.max_in_flight).map_err(Failure::Misuse)?;
     if let Some(model) = &arguments.score {
@@ -166,28 +125,15 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         judge(model, &mut rows, &trace, folder)?;
     }
     let last = arrivals.last().map_or(0.0, |arrival| arrival.at);
-    let summary = Summary::new(&rows, arguments.seconds.unwrap_or(last), generator);
+    let summary = Summary::new(&rows, arguments.offered.seconds.unwrap_or(last), generator);
     report(&arguments, &summary, &rows)
 }
 
-fn scheduled(arguments: &Arguments, trace: &[Request]) -> anyhow::Result<Vec<Arrival>> {
-    let Arguments { arrivals: kind, speed, rate, seconds, seed, .. } = *arguments;
-    let process = match (kind, rate) {
-        (Arrivals::Recorded, Some(_)) => return Err(anyhow!("--rate: needs --arrivals poisson or bursty")),
-        (Arrivals::Recorded, None) => Process::Recorded { speed: speed.unwrap_or(1.0) },
-        _ if speed.is_some() => return Err(anyhow!("--speed: needs --arrivals recorded")),
-        (_, None) => return Err(anyhow!("--rate: must be given with --arrivals poisson or bursty")),
-        (Arrivals::Poisson, Some(rate)) => Process::Poisson { rate },
-        (Arrivals::Bursty, Some(rate)) => {
-            let Arguments { burst_factor: factor, burst_seconds, calm_seconds, .. } = *arguments;
-            Process::Bursty { rate, bursts: Bursts { factor, burst_seconds, calm_seconds } }
-        }
-    };
-    let arrivals = arrivals(trace, process, seconds, seed)?;
+fn scheduled(arguments: &Arguments) -> anyhow::Result<(Vec<Request>, Vec<Arrival>)> {
+    let (trace, arrivals) = arguments.offered.read(&arguments.trace)?;
     match arrivals.last() {
-        None => Err(anyhow!("--seconds: nothing is due so soon")),
         Some(last) if last.at > MAX_SECONDS => Err(anyhow!("the last request is due after {MAX_SECONDS} s")),
-        Some(_) => Ok(arrivals),
+        _ => Ok((trace, arrivals)),
     }
 }
 

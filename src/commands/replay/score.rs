@@ -8,8 +8,8 @@ use pentimento_pipelines::{Device, Picture, Pipeline};
 
 use super::client::picture;
 use super::row::Row;
-use super::trace::Request;
 use crate::quality::{AttributeClassifier, ClipScorer, fidelity};
+use crate::trace::Request;
 
 /// The model's scorers, as far as it comes with them.
 pub struct Scorers {

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Core;
+use super::config::Tuning;
 use super::latency::{Kind, pace};
 use super::options::{Facts, Offer, choose, offers};
-use super::price::{HEADROOM, PLANNED};
 use super::workers::{Set, SetKey};
 use crate::scheduler::messages::{Busy, Refusal, SubmitAnswer};
 use crate::scheduler::{ClientId, Time};
@@ -119,7 +119,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let full = set.map_or(1.0, |(_, set)| set.full_rows());
             let offers = offers(facts, &beginnings, |denoiser| {
                 let kind = kind(facts, denoiser);
-                let pace = pace(&latencies, &kind, rows.unwrap_or(full), full);
+                let pace = pace(&latencies, kind, rows.unwrap_or(full), full);
                 measured.set(measured.get() && pace.measured);
                 pace
             });
@@ -160,6 +160,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         if new.iter().any(|(_, need)| !need.measured) {
             return Ok(()); // nothing is known yet that could be a reason against it
         }
+        let Tuning { headroom, planned, .. } = self.config.tuning;
         let need: f64 = new.iter().map(|(_, need)| need.seconds).sum();
         let clock = new.iter().map(|(_, need)| need.clock).fold(0.0, f64::max);
         let deadline =
@@ -169,14 +170,14 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let workers = set.workers as f64;
             let own = (need / workers).min(clock);
             // A deadline that no machine keeps is no reason to refuse; it is met as soon as can be.
-            let slack = deadline.max(clock / HEADROOM + ROUNDING);
+            let slack = deadline.max(clock / headroom + ROUNDING);
             let tail = clock - own;
             let clients = self.order.active() + usize::from(!self.order.is_active(client));
             // Beyond its own part a client's tasks wait for those that others will bring.
-            let filled = if clients == 1 { HEADROOM } else { PLANNED };
+            let filled = if clients == 1 { headroom } else { planned };
             let short = shortfall(&self.bins(now, set), need, tail, slack, workers, filled);
             let of_client = (self.order.backlog(client) + need) * clients as f64;
-            let part = of_client + tail * workers <= HEADROOM * slack * workers;
+            let part = of_client + tail * workers <= headroom * slack * workers;
             if short == 0.0 || part {
                 return Ok(());
             }
@@ -212,8 +213,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
 }
 
 /// The kind of steps of a task's denoiser.
-pub(super) fn kind(facts: &Facts, denoiser: &str) -> Kind {
-    Kind { model: facts.model.clone(), denoiser: denoiser.to_owned(), shape: facts.shape }
+pub(super) fn kind<'a>(facts: &'a Facts, denoiser: &'a str) -> Kind<'a> {
+    Kind { model: &facts.model, denoiser, shape: facts.shape }
 }
 
 #[cfg(test)]

@@ -5,41 +5,38 @@ use super::admission::kind;
 use super::latency::{Pace, pace};
 use super::options::{Choice, Facts, Origin, choose, offers};
 use super::order::Lane;
-use super::price::HEADROOM;
 use super::tasks::{Leg, Phase, Run, TaskKey};
+use super::workers::WorkerKey;
 use crate::scheduler::messages::{Assignment, Beginning, Rank};
-use crate::scheduler::{ModelId, Time, WorkerId};
-
-/// A worker holds tasks of at most so many times its rows: those beyond are paused for tasks of better rank. Their latents
-/// take memory, and a task that is paused at one worker cannot go on at another; with 1 no task would ever be paused, and
-/// a client that asks for one picture would wait for the long pictures of another.
-const OVERCOMMIT: u32 = 2;
+use crate::scheduler::{ModelId, Time};
 
 /// A task at a worker, as far as rows go.
-struct Part {
-    key: TaskKey,
-    rank: Rank,
-    rows: u32,
+pub(super) struct Part {
+    pub key: TaskKey,
+    pub rank: Rank,
+    pub rows: u32,
 }
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// How fast a task's steps are at a worker, in batches of `rows` rows.
-    pub(super) fn pace_at(&self, worker: &WorkerId, facts: &Facts, denoiser: &str, rows: f64) -> Pace {
+    pub(super) fn pace_at(&self, worker: WorkerKey, facts: &Facts, denoiser: &str, rows: f64) -> Pace {
         let kind = kind(facts, denoiser);
-        let Some(of) = self.workers.get(worker) else { return pace(&[], &kind, rows, rows) };
+        let Some(of) = self.workers.get(worker) else { return pace(&[], kind, rows, rows) };
         let set = self.workers.set(of.set).map(|set| &set.latency);
-        let latencies: Vec<_> = std::iter::once(&of.latency).chain(set).collect();
-        pace(&latencies, &kind, rows, f64::from(of.rows))
+        match set {
+            Some(set) => pace(&[&of.latency, set], kind, rows, f64::from(of.rows)),
+            None => pace(&[&of.latency], kind, rows, f64::from(of.rows)),
+        }
     }
 
     /// The price of the set that a worker belongs to.
-    pub(super) fn price_at(&self, worker: &WorkerId) -> f64 {
+    pub(super) fn price_at(&self, worker: WorkerKey) -> f64 {
         let set = self.workers.get(worker).and_then(|worker| self.workers.set(worker.set));
         set.map_or(0.0, |set| set.price.now())
     }
 
     /// Assigns waiting tasks to a worker while it has free rows, and beyond that those of better rank than what it holds.
-    pub(super) fn fill(&mut self, now: Time, worker: &WorkerId) {
+    pub(super) fn fill(&mut self, now: Time, worker: WorkerKey) {
         let Some(of) = self.workers.get(worker).filter(|of| !of.draining) else { return };
         let (models, rows, ahead) = (of.resident.clone(), of.rows, of.ahead_rows);
         if rows == 0 {
@@ -53,7 +50,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             };
             let after = used + choice.offer.rows;
             let fits = used == 0 || after <= rows + ahead;
-            let held_at_most = OVERCOMMIT * rows + ahead;
+            let held_at_most = self.config.tuning.overcommit * rows + ahead;
             if !fits && (after > held_at_most || !self.takes_over(key, rank, choice.offer.rows, &held)) {
                 return;
             }
@@ -65,7 +62,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     fn next_for(
         &mut self,
         now: Time,
-        worker: &WorkerId,
+        worker: WorkerKey,
         models: &[ModelId],
         company: u32,
     ) -> Option<(TaskKey, Rank, Choice)> {
@@ -83,7 +80,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let rows = f64::from(company + 2);
             let offers =
                 offers(&facts, &task.positions(), |denoiser| self.pace_at(worker, &facts, denoiser, rows));
-            let seconds = HEADROOM * task.deadline.since(now);
+            let seconds = self.config.tuning.headroom * task.deadline.since(now);
             let choice = self.config.policy.choose(&facts, &offers, self.price_at(worker), seconds)?;
             if choice.late && lane == Lane::InTime && !task.yielded {
                 self.yield_turn(key);
@@ -145,7 +142,14 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         self.wake_for(key);
     }
 
-    fn assign(&mut self, now: Time, key: TaskKey, worker: &WorkerId, choice: &Choice, yields: bool) {
+    pub(super) fn assign(
+        &mut self,
+        now: Time,
+        key: TaskKey,
+        worker: WorkerKey,
+        choice: &Choice,
+        yields: bool,
+    ) {
         let Some(task) = self.tasks.get(key) else { return };
         let Phase::Waiting(lane) = task.phase else { return };
         let (client, model, deadline) = (task.client.clone(), task.facts.model.clone(), task.deadline);
@@ -165,7 +169,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         task.suspended = None;
         let leg = Leg { option: choice.offer.option, noise_level: position.noise_level, lost: position.lost };
         task.phase = Phase::Running(Box::new(Run {
-            worker: worker.clone(),
+            worker,
             rank: Rank { yields, tag },
             charged: seconds,
             predicted: seconds,
@@ -182,31 +186,13 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     }
 
     /// The tasks of a worker that take rows.
-    fn parts(&self, worker: &WorkerId) -> Vec<Part> {
+    pub(super) fn parts(&self, worker: WorkerKey) -> Vec<Part> {
         let tasks = self.workers.get(worker).into_iter().flat_map(|of| &of.tasks);
         let part = |key: &TaskKey| {
             let run = self.tasks.get(*key)?.run()?;
             Some(Part { key: *key, rank: run.rank, rows: run.rows })
         };
         tasks.filter_map(part).collect()
-    }
-
-    /// Pauses the tasks that find no room in a worker's rows, those of the worst rank, and lets the others go on.
-    pub(super) fn pause_beyond_rows(&mut self, worker: &WorkerId) {
-        let Some(of) = self.workers.get(worker) else { return };
-        let most = of.rows + of.ahead_rows;
-        let mut parts = self.parts(worker);
-        parts.sort_by_key(|part| (part.rank, part.key));
-        let (mut used, mut all) = (0, 0);
-        for part in parts {
-            let paused = part.rows > 0 && used > 0 && used + part.rows > most;
-            used += if paused { 0 } else { part.rows };
-            all += part.rows;
-            if let Some(run) = self.tasks.get_mut(part.key).and_then(|task| task.run_mut()) {
-                run.paused = paused;
-            }
-        }
-        self.workers.set_free(worker, most.saturating_sub(all));
     }
 
     /// The assignment of a running task, as it is now.
@@ -236,11 +222,11 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     pub(super) fn wake_for(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get(key) else { return };
         let free = self.workers.serving(&task.facts.model).filter_map(|(_, set)| set.freest());
-        let rows = |id: &&WorkerId| self.workers.get(id).map_or(0, |worker| worker.free_rows);
-        let Some(worker) = free.max_by_key(rows).cloned() else { return };
+        let rows = |key: &WorkerKey| self.workers.get(*key).map_or(0, |worker| worker.free_rows);
+        let Some(worker) = free.max_by_key(rows) else { return };
         // Until it polls it counts as having taken the task, so that the next task wakes another worker.
-        let rows = self.workers.get(&worker).map_or(0, |worker| worker.free_rows);
-        self.workers.set_free(&worker, rows.saturating_sub(2));
+        let rows = self.workers.get(worker).map_or(0, |worker| worker.free_rows);
+        self.workers.set_free(worker, rows.saturating_sub(2));
         self.woken.insert(worker);
     }
 
@@ -248,8 +234,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     pub(super) fn floor_seconds(&self, key: TaskKey) -> f64 {
         let Some(task) = self.tasks.get(key) else { return 0.0 };
         let Some(run) = task.run() else { return 0.0 };
-        let rows = self.workers.get(&run.worker).map_or(1.0, |worker| f64::from(worker.rows));
-        let pace = |denoiser: &str| self.pace_at(&run.worker, &task.facts, denoiser, rows);
+        let rows = self.workers.get(run.worker).map_or(1.0, |worker| f64::from(worker.rows));
+        let pace = |denoiser: &str| self.pace_at(run.worker, &task.facts, denoiser, rows);
         let offers = offers(&task.facts, &task.positions(), pace);
         // In flight the cheapest is what it has, or what it may change to.
         let floor = choose(&offers, task.facts.terms.floor, super::admission::PROHIBITIVE, f64::INFINITY);

@@ -20,6 +20,48 @@ pub struct Config {
     /// A worker that has not polled for so many seconds is lost. Polls come every second, so that ten of them must be
     /// missing: the repainting of a whole batch costs more than ten seconds of waiting.
     pub lost_after_seconds: f64,
+    /// Numbers set by hand, which no operator needs to change. docs/planning.md says which experiment speaks for each.
+    #[serde(skip)]
+    pub tuning: Tuning,
+}
+
+/// Numbers set by hand.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tuning {
+    /// The part of the time to a deadline that is planned with: predictions err, and a step under way is not interrupted.
+    pub headroom: f64,
+    /// The part of the time to a deadline that the options which tasks would choose may fill. The rest is for what comes in
+    /// the meantime, and for turns: a client's tasks are not in order of everybody's deadlines. It takes the place of a
+    /// forecast.
+    pub planned: f64,
+    /// Seconds between two prices. A price costs as much as a hundred messages; the load changes little in less.
+    pub reprice_seconds: f64,
+    /// A lower price holds after so many seconds: plans in flight only get cheaper, so a price that dips between two bursts
+    /// would hand out plans that the second burst cannot afford.
+    pub falls_after_seconds: f64,
+    /// A worker holds tasks of at most so many times its rows: those beyond are paused for tasks of better rank. Their
+    /// latents take memory; with 1 no task would ever be paused, and a client that asks for one picture would wait for the
+    /// long pictures of another.
+    pub overcommit: u32,
+    /// The weight that a step's time keeps with each later one, in the prediction of the next.
+    pub memory: f64,
+    /// A step's time counts as at most so many times the prediction, and at least its part. Without it a single stall makes
+    /// the next steps look impossible, and plans get cheaper for nothing.
+    pub outlier: f64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            headroom: 0.9,
+            planned: 0.5,
+            reprice_seconds: 0.05,
+            falls_after_seconds: 2.0,
+            overcommit: 2,
+            memory: 0.95,
+            outlier: 2.0,
+        }
+    }
 }
 
 /// How much a scheduler holds. What goes beyond is refused, so that its memory is bounded.
@@ -46,6 +88,7 @@ impl Default for Config {
             policy: Policy::default(),
             tiers: BTreeMap::new(),
             lost_after_seconds: 10.0,
+            tuning: Tuning::default(),
         }
     }
 }

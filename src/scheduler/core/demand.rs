@@ -9,67 +9,67 @@ use std::sync::Arc;
 
 use super::options::Facts;
 use crate::scheduler::ModelId;
-use crate::scheduler::messages::Shape;
+use crate::scheduler::menu::Menu;
+use crate::scheduler::messages::{Shape, StoredStart, Terms};
 use crate::scheduler::time::Time;
 
 /// Parts that noise levels and times to deadlines are rounded to. Finer buckets cost time at each price, coarser ones
 /// make it too high by up to this part.
 const PARTS: f64 = 8.0;
 
-/// Terms, as far as they decide what an option is worth and costs.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Class {
-    tier: String,
-    shape: Shape,
-    /// Hundredths.
-    floor: u32,
-    best: u32,
-    /// A hash of the options it may get and of its stored start.
-    narrowed: u64,
+/// A hash of all that decides what an option is worth and costs: terms, size, allowed options, stored start. Of two tasks
+/// with one hash, the facts of one stand for both; should chance ever join two that differ, the price is a little off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Class(u64);
+
+impl Class {
+    pub fn of(
+        terms: &Terms,
+        shape: Shape,
+        menu: &Menu,
+        allowed: Option<&[usize]>,
+        start: Option<StoredStart>,
+    ) -> Self {
+        let percent = |quality: f64| (quality * 100.0).ceil().clamp(0.0, 100.0) as u32;
+        let mut hasher = DefaultHasher::new();
+        (&terms.tier, shape, percent(terms.floor), percent(terms.best), allowed).hash(&mut hasher);
+        if menu.len() == 1 {
+            let own = menu.get(0).map(|own| (own.id.as_str(), own.steps.len()));
+            own.hash(&mut hasher);
+        }
+        if let Some(start) = start {
+            let parts = (start.noise_level * PARTS).ceil() as u32;
+            (parts, percent(start.loss), start.least_steps, start.required).hash(&mut hasher);
+        }
+        Self(hasher.finish())
+    }
 }
 
 /// A bucket.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct BucketKey {
     /// The earliest deadline of its tasks.
     pub due: Time,
     /// Noise level in parts, rounded up.
     level: u8,
-    class: Arc<Class>,
+    class: Class,
 }
 
 impl BucketKey {
     /// The bucket of a task that came at `arrived` and is at `noise_level`; `None` when no step is left.
     pub fn of(facts: &Facts, deadline: Time, noise_level: f64) -> Option<Self> {
         let level = (noise_level * PARTS).ceil().clamp(0.0, PARTS) as u8;
-        let percent = |quality: f64| (quality * 100.0).ceil().clamp(0.0, 100.0) as u32;
-        let mut hasher = DefaultHasher::new();
-        facts.allowed.hash(&mut hasher);
-        if let [own] = facts.menu.iter().collect::<Vec<_>>()[..] {
-            (own.id.as_str(), own.steps.len()).hash(&mut hasher);
-        }
-        if let Some(start) = facts.start {
-            let parts = (start.noise_level * PARTS).ceil() as u32;
-            (parts, percent(start.loss), start.least_steps, start.required).hash(&mut hasher);
-        }
-        let class = Class {
-            tier: facts.terms.tier.clone(),
-            shape: facts.shape,
-            floor: percent(facts.terms.floor),
-            best: percent(facts.terms.best),
-            narrowed: hasher.finish(),
-        };
         // A power of two, so that objectives that are nearly equal share their buckets' bounds.
         let width = (facts.terms.deadline_seconds / PARTS * 1e9).max(1.0) as u64;
         let width = 1u64 << width.ilog2();
         let due = Time::from_nanos(deadline.as_nanos() / width * width);
-        (level > 0).then(|| Self { due, level, class: Arc::new(class) })
+        (level > 0).then_some(Self { due, level, class: facts.class })
     }
 
     /// The same bucket at another noise level.
     pub fn at(&self, noise_level: f64) -> Option<Self> {
         let level = (noise_level * PARTS).ceil().clamp(0.0, PARTS) as u8;
-        (level > 0).then(|| Self { level, ..self.clone() })
+        (level > 0).then_some(Self { level, ..*self })
     }
 
     /// The noise level.
@@ -79,13 +79,13 @@ impl BucketKey {
 
     /// What is equal in buckets that differ in nothing but their deadlines.
     pub fn offers_key(&self) -> OffersKey {
-        OffersKey(self.level, self.class.clone())
+        OffersKey(self.level, self.class)
     }
 }
 
 /// Buckets of one key choose from the same offers.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct OffersKey(u8, Arc<Class>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct OffersKey(u8, Class);
 
 /// The tasks of a bucket.
 #[derive(Debug)]
@@ -180,7 +180,7 @@ mod tests {
         assert!(keys[0].due <= Time::ZERO.after(5.0) && keys[0].due >= Time::ZERO.after(4.875));
         assert_eq!((keys[2].noise_level(), keys[0].at(0.4).as_ref()), (0.5, Some(&keys[2])));
         for key in &keys {
-            demand.add(&facts, key.clone(), 0.1);
+            demand.add(&facts, *key, 0.1);
         }
         let model = demand.of(&"m".into()).unwrap();
         assert_eq!((model.buckets.len(), model.floors.len(), model.tasks), (3, 2, 4));

@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use super::Core;
 use super::order::Lane;
 use super::tasks::{KeptState, Phase, Run, TaskKey};
+use super::workers::WorkerKey;
 use crate::scheduler::messages::{Checkpoint, EndAnswer, Failure, Notice, Outcome, PictureResult, TaskEnd};
-use crate::scheduler::{RequestId, Time};
+use crate::scheduler::{RequestId, Time, WorkerId};
 
 /// A task that lost so many workers fails. One loss is chance, three are the task: without a bound one bad request stops
 /// every worker of a fleet, one after the other.
 const MAX_LOSSES: u32 = 3;
 /// A task that was begun so many times fails, even if it was handed back each time, or lost together with most workers. A
 /// bound, not a decision: without it a worker that hands back what it cannot do gets it again for ever.
-const MAX_ATTEMPTS: u32 = 16;
+pub(super) const MAX_ATTEMPTS: u32 = 16;
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Takes note of the end of an attempt.
@@ -80,7 +81,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         self.take_from_bucket(key);
         match self.tasks.get(key).map(|task| &task.phase) {
             Some(Phase::Running(_)) => {
-                if let Some(run) = self.take_from_worker(key, used) {
+                // Of a picture whose steps were done the worker has nothing left but an end that it told itself, or soon
+                // tells.
+                if let Some(run) = self.take_from_worker(key, used).filter(|run| run.rows > 0) {
                     self.woken.insert(run.worker);
                 }
             }
@@ -98,9 +101,10 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
 
     /// Takes a task from its worker; its client is charged for what was used. The phase stays for the caller to set.
     fn take_from_worker(&mut self, key: TaskKey, used: Option<f64>) -> Option<Box<Run>> {
+        self.set_paused(key, false);
         let task = self.tasks.get(key)?;
         let Phase::Running(run) = task.phase.clone() else { return None };
-        if let Some(worker) = self.workers.get_mut(&run.worker) {
+        if let Some(worker) = self.workers.get_mut(run.worker) {
             worker.tasks.remove(&key);
         }
         // Without a word of the worker: as much as it went forward.
@@ -111,7 +115,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     }
 
     /// A running task waits again.
-    fn wait_again(&mut self, key: TaskKey) -> Option<Box<Run>> {
+    pub(super) fn wait_again(&mut self, key: TaskKey) -> Option<Box<Run>> {
         let task = self.tasks.get(key)?;
         let lane = Lane::InTime;
         let (client, model, deadline) = (task.client.clone(), task.facts.model.clone(), task.deadline);
@@ -127,7 +131,6 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let facts = task.facts.clone();
         let seconds = self.need(&facts).seconds * noise_level;
         self.put_into_bucket(key, noise_level, seconds);
-        self.wake_for(key);
         Some(run)
     }
 
@@ -143,10 +146,11 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             task.checkpoint = Some(KeptState { key, noise_level, lost, option: run.leg().option });
         }
         self.wait_again(key);
+        self.wake_for(key);
     }
 
     /// The worker of these tasks is lost: they wait again, from their last checkpoints.
-    pub(super) fn lose_tasks(&mut self, now: Time, tasks: BTreeSet<TaskKey>) {
+    pub(super) fn lose_tasks(&mut self, now: Time, worker: &WorkerId, tasks: BTreeSet<TaskKey>) {
         if tasks.is_empty() {
             return;
         }
@@ -161,21 +165,23 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             } else if let Some(run) = self.wait_again(key)
                 && let Some(task) = self.tasks.get_mut(key)
             {
-                task.suspended = Some(run);
+                task.suspended = Some((worker.clone(), run));
+                self.wake_for(key);
             }
         }
     }
 
     /// A worker that was thought lost came back with a task that waits: it goes on with it.
-    pub(super) fn resume_suspended(&mut self, key: TaskKey) {
+    pub(super) fn resume_suspended(&mut self, key: TaskKey, worker: WorkerKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Phase::Waiting(lane) = task.phase else { return };
-        let Some(mut run) = task.suspended.take() else { return };
+        let Some((_, mut run)) = task.suspended.take() else { return };
+        run.worker = worker;
         let client = task.client.clone();
         run.charged = run.predicted;
         run.rank.tag = self.order.start(&client, key, run.charged);
         self.take_from_queue(key, lane);
-        if let Some(worker) = self.workers.get_mut(&run.worker) {
+        if let Some(worker) = self.workers.get_mut(worker) {
             worker.tasks.insert(key);
         }
         let noise_level = run.noise_level;

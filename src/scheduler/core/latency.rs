@@ -2,15 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::config::Tuning;
 use crate::scheduler::ModelId;
 use crate::scheduler::messages::{OverheadTime, Shape, StepTimes};
 
-/// The weight that an observation keeps with each later one: about twenty steps are remembered. A longer memory follows
-/// a machine that gets slower too late, a shorter one takes chance for change.
-const MEMORY: f64 = 0.95;
-/// An observation counts as at most so many times the prediction, and at least its part. Without it a single stall of a
-/// second makes the next twenty steps look impossible, and plans get cheaper for nothing.
-const OUTLIER: f64 = 2.0;
 /// Seconds of a row of a megapixel before anything is measured: a careful guess of a step of a large model. It is used
 /// until the first report of a step, and refuses nothing: admission waits for a measurement.
 const UNMEASURED: f64 = 1.0;
@@ -19,11 +14,11 @@ const MAX_KINDS: usize = 64;
 /// Rows² that a prior slope weighs: with batches of one size alone, time is proportional to rows.
 const PRIOR: f64 = 0.1;
 
-/// Steps whose times are comparable.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Kind {
-    pub model: ModelId,
-    pub denoiser: String,
+/// Steps whose times are comparable: of one model, denoiser and size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kind<'a> {
+    pub model: &'a ModelId,
+    pub denoiser: &'a str,
     pub shape: Shape,
 }
 
@@ -38,14 +33,14 @@ struct Curve {
 }
 
 impl Curve {
-    fn observe(&mut self, rows: f64, seconds: f64, times: f64) {
+    fn observe(&mut self, rows: f64, seconds: f64, times: f64, tuning: &Tuning) {
         let seconds = if self.weight > 0.0 {
             let expected = self.seconds(rows);
-            seconds.clamp(expected / OUTLIER, expected * OUTLIER)
+            seconds.clamp(expected / tuning.outlier, expected * tuning.outlier)
         } else {
             seconds
         };
-        let kept = self.weight * MEMORY.powf(times);
+        let kept = self.weight * tuning.memory.powf(times);
         self.weight = kept + times;
         let share = times / self.weight;
         let (dr, ds) = (rows - self.rows, seconds - self.seconds);
@@ -66,28 +61,57 @@ impl Curve {
 /// The step times of one worker, or of a set of interchangeable ones.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Latency {
-    curves: BTreeMap<Kind, Curve>,
+    /// In the order of their kinds.
+    curves: Vec<Known>,
     overheads: BTreeMap<(ModelId, Shape), f64>,
 }
 
+/// The step times of one kind.
+#[derive(Debug, Clone)]
+struct Known {
+    model: ModelId,
+    denoiser: String,
+    shape: Shape,
+    curve: Curve,
+}
+
+impl Known {
+    fn kind(&self) -> Kind<'_> {
+        Kind { model: &self.model, denoiser: &self.denoiser, shape: self.shape }
+    }
+}
+
 impl Latency {
+    /// The place of a kind, or the one where it belongs.
+    fn place(&self, kind: Kind<'_>) -> Result<usize, usize> {
+        self.curves.binary_search_by(|known| known.kind().cmp(&kind))
+    }
+
     /// Learns what steps took. Values that no step can take are skipped.
-    pub fn observe(&mut self, times: &StepTimes) {
+    pub fn observe(&mut self, times: &StepTimes, tuning: &Tuning) {
         let valid = times.seconds.is_finite() && times.seconds > 0.0 && times.rows > 0 && times.steps > 0;
-        let kind = Kind { model: times.model.clone(), denoiser: times.denoiser.clone(), shape: times.shape };
-        if valid && (self.curves.len() < MAX_KINDS || self.curves.contains_key(&kind)) {
-            let curve = self.curves.entry(kind).or_default();
-            curve.observe(f64::from(times.rows), times.seconds, f64::from(times.steps.min(20)));
-        }
+        let StepTimes { model, denoiser, shape, .. } = times;
+        let place = match self.place(Kind { model, denoiser, shape: *shape }) {
+            _ if !valid => return,
+            Ok(place) => place,
+            Err(_) if self.curves.len() >= MAX_KINDS => return,
+            Err(place) => {
+                let (model, denoiser, curve) = (model.clone(), denoiser.clone(), Curve::default());
+                self.curves.insert(place, Known { model, denoiser, shape: *shape, curve });
+                place
+            }
+        };
+        let steps = f64::from(times.steps.min(20));
+        self.curves[place].curve.observe(f64::from(times.rows), times.seconds, steps, tuning);
     }
 
     /// Learns what a picture takes beside its steps.
-    pub fn observe_overhead(&mut self, time: &OverheadTime) {
+    pub fn observe_overhead(&mut self, time: &OverheadTime, tuning: &Tuning) {
         let key = (time.model.clone(), time.shape);
         let bounded = self.overheads.len() < MAX_KINDS || self.overheads.contains_key(&key);
         if time.seconds.is_finite() && time.seconds >= 0.0 && bounded {
             let mean = self.overheads.entry(key).or_insert(time.seconds);
-            *mean += (1.0 - MEMORY) * (time.seconds - *mean);
+            *mean += (1.0 - tuning.memory) * (time.seconds - *mean);
         }
     }
 
@@ -98,14 +122,14 @@ impl Latency {
 
     /// Seconds of a step, if steps of its model were ever seen. A size that was not seen takes the time of one that was,
     /// by the ratio of the pixels.
-    pub fn step(&self, kind: &Kind, rows: f64) -> Option<f64> {
-        if let Some(curve) = self.curves.get(kind) {
-            return Some(curve.seconds(rows));
+    pub fn step(&self, kind: Kind<'_>, rows: f64) -> Option<f64> {
+        if let Ok(place) = self.place(kind) {
+            return Some(self.curves[place].curve.seconds(rows));
         }
-        let least = Kind { shape: Shape { width: 0, height: 0 }, ..kind.clone() };
-        let (other, curve) = self.curves.range(least..).next()?;
-        let same = other.model == kind.model && other.denoiser == kind.denoiser;
-        same.then(|| curve.seconds(rows) * pixels(kind.shape) / pixels(other.shape))
+        let least = Kind { shape: Shape { width: 0, height: 0 }, ..kind };
+        let other = self.curves.get(self.place(least).unwrap_or_else(|place| place))?;
+        let same = other.model == *kind.model && other.denoiser == kind.denoiser;
+        same.then(|| other.curve.seconds(rows) * pixels(kind.shape) / pixels(other.shape))
     }
 
     /// Seconds that a picture takes beside its steps, if any was seen.
@@ -129,7 +153,7 @@ pub(super) struct Pace {
 
 /// The pace of a kind of steps in batches of `rows` rows, of `full_rows` at most. The first of `latencies` that knows the
 /// kind is asked.
-pub(super) fn pace(latencies: &[&Latency], kind: &Kind, rows: f64, full_rows: f64) -> Pace {
+pub(super) fn pace(latencies: &[&Latency], kind: Kind<'_>, rows: f64, full_rows: f64) -> Pace {
     let full_rows = full_rows.max(1.0);
     let known = latencies.iter().find_map(|latency| {
         let full = latency.step(kind, full_rows)?;
@@ -137,7 +161,7 @@ pub(super) fn pace(latencies: &[&Latency], kind: &Kind, rows: f64, full_rows: f6
     });
     let guess = UNMEASURED * pixels(kind.shape) / 1e6;
     let (step_seconds, row_seconds) = known.unwrap_or((rows.max(1.0) * guess, guess));
-    let overhead = latencies.iter().find_map(|latency| latency.overhead(&kind.model, kind.shape));
+    let overhead = latencies.iter().find_map(|latency| latency.overhead(kind.model, kind.shape));
     Pace { step_seconds, row_seconds, overhead_seconds: overhead.unwrap_or(0.0), measured: known.is_some() }
 }
 
@@ -151,8 +175,12 @@ mod tests {
 
     const SHAPE: Shape = Shape { width: 64, height: 64 };
 
-    fn kind(shape: Shape) -> Kind {
-        Kind { model: "m".into(), denoiser: String::new(), shape }
+    fn observe(latency: &mut Latency, times: &StepTimes) {
+        latency.observe(times, &Tuning::default());
+    }
+
+    fn step(latency: &Latency, model: &str, shape: Shape, rows: f64) -> Option<f64> {
+        latency.step(Kind { model: &model.into(), denoiser: "", shape }, rows)
     }
 
     fn times(rows: u32, seconds: f64) -> StepTimes {
@@ -165,33 +193,33 @@ mod tests {
         let truth = |rows: u32| 0.002 + 0.001 * f64::from(rows);
         for i in 0..100 {
             let rows = [2, 4, 8, 16][i % 4];
-            latency.observe(&times(rows, truth(rows)));
+            observe(&mut latency, &times(rows, truth(rows)));
         }
         for rows in [2, 6, 16] {
-            let found = latency.step(&kind(SHAPE), f64::from(rows)).unwrap();
+            let found = step(&latency, "m", SHAPE, f64::from(rows)).unwrap();
             assert!((found / truth(rows) - 1.0).abs() < 0.02, "{rows}: {found}");
         }
         let larger = Shape { width: 128, height: 64 };
-        let ratio = latency.step(&kind(larger), 2.0).unwrap() / latency.step(&kind(SHAPE), 2.0).unwrap();
+        let ratio = step(&latency, "m", larger, 2.0).unwrap() / step(&latency, "m", SHAPE, 2.0).unwrap();
         assert!((ratio - 2.0).abs() < 1e-9);
-        assert!(latency.step(&Kind { model: "other".into(), ..kind(SHAPE) }, 2.0).is_none());
+        assert!(step(&latency, "other", SHAPE, 2.0).is_none());
     }
 
     #[test]
     fn batches_of_one_size_say_nothing_of_a_fixed_cost() {
         let mut latency = Latency::default();
-        (0..30).for_each(|_| latency.observe(&times(4, 0.008)));
-        assert!((latency.step(&kind(SHAPE), 8.0).unwrap() - 0.016).abs() < 1e-9);
+        (0..30).for_each(|_| observe(&mut latency, &times(4, 0.008)));
+        assert!((step(&latency, "m", SHAPE, 8.0).unwrap() - 0.016).abs() < 1e-9);
     }
 
     #[test]
     fn a_stall_changes_little_and_a_slower_machine_gets_through() {
         let mut latency = Latency::default();
-        (0..100).for_each(|_| latency.observe(&times(4, 0.01)));
-        latency.observe(&times(4, 100.0));
-        assert!(latency.step(&kind(SHAPE), 4.0).unwrap() < 0.011);
-        (0..200).for_each(|_| latency.observe(&times(4, 0.05)));
-        assert!(latency.step(&kind(SHAPE), 4.0).unwrap() > 0.049);
+        (0..100).for_each(|_| observe(&mut latency, &times(4, 0.01)));
+        observe(&mut latency, &times(4, 100.0));
+        assert!(step(&latency, "m", SHAPE, 4.0).unwrap() < 0.011);
+        (0..200).for_each(|_| observe(&mut latency, &times(4, 0.05)));
+        assert!(step(&latency, "m", SHAPE, 4.0).unwrap() > 0.049);
     }
 
     #[test]
@@ -200,16 +228,18 @@ mod tests {
         for wrong in
             [times(0, 1.0), times(1, f64::NAN), times(1, -1.0), StepTimes { steps: 0, ..times(1, 1.0) }]
         {
-            latency.observe(&wrong);
+            observe(&mut latency, &wrong);
         }
         assert!(latency.curves.is_empty());
         for width in 0..1000 {
             let shape = Shape { width, height: 1 };
-            latency.observe(&StepTimes { shape, ..times(2, 1.0) });
-            latency.observe_overhead(&OverheadTime { model: "m".into(), shape, seconds: 1.0 });
+            observe(&mut latency, &StepTimes { shape, ..times(2, 1.0) });
+            let time = OverheadTime { model: "m".into(), shape, seconds: 1.0 };
+            latency.observe_overhead(&time, &Tuning::default());
         }
         assert!(latency.curves.len() <= MAX_KINDS && latency.overheads.len() <= MAX_KINDS);
-        let unmeasured = pace(&[&Latency::default()], &kind(SHAPE), 2.0, 8.0);
+        let kind = Kind { model: &"m".into(), denoiser: "", shape: SHAPE };
+        let unmeasured = pace(&[&Latency::default()], kind, 2.0, 8.0);
         assert!(!unmeasured.measured && unmeasured.step_seconds > 0.0);
     }
 }

@@ -12,8 +12,10 @@ use crate::scheduler::messages::Shape;
 pub struct Load {
     /// Tasks that wait or run.
     pub tasks: usize,
-    /// Tasks that run.
+    /// Tasks that workers have.
     pub running: usize,
+    /// Tasks that workers have and are to step no further for now.
+    pub paused: usize,
     /// Pictures of requests that have not ended. Several may be one task.
     pub pictures: usize,
     /// Clients with tasks.
@@ -81,7 +83,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         };
         Load {
             tasks: self.tasks.len(),
-            running: self.running(),
+            running: self.workers.tasks(),
+            paused: self.paused.len(),
             pictures: self.requests.open(),
             clients: self.order.active(),
             workers: self.workers.len(),
@@ -94,9 +97,5 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// `None` before there is one. What is answered without being painted compares itself with it.
     pub fn price(&self, model: &ModelId) -> Option<f64> {
         self.workers.serving(model).map(|(_, set)| set.price.now()).min_by(f64::total_cmp)
-    }
-
-    fn running(&self) -> usize {
-        self.workers.tasks()
     }
 }

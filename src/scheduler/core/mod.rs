@@ -9,7 +9,8 @@
 //! | `submit` | whether a request is accepted, and which of its pictures are painted already |
 //! | `admission` | whether new pictures can be in time, and when there will be room |
 //! | `order` | whose turn it is |
-//! | `assign` | which tasks a worker gets, and which of its tasks are paused |
+//! | `assign` | which tasks a worker gets |
+//! | `pause` | which of its tasks are paused, and which go on at another worker |
 //! | `poll` | what a worker is to change |
 //! | `replan` | which tasks in flight get cheaper options |
 //! | `ends` | what an end, a lost worker or a cancelled request means for a task |
@@ -19,25 +20,8 @@
 //! | `latency` | how long a step takes |
 //! | `workers`, `tasks`, `requests` | what is known of each |
 //!
-//! # Constants
-//!
-//! Each says at its place why it is there, and what breaks without it. Six are set by hand:
-//!
-//! | constant | value | where |
-//! |---|---|---|
-//! | `HEADROOM` | 0.9 of the time to a deadline, for predictions that err | `price` |
-//! | `PLANNED` | 0.5 of the time to a deadline, in place of a forecast | `price` |
-//! | `MEMORY` | 0.95 per observed step | `latency` |
-//! | `OUTLIER` | 2 times the prediction | `latency` |
-//! | `UNMEASURED` | 1 s per row and megapixel | `latency` |
-//! | `OVERCOMMIT` | 2 times a worker's rows | `assign` |
-//!
-//! Four are the contract's: 50 ms between prices (`EVERY`) and 2 s until a lower one holds (`FALLS_AFTER`, both in
-//! `price`), 3 workers lost with a task (`MAX_LOSSES` in `ends`), 8 batches that pass a key over (`PASSED_OVER` in
-//! `batch`).
-//!
-//! Bounds of what grows (`MAX_OPTIONS`, `MAX_STEPS`, `MAX_LISTENERS`, `MAX_KINDS`, `MAX_ATTEMPTS`, `MAX_WAIT`,
-//! [`Limits`]) and roundings (`PARTS`, `HALVINGS`, `PRIOR`) decide nothing in ordinary operation.
+//! Numbers set by hand are in [`Tuning`], and in the constants beside the code that they belong to; docs/planning.md has a
+//! row for each.
 
 mod admission;
 mod assign;
@@ -48,6 +32,7 @@ mod latency;
 mod load;
 mod options;
 mod order;
+mod pause;
 mod policy;
 mod poll;
 mod price;
@@ -63,7 +48,7 @@ mod workers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use config::{Config, Limits, Worth, WorthError};
+pub use config::{Config, Limits, Tuning, Worth, WorthError};
 pub use load::{Load, SetLoad, StepTime};
 pub use policy::Policy;
 
@@ -72,7 +57,7 @@ use demand::Demand;
 use order::Order;
 use requests::Requests;
 use tasks::{TaskKey, Tasks};
-use workers::Workers;
+use workers::{WorkerKey, Workers};
 
 use super::menu::Menu;
 use super::messages::{Cancel, EndAnswer, Failure, Notice, TaskEnd};
@@ -92,9 +77,11 @@ pub struct Core<Spec, Picture> {
     workers: Workers,
     /// Waiting tasks that yield because they are late, by when they have yielded enough.
     yielding: BTreeSet<(Time, TaskKey)>,
+    /// Running tasks that take no more steps for now, by model.
+    paused: BTreeSet<(ModelId, TaskKey)>,
     told: Told,
     notices: Vec<Notice<Picture>>,
-    woken: BTreeSet<WorkerId>,
+    woken: BTreeSet<WorkerKey>,
     closed: bool,
 }
 
@@ -114,6 +101,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             demand: Demand::default(),
             workers: Workers::default(),
             yielding: BTreeSet::new(),
+            paused: BTreeSet::new(),
             told: Told::new(remembered),
             notices: Vec::new(),
             woken: BTreeSet::new(),
@@ -159,9 +147,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Lets time pass: workers that have not polled are lost. Every other call does this first; where nothing else comes,
     /// this is to be called once a second.
     pub fn tick(&mut self, now: Time) {
-        for (worker, tasks) in self.workers.lose(now, self.config.lost_after_seconds) {
-            self.woken.remove(&worker);
-            self.lose_tasks(now, tasks);
+        for (key, worker) in self.workers.lose(now, self.config.lost_after_seconds) {
+            self.woken.remove(&key);
+            self.lose_tasks(now, &worker.id, worker.tasks);
         }
         while let Some(&(until, task)) = self.yielding.first()
             && until <= now
@@ -179,7 +167,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Workers whose next answer would change something: their open polls are to be answered now. It is a hint; polls are
     /// answered once a second in any case.
     pub fn take_woken(&mut self) -> Vec<WorkerId> {
-        std::mem::take(&mut self.woken).into_iter().collect()
+        let id = |key| self.workers.get(key).map(|worker| worker.id.clone());
+        std::mem::take(&mut self.woken).into_iter().filter_map(id).collect()
     }
 
     /// Accepts nothing more; what was accepted is painted.
@@ -190,7 +179,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Accepts and paints nothing more: all open pictures end as stopped.
     pub fn stop(&mut self) {
         self.close();
-        for task in self.tasks.keys().collect::<Vec<_>>() {
+        for task in self.tasks.keys() {
             self.fail(task, &Failure::Stopped);
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::config::Worth;
+use super::demand::Class;
 use super::latency::Pace;
 use crate::scheduler::ModelId;
 use crate::scheduler::menu::Menu;
@@ -22,6 +23,8 @@ pub(super) struct Facts {
     pub allowed: Option<Vec<usize>>,
     pub worth: Arc<Worth>,
     pub start: Option<StoredStart>,
+    /// Tasks of one class choose from the same offers.
+    pub class: Class,
 }
 
 impl Facts {
@@ -186,11 +189,15 @@ pub(super) mod tests {
     }
 
     pub fn facts(floor: f64, best: f64) -> Facts {
+        let terms = Terms { tier: String::new(), floor, best, deadline_seconds: 1.0, firm: false };
+        let shape = Shape { width: 64, height: 64 };
+        let menu = menu();
         Facts {
             model: "m".into(),
-            shape: Shape { width: 64, height: 64 },
-            terms: Terms { tier: String::new(), floor, best, deadline_seconds: 1.0, firm: false },
-            menu: Arc::new(menu()),
+            shape,
+            class: Class::of(&terms, shape, &menu, None, None),
+            terms,
+            menu: Arc::new(menu),
             allowed: None,
             worth: Arc::new(Worth::default()),
             start: None,

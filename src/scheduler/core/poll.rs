@@ -6,26 +6,24 @@ use std::collections::BTreeSet;
 use super::Core;
 use super::order::Lane;
 use super::tasks::{KeptState, Phase, TaskKey};
-use super::workers::Received;
+use super::workers::{Received, WorkerKey};
 use crate::scheduler::messages::{AttemptId, Change, Held, Place, Poll, PollAnswer, Rank, Report};
-use crate::scheduler::{ModelId, Time, WorkerId};
+use crate::scheduler::{ModelId, Time};
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Takes a worker's report, and answers with what is to change. Nothing is sent only once: what the next report does
     /// not show is in the next answer again.
     pub fn poll(&mut self, now: Time, poll: Poll<Picture>) -> PollAnswer<Spec> {
         self.tick(now);
-        let Poll { worker, incarnation, sequence, mut report } = poll;
+        let Poll { worker: id, incarnation, sequence, mut report } = poll;
         let mut answer = PollAnswer::go_on(sequence);
-        match self.workers.receive(&worker, incarnation, sequence, now, self.config.limits.workers) {
-            Received::Stale | Received::Refused => return answer,
-            Received::Restarted => {
-                let lost = self.workers.get_mut(&worker).map(|of| std::mem::take(&mut of.tasks));
-                self.lose_tasks(now, lost.unwrap_or_default());
-            }
-            Received::Newest => {}
+        let received = self.workers.receive(&id, incarnation, sequence, now, self.config.limits.workers);
+        let (Received::Newest(worker) | Received::Restarted(worker)) = received else { return answer };
+        if received == Received::Restarted(worker) {
+            let lost = self.workers.get_mut(worker).map(|of| std::mem::take(&mut of.tasks));
+            self.lose_tasks(now, &id, lost.unwrap_or_default());
         }
-        self.workers.update(&worker, &report);
+        self.workers.update(worker, &report, &self.config.tuning);
         self.woken.remove(&worker);
         for end in std::mem::take(&mut report.ended) {
             answer.acknowledged.push(AttemptId { task: end.task.clone(), attempt: end.attempt });
@@ -33,7 +31,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         }
         let mut held = BTreeSet::new();
         for of in &report.held {
-            match self.wanted(&worker, of) {
+            match self.wanted(worker, of) {
                 Some(key) => {
                     self.progress(key, of);
                     held.insert(key);
@@ -41,37 +39,41 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
                 None => answer.changes.push(Change::Cancel { task: of.task.clone(), attempt: of.attempt }),
             }
         }
-        self.reprice(now, &worker);
+        self.reprice(now, worker);
         for key in &held {
-            self.replan(now, &worker, *key);
+            self.replan(now, worker, *key);
         }
-        self.fill(now, &worker);
-        self.pause_beyond_rows(&worker);
+        self.fill(now, worker);
+        self.take_over_paused(now, worker);
+        self.pause_beyond_rows(worker);
         for of in &report.held {
             if let Some(key) = self.tasks.find(&of.task).filter(|key| held.contains(key)) {
                 self.tell_changes(key, of, &mut answer.changes);
             }
         }
-        let assigned = self.workers.get(&worker).into_iter().flat_map(|of| &of.tasks);
+        let assigned = self.workers.get(worker).into_iter().flat_map(|of| &of.tasks);
         let unseen = assigned.filter(|key| !held.contains(key)).copied();
         answer.assignments = unseen.filter_map(|key| self.assignment(now, key)).collect();
-        self.change_models(&worker, &report, &mut answer.changes);
+        self.change_models(worker, &report, &mut answer.changes);
         answer
     }
 
     /// The task that a worker holds, if that attempt is wanted of it. A worker that was thought lost goes on with a task
     /// that no other has got since.
-    fn wanted(&mut self, worker: &WorkerId, held: &Held) -> Option<TaskKey> {
+    fn wanted(&mut self, worker: WorkerKey, held: &Held) -> Option<TaskKey> {
         let key = self.tasks.find(&held.task)?;
         let task = self.tasks.get(key)?;
         if task.attempt != held.attempt {
             return None;
         }
         match &task.phase {
-            Phase::Running(run) => (run.worker == *worker).then_some(key),
+            Phase::Running(run) => (run.worker == worker).then_some(key),
             Phase::Waiting(_) => {
-                task.suspended.as_ref().filter(|run| run.worker == *worker)?;
-                self.resume_suspended(key);
+                let (id, _) = task.suspended.as_ref()?;
+                if self.workers.get(worker).is_none_or(|of| of.id != *id) {
+                    return None;
+                }
+                self.resume_suspended(key, worker);
                 Some(key)
             }
         }
@@ -132,7 +134,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
 
     /// A worker with free rows loads a model that tasks wait for and that no worker with free rows has; where its memory
     /// is full, a model leaves that nothing waits for and nothing it holds needs.
-    fn change_models(&self, worker: &WorkerId, report: &Report<Picture>, changes: &mut Vec<Change>) {
+    fn change_models(&self, worker: WorkerKey, report: &Report<Picture>, changes: &mut Vec<Change>) {
         let Some(of) = self.workers.get(worker) else { return };
         let next = |model: &ModelId| {
             let heads = [Lane::InTime, Lane::Late].into_iter().filter_map(|lane| {

@@ -2,22 +2,11 @@
 
 use std::collections::VecDeque;
 
+use super::config::Tuning;
 use super::options::{Facts, Offer, cheapest};
 use super::policy::Policy;
 use crate::scheduler::time::Time;
 
-/// Seconds between two prices. A price costs as much as a hundred messages; the load changes little in less.
-const EVERY: f64 = 0.05;
-/// A lower price holds after so many seconds: plans in flight only get cheaper, so a price that dips between two bursts
-/// would hand out plans that the second burst cannot afford.
-const FALLS_AFTER: f64 = 2.0;
-/// The part of the time to a deadline that is planned with: predictions err, and a step under way is not interrupted.
-/// Without it half of all tasks that were just in time by prediction are late.
-pub(super) const HEADROOM: f64 = 0.9;
-/// The part of the time to a deadline that the options which tasks would choose may fill. The rest is for what comes in the
-/// meantime, and for turns: a client's tasks are not in order of everybody's deadlines. It takes the place of a forecast.
-/// Without it the price rises only when the last of the time is gone, and most tasks under load are late.
-pub(super) const PLANNED: f64 = 0.5;
 /// Halvings of the interval in which the price is searched: enough for a millionth of it.
 const HALVINGS: usize = 20;
 
@@ -34,7 +23,8 @@ pub(super) struct Lump<'a> {
 /// The lowest price at which the work that all tasks would choose fits before their deadlines. `lumps` are in order of
 /// their deadlines, `workers` the machine seconds per second. What cannot be in time even at the floor does not raise the
 /// price: it yields.
-pub(super) fn lowest(policy: &Policy, lumps: &[Lump<'_>], workers: f64) -> f64 {
+pub(super) fn lowest(policy: &Policy, tuning: &Tuning, lumps: &[Lump<'_>], workers: f64) -> f64 {
+    let Tuning { headroom, planned, .. } = *tuning;
     // The part of each lump that can be in time if all take the cheapest option that reaches their floors.
     let mut used = 0.0;
     let mut parts = Vec::with_capacity(lumps.len());
@@ -43,8 +33,8 @@ pub(super) fn lowest(policy: &Policy, lumps: &[Lump<'_>], workers: f64) -> f64 {
         let floor = cheapest(lump.offers, lump.facts.terms.floor);
         let (seconds, clock) =
             floor.map_or((0.0, 0.0), |o| (o.machine_seconds * lump.tasks, o.clock_seconds));
-        let limit = HEADROOM * lump.slack.max(0.0) * workers;
-        let part = if clock > HEADROOM * lump.slack {
+        let limit = headroom * lump.slack.max(0.0) * workers;
+        let part = if clock > headroom * lump.slack {
             0.0
         } else {
             ((limit - used) / seconds.max(1e-12)).clamp(0.0, 1.0)
@@ -63,9 +53,9 @@ pub(super) fn lowest(policy: &Policy, lumps: &[Lump<'_>], workers: f64) -> f64 {
     let fits = |price: f64| {
         let mut used = 0.0;
         lumps.iter().zip(&parts).filter(|(_, part)| **part > 0.0).all(|(lump, part)| {
-            let choice = policy.choose(lump.facts, lump.offers, price, HEADROOM * lump.slack);
+            let choice = policy.choose(lump.facts, lump.offers, price, headroom * lump.slack);
             used += choice.map_or(0.0, |c| c.offer.machine_seconds) * lump.tasks * part;
-            used <= PLANNED * lump.slack * workers + 1e-9
+            used <= planned * lump.slack * workers + 1e-9
         })
     };
     if fits(0.0) {
@@ -90,20 +80,20 @@ pub(super) struct Price {
 
 impl Price {
     /// Whether a new price is due.
-    pub fn is_due(&self, now: Time) -> bool {
-        self.computed.is_none_or(|computed| now.since(computed) >= EVERY)
+    pub fn is_due(&self, now: Time, tuning: &Tuning) -> bool {
+        self.computed.is_none_or(|computed| now.since(computed) >= tuning.reprice_seconds)
     }
 
     /// Takes a new price.
-    pub fn set(&mut self, now: Time, price: f64) {
+    pub fn set(&mut self, now: Time, price: f64, tuning: &Tuning) {
         self.computed = Some(now);
         while self.recent.back().is_some_and(|(_, last)| *last <= price) {
             self.recent.pop_back();
         }
         self.recent.push_back((now, price));
         // The last price holds until there is another.
-        while self.recent.len() > 1 && self.recent.front().is_some_and(|(at, _)| now.since(*at) > FALLS_AFTER)
-        {
+        let old = |(at, _): &(Time, f64)| now.since(*at) > tuning.falls_after_seconds;
+        while self.recent.len() > 1 && self.recent.front().is_some_and(old) {
             self.recent.pop_front();
         }
     }
@@ -129,7 +119,7 @@ mod tests {
         let offers = offers(&facts, &facts.beginnings(), pace);
         let lump = |&(slack, tasks): &(f64, f64)| Lump { slack, tasks, facts: &facts, offers: &offers };
         let lumps: Vec<Lump<'_>> = lumps.iter().map(lump).collect();
-        lowest(&Policy::default(), &lumps, workers)
+        lowest(&Policy::default(), &Tuning::default(), &lumps, workers)
     }
 
     #[test]
@@ -155,9 +145,9 @@ mod tests {
 
     #[test]
     fn it_rises_at_once_and_falls_after_two_seconds() {
-        let mut price = Price::default();
+        let (mut price, tuning) = (Price::default(), Tuning::default());
         let at = |seconds| Time::ZERO.after(seconds);
-        assert!(price.is_due(at(0.0)) && price.now() == 0.0);
+        assert!(price.is_due(at(0.0), &tuning) && price.now() == 0.0);
         for (seconds, computed, published) in [
             (0.0, 1.0, 1.0),
             (0.5, 3.0, 3.0),
@@ -166,11 +156,11 @@ mod tests {
             (2.6, 0.0, 2.0),
             (9.0, 0.0, 0.0),
         ] {
-            price.set(at(seconds), computed);
+            price.set(at(seconds), computed, &tuning);
             assert_eq!(price.now(), published, "at {seconds}");
         }
-        assert!(!price.is_due(at(9.01)) && price.is_due(at(9.05)));
-        (0..100_000).for_each(|i| price.set(at(10.0 + f64::from(i) * EVERY), f64::from(100_000 - i)));
+        assert!(!price.is_due(at(9.01), &tuning) && price.is_due(at(9.05), &tuning));
+        (0..100_000).for_each(|i| price.set(at(10.0 + f64::from(i) * 0.05), f64::from(100_000 - i), &tuning));
         assert!(price.recent.len() < 50);
     }
 }

@@ -6,22 +6,24 @@ use super::Core;
 use super::admission::kind;
 use super::demand::BucketKey;
 use super::options::{Choice, Facts, Offer, Origin, Position, offers};
-use super::price::{HEADROOM, Lump, lowest};
+use super::price::{Lump, lowest};
 use super::tasks::{Leg, TaskKey};
-use super::workers::Set;
-use crate::scheduler::{Time, WorkerId};
+use super::workers::{Set, WorkerKey};
+use crate::scheduler::Time;
 
 /// Machine seconds below this are no saving.
 const ROUNDING: f64 = 1e-12;
 
 impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Renews the price of a worker's set, if it is due.
-    pub(super) fn reprice(&mut self, now: Time, worker: &WorkerId) {
+    pub(super) fn reprice(&mut self, now: Time, worker: WorkerKey) {
         let Some(key) = self.workers.get(worker).map(|of| of.set) else { return };
-        let Some(set) = self.workers.set(key).filter(|set| set.price.is_due(now)) else { return };
+        let Some(set) = self.workers.set(key).filter(|set| set.price.is_due(now, &self.config.tuning)) else {
+            return;
+        };
         let price = self.price_of(now, set);
         if let Some(set) = self.workers.set_mut(key) {
-            set.price.set(now, price);
+            set.price.set(now, price, &self.config.tuning);
         }
     }
 
@@ -34,7 +36,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let share = self.workers.share(model, set);
             for (key, bucket) in self.demand.of(model).iter().flat_map(|demand| &demand.buckets) {
                 let place = *known.entry((model, key.offers_key())).or_insert_with(|| {
-                    let pace = |denoiser: &str| set.pace(&kind(&bucket.facts, denoiser));
+                    let pace = |denoiser: &str| set.pace(kind(&bucket.facts, denoiser));
                     all.push(offers(&bucket.facts, &positions(&bucket.facts, key), pace));
                     all.len() - 1
                 });
@@ -50,18 +52,18 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         };
         let lumps: Vec<Lump<'_>> =
             buckets.into_iter().map(|(a, b, c, d)| lump((a, b, c.as_ref(), d))).collect();
-        lowest(&self.config.policy, &lumps, set.workers as f64)
+        lowest(&self.config.policy, &self.config.tuning, &lumps, set.workers as f64)
     }
 
     /// Changes the option of a task in flight, if a cheaper one is worth more at the price or the present one would be
     /// late. Whether the task yields is decided anew, too.
-    pub(super) fn replan(&mut self, now: Time, worker: &WorkerId, key: TaskKey) {
+    pub(super) fn replan(&mut self, now: Time, worker: WorkerKey, key: TaskKey) {
         let Some(task) = self.tasks.get(key) else { return };
         let Some(run) = task.run().filter(|run| run.rows > 0) else { return };
-        let facts = task.facts.clone();
+        let facts = &*task.facts;
         let rows = self.workers.get(worker).map_or(1.0, |worker| f64::from(worker.rows));
         let positions = task.positions();
-        let mut offers = offers(&facts, &positions, |denoiser| self.pace_at(worker, &facts, denoiser, rows));
+        let mut offers = offers(facts, &positions, |denoiser| self.pace_at(worker, facts, denoiser, rows));
         let current = run.leg().option;
         let Some(now_taken) = offers.iter().find(|offer| offer.option == current).copied() else { return };
         let replans = self.config.policy.replans();
@@ -69,9 +71,10 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let cheaper = offer.machine_seconds < now_taken.machine_seconds - ROUNDING;
             offer.option == current || replans && cheaper
         });
-        let (price, seconds) = (self.price_at(worker), HEADROOM * task.deadline.since(now));
+        let (price, seconds) =
+            (self.price_at(worker), self.config.tuning.headroom * task.deadline.since(now));
         let late = |offer: Offer| Choice { offer, late: offer.clock_seconds > seconds };
-        let choice = if replans { self.config.policy.choose(&facts, &offers, price, seconds) } else { None };
+        let choice = if replans { self.config.policy.choose(facts, &offers, price, seconds) } else { None };
         let choice = choice.unwrap_or_else(|| late(now_taken));
         let yielded = task.yielded || task.yields_until() <= now;
         let Some(task) = self.tasks.get_mut(key) else { return };
@@ -96,7 +99,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         self.take_from_bucket(key);
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Some(bucket) = BucketKey::of(&task.facts, task.deadline, noise_level) else { return };
-        task.bucket = Some((bucket.clone(), seconds));
+        task.bucket = Some((bucket, seconds));
         let (facts, client) = (task.facts.clone(), task.client.clone());
         self.demand.add(&facts, bucket, seconds);
         self.order.change_backlog(&client, seconds);

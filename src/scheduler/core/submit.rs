@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Core;
 use super::admission::Need;
+use super::demand::Class;
 use super::options::Facts;
 use super::order::Lane;
 use super::tasks::{JoinKey, Listener, Phase, Task, TaskKey};
@@ -114,7 +115,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let mut terms = terms.clone();
         terms.best = terms.best.max(terms.floor);
         let worth = self.worths.get(&terms.tier).unwrap_or(&self.plain_worth).clone();
-        Ok(Facts { model: model.clone(), shape: *shape, terms, menu, allowed, worth, start: *start })
+        let class = Class::of(&terms, *shape, &menu, allowed.as_deref(), *start);
+        Ok(Facts { model: model.clone(), shape: *shape, terms, menu, allowed, worth, start: *start, class })
     }
 
     /// What paints each picture, and the places of those that nothing paints yet.
@@ -173,7 +175,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
                 task.listeners.push(Listener { request, index, client, previews });
                 named.push((task.id.clone(), key));
                 if let Some(run) = task.run().filter(|_| more) {
-                    self.woken.insert(run.worker.clone());
+                    self.woken.insert(run.worker);
                 }
             }
         }

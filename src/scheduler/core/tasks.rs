@@ -1,11 +1,14 @@
 //! Tasks that wait or run, and how equal pictures become one task.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use super::demand::BucketKey;
 use super::options::{Facts, Origin, Position};
 use super::order::Lane;
+use super::workers::WorkerKey;
 use crate::scheduler::messages::{PictureId, Rank};
 use crate::scheduler::time::Time;
 use crate::scheduler::{ClientId, OptionId, RequestId, TaskId, WorkerId};
@@ -48,7 +51,7 @@ pub(super) struct KeptState {
 /// An attempt at a task, at a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Run {
-    pub worker: WorkerId,
+    pub worker: WorkerKey,
     pub rank: Rank,
     /// Machine seconds that the client was charged, and those that the present option is predicted to take in all.
     pub charged: f64,
@@ -79,6 +82,15 @@ pub(super) enum Phase {
     Running(Box<Run>),
 }
 
+impl Phase {
+    pub fn run_mut(&mut self) -> Option<&mut Run> {
+        match self {
+            Self::Running(run) => Some(run),
+            Self::Waiting(_) => None,
+        }
+    }
+}
+
 /// A picture to be painted.
 #[derive(Debug)]
 pub(super) struct Task<Spec> {
@@ -91,8 +103,8 @@ pub(super) struct Task<Spec> {
     pub deadline: Time,
     pub listeners: Vec<Listener>,
     pub phase: Phase,
-    /// The last attempt, while the task waits because its worker was lost: the worker may come back with it.
-    pub suspended: Option<Box<Run>>,
+    /// The last attempt and its worker, while the task waits because that was lost: it may come back with it.
+    pub suspended: Option<(WorkerId, Box<Run>)>,
     /// Attempts begun.
     pub attempt: u32,
     /// The options that earlier attempts took: their successes count, too.
@@ -117,10 +129,7 @@ impl<Spec> Task<Spec> {
     }
 
     pub fn run_mut(&mut self) -> Option<&mut Run> {
-        match &mut self.phase {
-            Phase::Running(run) => Some(run),
-            Phase::Waiting(_) => None,
-        }
+        self.phase.run_mut()
     }
 
     /// Previews that are made of it: the most that a listener wants.
@@ -133,22 +142,28 @@ impl<Spec> Task<Spec> {
         self.deadline.after(self.facts.terms.deadline_seconds)
     }
 
-    /// Where it may begin, or is.
+    /// Where it is, or may begin.
     pub fn positions(&self) -> Vec<Position> {
-        let own = |noise_level, lost, current| Position {
-            origin: Origin::Own,
-            noise_level,
-            lost,
-            least_steps: self.least_steps,
-            current: Some(current),
-        };
-        match (&self.phase, &self.checkpoint) {
-            (Phase::Running(run), _) => {
-                vec![own(run.noise_level, self.lost_until(run, run.noise_level), run.leg().option)]
+        match self.run() {
+            Some(run) => {
+                let lost = self.lost_until(run, run.noise_level);
+                vec![self.own(run.noise_level, lost, run.leg().option)]
             }
-            (Phase::Waiting(_), Some(kept)) => vec![own(kept.noise_level, kept.lost, kept.option)],
-            (Phase::Waiting(_), None) => self.facts.beginnings(),
+            None => self.beginnings(),
         }
+    }
+
+    /// Where a next attempt may begin.
+    pub fn beginnings(&self) -> Vec<Position> {
+        match &self.checkpoint {
+            Some(kept) => vec![self.own(kept.noise_level, kept.lost, kept.option)],
+            None => self.facts.beginnings(),
+        }
+    }
+
+    fn own(&self, noise_level: f64, lost: f64, current: usize) -> Position {
+        let (origin, least_steps) = (Origin::Own, self.least_steps);
+        Position { origin, noise_level, lost, least_steps, current: Some(current) }
     }
 
     /// Quality that was lost when the trajectory is at a noise level: what its options are expected to lose from noise,
@@ -201,10 +216,11 @@ impl JoinKey {
     }
 }
 
-/// All tasks. The maps by id and by picture are looked things up in, and never walked: their order is not reproducible.
+/// All tasks. Things are looked up in the maps, which are never walked: their order is not reproducible.
 #[derive(Debug)]
 pub(super) struct Tasks<Spec> {
-    tasks: BTreeMap<TaskKey, Task<Spec>>,
+    /// Boxed, so that a map that grows moves little.
+    tasks: FxHashMap<TaskKey, Box<Task<Spec>>>,
     by_id: HashMap<TaskId, TaskKey>,
     /// The newest painting of each picture that one more may join.
     joinable: HashMap<JoinKey, TaskKey>,
@@ -213,7 +229,7 @@ pub(super) struct Tasks<Spec> {
 
 impl<Spec> Default for Tasks<Spec> {
     fn default() -> Self {
-        Self { tasks: BTreeMap::new(), by_id: HashMap::new(), joinable: HashMap::new(), next: 0 }
+        Self { tasks: FxHashMap::default(), by_id: HashMap::new(), joinable: HashMap::new(), next: 0 }
     }
 }
 
@@ -223,11 +239,11 @@ impl<Spec> Tasks<Spec> {
     }
 
     pub fn get(&self, key: TaskKey) -> Option<&Task<Spec>> {
-        self.tasks.get(&key)
+        self.tasks.get(&key).map(Box::as_ref)
     }
 
     pub fn get_mut(&mut self, key: TaskKey) -> Option<&mut Task<Spec>> {
-        self.tasks.get_mut(&key)
+        self.tasks.get_mut(&key).map(Box::as_mut)
     }
 
     pub fn find(&self, id: &TaskId) -> Option<TaskKey> {
@@ -235,8 +251,10 @@ impl<Spec> Tasks<Spec> {
     }
 
     /// All keys, by order of arrival.
-    pub fn keys(&self) -> impl Iterator<Item = TaskKey> + '_ {
-        self.tasks.keys().copied()
+    pub fn keys(&self) -> Vec<TaskKey> {
+        let mut keys: Vec<TaskKey> = self.tasks.keys().copied().collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// The task that paints an equal picture under equal terms, if `more` pictures may join it.
@@ -250,12 +268,12 @@ impl<Spec> Tasks<Spec> {
         self.next += 1;
         self.by_id.insert(task.id.clone(), self.next);
         self.joinable.insert(JoinKey::of(&task.picture, &task.facts), self.next);
-        self.tasks.insert(self.next, task);
+        self.tasks.insert(self.next, Box::new(task));
         self.next
     }
 
     /// Removes a task.
-    pub fn remove(&mut self, key: TaskKey) -> Option<Task<Spec>> {
+    pub fn remove(&mut self, key: TaskKey) -> Option<Box<Task<Spec>>> {
         let task = self.tasks.remove(&key)?;
         self.by_id.remove(&task.id);
         let join = JoinKey::of(&task.picture, &task.facts);
@@ -325,7 +343,7 @@ mod tests {
         // 16 steps lose nothing; 8 steps lose 0.04 from noise and 0.01 from a half.
         let mut task = task(1, 0.0, "a");
         let mut run = Run {
-            worker: "w".into(),
+            worker: 0,
             rank: Rank { yields: false, tag: 0.0 },
             charged: 0.0,
             predicted: 0.0,

@@ -1,5 +1,7 @@
 //! The core as gateways and workers see it, message by message.
 
+mod placement;
+
 use super::super::menu::MenuOption;
 use super::super::messages::*;
 use super::super::{RequestId, TaskId};
@@ -51,24 +53,26 @@ struct Worker {
     incarnation: u64,
     sequence: u64,
     rows: u32,
+    /// Beyond rows, held and ended.
+    report: Report<&'static str>,
     held: Vec<Held>,
     ended: Vec<TaskEnd<&'static str>>,
 }
 
 impl Worker {
     fn new(name: &'static str, rows: u32) -> Self {
-        Self { name, incarnation: 1, sequence: 0, rows, held: vec![], ended: vec![] }
+        let models = || vec!["m".into()];
+        let report = Report { loadable: models(), resident: models(), ..Report::default() };
+        Self { name, incarnation: 1, sequence: 0, rows, report, held: vec![], ended: vec![] }
     }
 
     fn message(&mut self) -> Poll<&'static str> {
         self.sequence += 1;
         let report = Report {
             rows: self.rows,
-            loadable: vec!["m".into()],
-            resident: vec!["m".into()],
             held: self.held.clone(),
             ended: self.ended.clone(),
-            ..Report::default()
+            ..self.report.clone()
         };
         Poll { worker: self.name.into(), incarnation: self.incarnation, sequence: self.sequence, report }
     }
@@ -117,7 +121,7 @@ impl Worker {
         let end = TaskEnd {
             task,
             attempt,
-            outcome: Outcome::Done { option, machine_seconds: None, picture: "png" },
+            outcome: Outcome::Done { option, machine_seconds: Some(0.01), picture: "png" },
         };
         self.ended.push(end.clone());
         end
@@ -197,7 +201,7 @@ fn equal_pictures_are_painted_once_and_all_are_told() {
         core.end(at(0.4), end);
     }
     let mut told = told(&mut core);
-    told.sort();
+    told.sort_by_key(|(request, index, _)| (request.to_string(), *index));
     assert_eq!(told, [("b".into(), 0, true), ("b".into(), 1, true), ("e".into(), 0, true)]);
     assert!(core.is_idle());
 }

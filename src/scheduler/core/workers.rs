@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use super::config::Tuning;
 use super::latency::{Kind, Latency, Pace, pace};
 use super::price::Price;
 use super::tasks::TaskKey;
@@ -12,9 +13,12 @@ use crate::scheduler::{ModelId, WorkerId};
 
 /// A set of interchangeable workers: of one pool, with the same models to load.
 pub(super) type SetKey = u32;
+/// A worker that polls; its place among them. Another worker may get the place of one that was lost.
+pub(super) type WorkerKey = usize;
 
 #[derive(Debug)]
 pub(super) struct Worker {
+    pub id: WorkerId,
     pub incarnation: u64,
     pub sequence: u64,
     pub last_poll: Time,
@@ -22,6 +26,8 @@ pub(super) struct Worker {
     /// Rows of its largest batch, and those that it prepares beyond.
     pub rows: u32,
     pub ahead_rows: u32,
+    pool: String,
+    loadable: Vec<ModelId>,
     pub resident: Vec<ModelId>,
     pub model_places: u32,
     pub draining: bool,
@@ -41,7 +47,7 @@ pub(super) struct Set {
     pub latency: Latency,
     pub price: Price,
     /// Workers with free rows, the most first.
-    free: BTreeSet<(Reverse<u32>, WorkerId)>,
+    free: BTreeSet<(Reverse<u32>, WorkerKey)>,
 }
 
 impl Set {
@@ -51,13 +57,13 @@ impl Set {
     }
 
     /// The pace of a kind of steps in full batches.
-    pub fn pace(&self, kind: &Kind) -> Pace {
+    pub fn pace(&self, kind: Kind<'_>) -> Pace {
         pace(&[&self.latency], kind, self.full_rows(), self.full_rows())
     }
 
     /// The worker that has most rows free.
-    pub fn freest(&self) -> Option<&WorkerId> {
-        self.free.first().map(|(_, worker)| worker)
+    pub fn freest(&self) -> Option<WorkerKey> {
+        self.free.first().map(|(_, worker)| *worker)
     }
 
     /// The most rows that one of its workers has free.
@@ -70,9 +76,9 @@ impl Set {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
     /// It is the worker's newest.
-    Newest,
+    Newest(WorkerKey),
     /// It is the first of a new process: the last one's tasks are lost.
-    Restarted,
+    Restarted(WorkerKey),
     /// It arrived after a newer one.
     Stale,
     /// There are too many workers.
@@ -82,13 +88,15 @@ pub(super) enum Received {
 /// All workers that poll.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
-    /// Looked up, and never walked in order.
-    workers: HashMap<WorkerId, Worker>,
+    keys: HashMap<WorkerId, WorkerKey>,
+    workers: Vec<Option<Worker>>,
+    /// Places of workers that were lost.
+    unused: Vec<WorkerKey>,
     sets: BTreeMap<SetKey, Set>,
     set_of: BTreeMap<(String, Vec<ModelId>), SetKey>,
     by_model: BTreeMap<ModelId, BTreeSet<SetKey>>,
     /// Workers by their last poll.
-    by_poll: BTreeSet<(Time, WorkerId)>,
+    by_poll: BTreeSet<(Time, WorkerKey)>,
     /// Workers that were lost or restarted in the last `lost_after` seconds.
     vanished: VecDeque<(Time, WorkerId)>,
     next_set: SetKey,
@@ -96,20 +104,20 @@ pub(super) struct Workers {
 
 impl Workers {
     pub fn len(&self) -> usize {
-        self.workers.len()
+        self.keys.len()
     }
 
     /// Tasks that workers have.
     pub fn tasks(&self) -> usize {
-        self.workers.values().map(|worker| worker.tasks.len()).sum()
+        self.workers.iter().flatten().map(|worker| worker.tasks.len()).sum()
     }
 
-    pub fn get(&self, id: &WorkerId) -> Option<&Worker> {
-        self.workers.get(id)
+    pub fn get(&self, key: WorkerKey) -> Option<&Worker> {
+        self.workers.get(key)?.as_ref()
     }
 
-    pub fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
-        self.workers.get_mut(id)
+    pub fn get_mut(&mut self, key: WorkerKey) -> Option<&mut Worker> {
+        self.workers.get_mut(key)?.as_mut()
     }
 
     pub fn set(&self, key: SetKey) -> Option<&Set> {
@@ -145,66 +153,88 @@ impl Workers {
         now: Time,
         most: usize,
     ) -> Received {
-        let known = self.workers.get_mut(id).map(|worker| {
-            let newer = (incarnation, sequence) > (worker.incarnation, worker.sequence);
-            let restarted = incarnation > worker.incarnation;
-            if newer {
-                self.by_poll.remove(&(worker.last_poll, id.clone()));
-                (worker.incarnation, worker.sequence, worker.last_poll) = (incarnation, sequence, now);
+        let Some(&key) = self.keys.get(id) else {
+            if self.keys.len() >= most {
+                return Received::Refused;
             }
-            (newer, restarted)
-        });
-        let received = match known {
-            Some((false, _)) => return Received::Stale,
-            Some((true, true)) => {
-                self.vanish(now, id.clone());
-                Received::Restarted
+            let key = self.insert(Worker::new(id.clone(), incarnation, sequence, now));
+            self.by_poll.insert((now, key));
+            return Received::Newest(key);
+        };
+        let Some(worker) = self.get_mut(key) else { return Received::Refused };
+        if (incarnation, sequence) <= (worker.incarnation, worker.sequence) {
+            return Received::Stale;
+        }
+        let (restarted, last_poll) = (incarnation > worker.incarnation, worker.last_poll);
+        (worker.incarnation, worker.sequence, worker.last_poll) = (incarnation, sequence, now);
+        self.by_poll.remove(&(last_poll, key));
+        self.by_poll.insert((now, key));
+        if restarted {
+            self.vanish(now, id.clone());
+            Received::Restarted(key)
+        } else {
+            Received::Newest(key)
+        }
+    }
+
+    fn insert(&mut self, worker: Worker) -> WorkerKey {
+        let id = worker.id.clone();
+        let key = match self.unused.pop() {
+            Some(key) => {
+                self.workers[key] = Some(worker);
+                key
             }
-            Some((true, false)) => Received::Newest,
-            None if self.workers.len() >= most => return Received::Refused,
             None => {
-                self.workers.insert(id.clone(), Worker::new(incarnation, sequence, now));
-                Received::Newest
+                self.workers.push(Some(worker));
+                self.workers.len() - 1
             }
         };
-        self.by_poll.insert((now, id.clone()));
-        received
+        self.keys.insert(id, key);
+        key
     }
 
     /// Takes over what a report says of the worker itself.
-    pub fn update<Picture>(&mut self, id: &WorkerId, report: &Report<Picture>) {
-        let mut models: Vec<ModelId> = report.loadable.iter().chain(&report.resident).cloned().collect();
-        models.sort();
-        models.dedup();
-        let key = (report.pool.clone(), models);
-        let set = match self.set_of.get(&key) {
-            Some(set) => *set,
-            None => self.new_set(key),
-        };
-        let Some(worker) = self.workers.get(id) else { return };
-        if worker.set != set || worker.rows != report.rows {
-            self.leave_set(id);
-            if let (Some(of), Some(worker)) = (self.sets.get_mut(&set), self.workers.get_mut(id)) {
-                of.workers += 1;
-                of.rows += u64::from(report.rows);
-                (worker.set, worker.rows) = (set, report.rows);
-            }
-        }
-        let Some(worker) = self.workers.get_mut(id) else { return };
+    pub fn update<Picture>(&mut self, key: WorkerKey, report: &Report<Picture>, tuning: &Tuning) {
+        let Some(worker) = self.workers.get_mut(key).and_then(Option::as_mut) else { return };
         worker.ahead_rows = report.ahead_rows;
         worker.model_places = report.model_places;
         worker.draining = report.draining;
-        worker.resident.clone_from(&report.resident);
-        if let Some(of) = self.sets.get_mut(&set) {
-            for times in report.step_times.iter().take(64) {
-                worker.latency.observe(times);
-                of.latency.observe(times);
-            }
-            for time in report.overhead_times.iter().take(64) {
-                worker.latency.observe_overhead(time);
-                of.latency.observe_overhead(time);
-            }
+        if worker.resident != report.resident {
+            worker.resident.clone_from(&report.resident);
         }
+        let moved = worker.pool != report.pool || worker.loadable != report.loadable || worker.set == 0;
+        if moved || worker.rows != report.rows {
+            self.enter_set(key, report);
+        }
+        let Some(worker) = self.workers.get_mut(key).and_then(Option::as_mut) else { return };
+        let Some(of) = self.sets.get_mut(&worker.set) else { return };
+        for times in report.step_times.iter().take(64) {
+            worker.latency.observe(times, tuning);
+            of.latency.observe(times, tuning);
+        }
+        for time in report.overhead_times.iter().take(64) {
+            worker.latency.observe_overhead(time, tuning);
+            of.latency.observe_overhead(time, tuning);
+        }
+    }
+
+    /// A worker comes into the set that its report says, with its rows.
+    fn enter_set<Picture>(&mut self, key: WorkerKey, report: &Report<Picture>) {
+        let mut models: Vec<ModelId> = report.loadable.iter().chain(&report.resident).cloned().collect();
+        models.sort();
+        models.dedup();
+        let of_set = (report.pool.clone(), models);
+        let set = match self.set_of.get(&of_set) {
+            Some(set) => *set,
+            None => self.new_set(of_set),
+        };
+        self.leave_set(key, Some(set));
+        let Some(worker) = self.workers.get_mut(key).and_then(Option::as_mut) else { return };
+        let Some(of) = self.sets.get_mut(&set) else { return };
+        of.workers += 1;
+        of.rows += u64::from(report.rows);
+        (worker.set, worker.rows) = (set, report.rows);
+        (worker.pool, worker.loadable) = (report.pool.clone(), report.loadable.clone());
     }
 
     fn new_set(&mut self, key: (String, Vec<ModelId>)) -> SetKey {
@@ -227,16 +257,17 @@ impl Workers {
         set
     }
 
-    fn leave_set(&mut self, id: &WorkerId) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
+    /// A worker leaves its set, which goes with its last worker, unless it is to `stay`.
+    fn leave_set(&mut self, id: WorkerKey, stay: Option<SetKey>) {
+        let Some(worker) = self.workers.get_mut(id).and_then(Option::as_mut) else { return };
         let key = worker.set;
         let Some(set) = self.sets.get_mut(&key) else { return };
-        set.free.remove(&(Reverse(worker.free_rows), id.clone()));
+        set.free.remove(&(Reverse(worker.free_rows), id));
         worker.free_rows = 0;
         set.workers -= 1;
         set.rows -= u64::from(worker.rows);
         worker.set = 0;
-        if set.workers == 0 {
+        if set.workers == 0 && stay != Some(key) {
             for model in &set.models {
                 if let Some(sets) = self.by_model.get_mut(model) {
                     sets.remove(&key);
@@ -251,28 +282,34 @@ impl Workers {
     }
 
     /// Takes note of a worker's free rows.
-    pub fn set_free(&mut self, id: &WorkerId, free: u32) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
+    pub fn set_free(&mut self, key: WorkerKey, free: u32) {
+        let Some(worker) = self.workers.get_mut(key).and_then(Option::as_mut) else { return };
+        let free = if worker.draining { 0 } else { free };
+        if free == worker.free_rows {
+            return;
+        }
         let Some(set) = self.sets.get_mut(&worker.set) else { return };
-        set.free.remove(&(Reverse(worker.free_rows), id.clone()));
-        worker.free_rows = if worker.draining { 0 } else { free };
-        if worker.free_rows > 0 {
-            set.free.insert((Reverse(worker.free_rows), id.clone()));
+        set.free.remove(&(Reverse(worker.free_rows), key));
+        worker.free_rows = free;
+        if free > 0 {
+            set.free.insert((Reverse(free), key));
         }
     }
 
-    /// Forgets workers that have not polled for `lost_after` seconds. Returns each with its tasks.
-    pub fn lose(&mut self, now: Time, lost_after: f64) -> Vec<(WorkerId, BTreeSet<TaskKey>)> {
+    /// Forgets workers that have not polled for `lost_after` seconds. Returns each, with its tasks.
+    pub fn lose(&mut self, now: Time, lost_after: f64) -> Vec<(WorkerKey, Worker)> {
         while self.vanished.front().is_some_and(|(at, ..)| now.since(*at) > lost_after) {
             self.vanished.pop_front();
         }
         let mut lost = Vec::new();
         while self.by_poll.first().is_some_and(|(last, _)| now.since(*last) > lost_after) {
-            let Some((_, id)) = self.by_poll.pop_first() else { break };
-            self.leave_set(&id);
-            if let Some(worker) = self.workers.remove(&id) {
-                self.vanish(now, id.clone());
-                lost.push((id, worker.tasks));
+            let Some((_, key)) = self.by_poll.pop_first() else { break };
+            self.leave_set(key, None);
+            if let Some(worker) = self.workers.get_mut(key).and_then(Option::take) {
+                self.keys.remove(&worker.id);
+                self.unused.push(key);
+                self.vanish(now, worker.id.clone());
+                lost.push((key, worker));
             }
         }
         lost
@@ -281,7 +318,7 @@ impl Workers {
     fn vanish(&mut self, now: Time, id: WorkerId) {
         self.vanished.push_back((now, id));
         // A worker that restarts all the time fills no memory.
-        if self.vanished.len() > 2 * self.workers.len() + 1000 {
+        if self.vanished.len() > 2 * self.keys.len() + 1000 {
             self.vanished.pop_front();
         }
     }
@@ -292,23 +329,27 @@ impl Workers {
     pub fn most_vanished(&self, now: Time, lost_after: f64) -> bool {
         // One that restarts again and again counts once.
         let vanished: BTreeSet<&WorkerId> = self.vanished.iter().map(|(_, id)| id).collect();
-        let lost = vanished.iter().filter(|id| !self.workers.contains_key(id)).count();
+        let lost = vanished.iter().filter(|id| !self.keys.contains_key(id)).count();
         let late = self.by_poll.iter().take_while(|(last, _)| now.since(*last) > lost_after / 2.0);
-        let silent = late.filter(|(_, id)| !vanished.contains(id)).count();
+        let late = late.filter_map(|(_, key)| self.get(*key));
+        let silent = late.filter(|worker| !vanished.contains(&worker.id)).count();
         let gone = silent + vanished.len();
-        gone >= 3 && 2 * gone > self.workers.len() + lost
+        gone >= 3 && 2 * gone > self.keys.len() + lost
     }
 }
 
 impl Worker {
-    fn new(incarnation: u64, sequence: u64, now: Time) -> Self {
+    fn new(id: WorkerId, incarnation: u64, sequence: u64, now: Time) -> Self {
         Self {
+            id,
             incarnation,
             sequence,
             last_poll: now,
             set: 0,
             rows: 0,
             ahead_rows: 0,
+            pool: String::new(),
+            loadable: vec![],
             resident: vec![],
             model_places: 0,
             draining: false,
@@ -320,75 +361,4 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: f64) -> Time {
-        Time::ZERO.after(seconds)
-    }
-
-    fn report(pool: &str, rows: u32, models: &[&str]) -> Report<()> {
-        let loadable = models.iter().map(|model| ModelId::from(*model)).collect();
-        Report { pool: pool.into(), rows, loadable, ..Report::default() }
-    }
-
-    fn poll(workers: &mut Workers, id: &str, sequence: u64, now: f64, report: &Report<()>) {
-        assert_eq!(workers.receive(&id.into(), 1, sequence, at(now), 99), Received::Newest);
-        workers.update(&id.into(), report);
-    }
-
-    #[test]
-    fn interchangeable_workers_share_a_set() {
-        let mut workers = Workers::default();
-        poll(&mut workers, "a", 1, 0.0, &report("p", 8, &["m", "n"]));
-        poll(&mut workers, "b", 1, 0.0, &report("p", 16, &["n", "m"]));
-        poll(&mut workers, "c", 1, 0.0, &report("p", 8, &["m"]));
-        let sets: Vec<(usize, f64)> = workers.sets().map(|(_, set)| (set.workers, set.full_rows())).collect();
-        assert_eq!(sets, [(2, 12.0), (1, 8.0)]);
-        assert_eq!(workers.serving(&"m".into()).count(), 2);
-        let shares: Vec<f64> = workers.sets().map(|(_, set)| 3.0 * workers.share(&"m".into(), set)).collect();
-        assert_eq!(shares, [2.0, 1.0]);
-        workers.set_free(&"a".into(), 3);
-        workers.set_free(&"b".into(), 5);
-        let set = workers.get(&"a".into()).unwrap().set;
-        assert_eq!(workers.set(set).unwrap().freest(), Some(&"b".into()));
-        poll(&mut workers, "c", 2, 1.0, &report("p", 8, &["m", "n"]));
-        assert_eq!((workers.sets().count(), workers.set_of.len()), (1, 1));
-        assert_eq!(workers.lose(at(100.0), 10.0).len(), 3);
-        assert!(workers.len() == 0 && workers.sets.is_empty() && workers.by_model.is_empty());
-    }
-
-    #[test]
-    fn old_polls_are_stale_and_new_processes_restart() {
-        let mut workers = Workers::default();
-        let mut receive =
-            |incarnation, sequence, most| workers.receive(&"a".into(), incarnation, sequence, at(0.0), most);
-        assert_eq!(receive(3, 5, 0), Received::Refused);
-        assert_eq!(receive(3, 5, 1), Received::Newest);
-        assert_eq!(
-            (receive(3, 5, 1), receive(3, 4, 1), receive(2, 9, 1)),
-            (Received::Stale, Received::Stale, Received::Stale)
-        );
-        assert_eq!((receive(3, 6, 1), receive(4, 1, 1)), (Received::Newest, Received::Restarted));
-    }
-
-    #[test]
-    fn a_worker_that_does_not_poll_is_lost_and_many_together_are_no_ones_fault() {
-        let mut workers = Workers::default();
-        for id in ["a", "b", "c", "d"] {
-            poll(&mut workers, id, 1, 0.0, &report("p", 8, &["m"]));
-        }
-        for id in ["a", "b", "c"] {
-            poll(&mut workers, id, 2, 9.0, &report("p", 8, &["m"]));
-        }
-        let lost = workers.lose(at(10.5), 10.0);
-        assert_eq!(lost.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["d"]);
-        assert!(!workers.most_vanished(at(10.5), 10.0), "one of four");
-        assert_eq!(workers.lose(at(19.5), 10.0).len(), 3);
-        assert!(workers.most_vanished(at(19.5), 10.0));
-        let mut single = Workers::default();
-        poll(&mut single, "a", 1, 0.0, &report("p", 8, &["m"]));
-        assert_eq!(single.lose(at(11.0), 10.0).len(), 1);
-        assert!(!single.most_vanished(at(11.0), 10.0), "the only one may well be to blame");
-    }
-}
+mod tests;

@@ -203,9 +203,10 @@ impl<E: Engine> WorkerCore<E> {
     }
 
     fn end(&mut self, id: AttemptId, outcome: Outcome<E::Picture>) {
+        // The rows of a finished picture were free before it was decoded.
+        self.news |= !matches!(outcome, Outcome::Done { .. });
         let end = TaskEnd { task: id.task, attempt: id.attempt, outcome };
         self.ended.push(end.clone());
         self.untold.push(end);
-        self.news = true;
     }
 }

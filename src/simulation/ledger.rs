@@ -1,14 +1,19 @@
 //! What was accepted, what was told, and what must never happen.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::engine::{Painted, Sketch};
-use super::{Outcome, menu};
-use crate::scheduler::menu::Menu;
+use super::outcome::Outcome;
+use super::scenario::Scenario;
+use super::worker::{Painted, Sketch};
+use crate::scheduler::menu::{Menu, MenuOption};
 use crate::scheduler::messages::{MenuChoice, Notice, PictureResult, Submit};
 use crate::scheduler::{RequestId, Time};
+
+/// The most pictures of a simulated request.
+const MOST_PICTURES: u32 = 16;
 
 /// An invariant that broke.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -70,25 +75,35 @@ struct Open {
 /// All pictures that were accepted and have not ended.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    open: BTreeMap<(RequestId, u32), Open>,
-    menu: Menu,
+    open: HashMap<(RequestId, u32), Open>,
+    menu: Arc<Menu>,
+    /// The best quality of the menu.
+    best: f64,
     pub outcome: Outcome,
 }
 
 impl Ledger {
-    pub fn new() -> Self {
-        Self { open: BTreeMap::new(), menu: menu(), outcome: Outcome::default() }
+    pub fn new(scenario: &Scenario) -> Self {
+        let menu = scenario.menu.clone();
+        let mut ledger = Self { open: HashMap::new(), menu, best: 0.0, outcome: Outcome::default() };
+        ledger.best = ledger.best_of(|_| true);
+        ledger
+    }
+
+    /// The best quality of the menu's options that are allowed.
+    fn best_of(&self, allowed: impl Fn(&MenuOption) -> bool) -> f64 {
+        let allowed = self.menu.iter().filter(|option| allowed(option));
+        allowed.map(|option| option.quality_at(1.0)).fold(0.0, f64::max)
     }
 
     /// A request was accepted for the first time.
     pub fn accept(&mut self, now: Time, submit: &Submit<Sketch>) {
         for (index, task) in (0..).zip(&submit.tasks) {
-            let only = match &task.menu {
-                MenuChoice::Only { options } => options.clone(),
-                MenuChoice::Whole | MenuChoice::Own { .. } => vec![],
+            let best = match &task.menu {
+                MenuChoice::Whole => self.best,
+                MenuChoice::Only { options } => self.best_of(|option| options.contains(&option.id)),
+                MenuChoice::Own { option } => option.quality_at(1.0),
             };
-            let allowed = self.menu.iter().filter(|option| only.is_empty() || only.contains(&option.id));
-            let best = allowed.map(|option| option.quality_at(1.0)).fold(0.0, f64::max);
             let floor = task.terms.floor.min(best);
             let open = Open { since: now, floor, deadline_seconds: task.terms.deadline_seconds };
             self.open.insert((submit.request.clone(), index), open);
@@ -98,19 +113,22 @@ impl Ledger {
 
     /// A request was cancelled.
     pub fn cancel(&mut self, request: &RequestId) {
-        let open = (request.clone(), 0)..=(request.clone(), u32::MAX);
-        let pictures: Vec<_> = self.open.range(open).map(|(picture, _)| picture.clone()).collect();
-        for picture in pictures {
-            self.open.remove(&picture);
-            self.outcome.cancelled += 1;
+        let Outcome { cancelled, .. } = &mut self.outcome;
+        for index in 0.. {
+            // A request's pictures are numbered; some of them may have ended.
+            match self.open.remove(&(request.clone(), index)) {
+                Some(_) => *cancelled += 1,
+                None if index >= MOST_PICTURES => break,
+                None => {}
+            }
         }
     }
 
     /// The end of a picture was told.
     pub fn tell(&mut self, now: Time, notice: &Notice<Painted>) -> Result<(), Violation> {
-        let picture = format!("{}/{}", notice.request, notice.index);
+        let picture = || format!("{}/{}", notice.request, notice.index);
         let Some(open) = self.open.remove(&(notice.request.clone(), notice.index)) else {
-            return Err(Violation::ToldTwice { picture });
+            return Err(Violation::ToldTwice { picture: picture() });
         };
         let seconds = now.since(open.since);
         self.outcome.longest_seconds = self.outcome.longest_seconds.max(seconds);
@@ -122,10 +140,14 @@ impl Ledger {
                 self.outcome.in_time += usize::from(seconds <= open.deadline_seconds);
                 self.outcome.quality += quality;
                 if quality < open.floor - 1e-6 {
-                    return Err(Violation::BelowFloor { picture, quality, floor: open.floor });
+                    return Err(Violation::BelowFloor { picture: picture(), quality, floor: open.floor });
                 }
                 if *expected_quality > quality + 1e-6 {
-                    return Err(Violation::Overrated { picture, quality, expected: *expected_quality });
+                    return Err(Violation::Overrated {
+                        picture: picture(),
+                        quality,
+                        expected: *expected_quality,
+                    });
                 }
             }
         }
@@ -134,7 +156,7 @@ impl Ledger {
 
     /// All that was accepted must have ended.
     pub fn close(self) -> Result<Outcome, Violation> {
-        match self.open.keys().next() {
+        match self.open.keys().min() {
             None => Ok(self.outcome),
             Some((request, index)) => {
                 Err(Violation::Lost { lost: self.open.len(), first: format!("{request}/{index}") })

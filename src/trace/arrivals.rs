@@ -1,10 +1,9 @@
 //! When each request is sent: as recorded, or drawn.
 
-use anyhow::anyhow;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::trace::{MAX_REQUESTS, Request};
+use super::{MAX_REQUESTS, Request, TraceError};
 
 /// A request that is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,7 +57,7 @@ pub fn arrivals(
     process: Process,
     seconds: Option<f64>,
     seed: u64,
-) -> anyhow::Result<Vec<Arrival>> {
+) -> Result<Vec<Arrival>, TraceError> {
     let end = seconds.unwrap_or(f64::INFINITY);
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut gaps = match process {
@@ -80,19 +79,17 @@ pub fn arrivals(
             break;
         }
         if arrivals.len() == MAX_REQUESTS {
-            return Err(anyhow!("--rate and --seconds: more than {MAX_REQUESTS} requests"));
+            return Err(TraceError::Arrivals);
         }
         arrivals.push(Arrival { at, request: arrivals.len() % trace.len() });
     }
     Ok(arrivals)
 }
 
-fn recorded(trace: &[Request], speed: f64, end: f64) -> anyhow::Result<Vec<Arrival>> {
+fn recorded(trace: &[Request], speed: f64, end: f64) -> Result<Vec<Arrival>, TraceError> {
     let arrival = |(request, line): (usize, &Request)| match line.at {
         Some(at) => Ok(Arrival { at: at / speed, request }),
-        None => {
-            Err(anyhow!("line {}: at: is missing; --arrivals poisson or bursty draws the times", request + 1))
-        }
+        None => Err(TraceError::NoTime { request: request + 1 }),
     };
     let all: Vec<Arrival> = trace.iter().enumerate().map(arrival).collect::<Result<_, _>>()?;
     Ok(all.into_iter().take_while(|arrival| arrival.at < end).collect())
@@ -201,6 +198,6 @@ mod tests {
         assert_eq!(times(None), [0.5, 1.5]);
         assert_eq!(times(Some(1.0)), [0.5]);
         let missing = arrivals(&trace(&[Some(1.0), None]), process, None, 0).unwrap_err().to_string();
-        assert!(missing.starts_with("line 2: at:"), "{missing}");
+        assert!(missing.starts_with("request 2: at:"), "{missing}");
     }
 }
