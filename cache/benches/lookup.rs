@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use pentimento_cache::index::{EmbeddedIndex, Holding, IndexOptions, Sought};
+use pentimento_cache::index::{EmbeddedIndex, Holding, IndexOptions, SearchFilter};
 use pentimento_cache::{
     Compatibility, Content, Entry, EntryId, Kept, PaintedPlan, PromptIndex, Scope, SpecificationHash,
 };
@@ -96,13 +96,13 @@ fn measure(
     }
     let index = EmbeddedIndex::open(&path, &IndexOptions { graph_from, ..IndexOptions::default() }).unwrap();
     let holding = Holding::Source;
-    let sought =
-        Sought { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0, holding };
+    let filter =
+        SearchFilter { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0, holding };
     let mut building = Building::default();
     let begun = Instant::now();
     while graph_from <= entries.len() && !index.has_graph(&scope, &compatibility) {
         let begun = Instant::now();
-        runtime.block_on(index.search(&sought, &queries[0], 1)).unwrap();
+        runtime.block_on(index.search(&filter, &queries[0], 1)).unwrap();
         building.searches.push(begun.elapsed());
         let same = entry(0, &scope, &compatibility, entries[0].clone());
         let begun = Instant::now();
@@ -113,7 +113,7 @@ fn measure(
     building.built = begun.elapsed();
     let look_up = |query: &Vec<f32>| {
         let begun = Instant::now();
-        let near = runtime.block_on(index.search(&sought, query, 1)).unwrap();
+        let near = runtime.block_on(index.search(&filter, query, 1)).unwrap();
         (begun.elapsed(), near.into_iter().next().map(|near| near.entry.id))
     };
     queries.iter().take(50).for_each(|query| drop(look_up(query)));

@@ -12,13 +12,14 @@ use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::closing::{Closing, leave, wait_for_leaving};
-use crate::config::{CacheConfig, CacheError, create_private, local_objects, remote_objects};
+use crate::config::{CacheConfig, CacheError, cannot_open, local_objects, remote_objects};
 use crate::entry::{Compatibility, Entry, EntryId, Part, Scope};
 use crate::eviction::EvictionPolicy;
-use crate::index::{EmbeddedIndex, Filter, Holding, IndexError, PromptIndex, Sought};
+use crate::index::{EmbeddedIndex, Filter, Holding, IndexError, Neighbour, PromptIndex, SearchFilter};
 use crate::ledger::Budget;
 use crate::picture::NewPicture;
-use crate::policy::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy};
+use crate::policy::{Decision, NeighbourCounts, Query, ReusePolicy};
+use crate::private_files;
 use crate::shared::{Shared, Uses};
 use crate::stats::{Counters, Stats};
 use crate::store::StateStore;
@@ -107,7 +108,7 @@ impl Cache {
     /// The directory is in use by another process or cannot be used, the index is damaged or of another
     /// version, the URL is not understood, the states under it are another cache's.
     pub fn open(config: CacheConfig) -> Result<Self, CacheError> {
-        create_private(&config.dir)?;
+        private_files::create_directory(&config.dir).map_err(|why| cannot_open(config.dir.display(), why))?;
         wait_for_leaving(&real(&config.dir));
         let index = EmbeddedIndex::open(&config.dir.join("index.redb"), &config.index)?;
         let (objects, prefix) = match &config.states {
@@ -199,10 +200,10 @@ impl Cache {
         guidance_scale: RangeInclusive<f32>,
     ) -> Result<LookUp, CacheError> {
         let NeighbourCounts { sources, whole_pictures } = policy.neighbours();
-        let mut sought = Sought { scope, compatibility, guidance_scale, holding: Holding::Source };
-        let mut neighbours = self.search(&sought, query, sources).await?;
-        sought.holding = Holding::WholePicture;
-        let whole = self.search(&sought, query, whole_pictures).await?;
+        let mut filter = SearchFilter { scope, compatibility, guidance_scale, holding: Holding::Source };
+        let mut neighbours = self.search(&filter, query, sources).await?;
+        filter.holding = Holding::WholePicture;
+        let whole = self.search(&filter, query, whole_pictures).await?;
         let known: HashSet<EntryId> = neighbours.iter().map(|near| near.entry.id.clone()).collect();
         neighbours.extend(whole.into_iter().filter(|near| !known.contains(&near.entry.id)));
         neighbours.sort_by(|a, b| b.similarity.total_cmp(&a.similarity));
@@ -212,13 +213,13 @@ impl Cache {
 
     async fn search(
         &self,
-        sought: &Sought<'_>,
+        filter: &SearchFilter<'_>,
         query: &Query<'_>,
         n: usize,
     ) -> Result<Vec<Neighbour>, CacheError> {
         match n {
             0 => Ok(Vec::new()),
-            n => self.counted(self.shared().index.search(sought, query.embedding, n).await),
+            n => self.counted(self.shared().index.search(filter, query.embedding, n).await),
         }
     }
 

@@ -9,6 +9,7 @@ use object_store::local::LocalFileSystem;
 
 use crate::eviction::{EvictionPolicy, Lcbfu};
 use crate::index::{IndexError, IndexOptions};
+use crate::private_files;
 use crate::store::StateError;
 
 /// What can go wrong in the cache. To a request all of it is a miss.
@@ -94,36 +95,9 @@ impl CacheConfig {
     }
 }
 
-/// Prompts may lie in it: for its owner's eyes only.
-pub(crate) fn create_private(dir: &Path) -> Result<(), CacheError> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir).map_err(|why| cannot_open(dir.display(), why))
-}
-
-/// Takes from others what they may do with something of ours. An operator's own directory keeps the mode that
-/// he gave it; what the cache makes in it is private even so.
-pub(crate) fn tighten(path: &Path, mode: u32) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let wider = |found: std::fs::Metadata| found.permissions().mode() & 0o077 != 0;
-        let private = || std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
-        if std::fs::metadata(path).is_ok_and(wider)
-            && let Err(error) = private()
-        {
-            tracing::warn!(%error, path = %path.display(), "others may read prompts in it");
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = (path, mode);
-}
-
 pub(crate) fn local_objects(dir: &Path) -> Result<Arc<dyn ObjectStore>, CacheError> {
-    create_private(dir)?;
-    tighten(dir, 0o700);
+    private_files::create_directory(dir).map_err(|why| cannot_open(dir.display(), why))?;
+    private_files::restrict(dir, 0o700);
     remove_unfinished(dir).map_err(|why| cannot_open(dir.display(), why))?;
     let objects = LocalFileSystem::new_with_prefix(dir).map_err(|why| cannot_open(dir.display(), why))?;
     Ok(Arc::new(objects.with_automatic_cleanup(true)))
@@ -155,6 +129,6 @@ pub(crate) fn remote_objects(
     Ok((objects.into(), prefix))
 }
 
-fn cannot_open(place: impl std::fmt::Display, why: impl std::fmt::Display) -> CacheError {
+pub(crate) fn cannot_open(place: impl std::fmt::Display, why: impl std::fmt::Display) -> CacheError {
     CacheError::Open { place: place.to_string(), why: why.to_string() }
 }

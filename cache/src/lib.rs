@@ -22,6 +22,7 @@ pub mod index;
 mod ledger;
 mod picture;
 mod policy;
+mod private_files;
 mod read;
 mod recent;
 mod shared;
@@ -38,12 +39,12 @@ pub use entry::{
     Scope, SpecificationHash,
 };
 pub use eviction::{EvictionPolicy, Fifo, Lcbfu, Lfu, Lru, Usage, eviction_policy};
-pub use index::{ExactHit, Filter, IndexError, IndexStats, PromptIndex};
+pub use index::{ExactHit, Filter, IndexError, IndexStats, Neighbour, PromptIndex};
 pub use picture::NewPicture;
 pub use policy::{
     Calibrated, CalibratedConfig, Calibration, CalibrationError, CalibrationFor, Combined, CombinedConfig,
-    Decision, Measured, Neighbour, NeighbourCounts, Nirvana, NirvanaConfig, NoStates, PolicyConfig,
-    PolicyError, Query, Resume, ReusePolicy, SAME_PROMPT, Semantic, SemanticConfig, Threshold,
+    Decision, Measured, NeighbourCounts, Nirvana, NirvanaConfig, NoStates, PolicyConfig, PolicyError, Query,
+    Resume, ReusePolicy, SAME_PROMPT, Semantic, SemanticConfig, Threshold,
 };
 pub use read::ExactPicture;
 pub use recent::Recent;

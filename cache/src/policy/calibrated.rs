@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use super::calibration::Calibration;
 use super::config::CalibratedConfig;
-use super::{
-    Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, SAME_SHARE, pick, usable,
-};
+use super::{Decision, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, SAME_SHARE, pick, usable};
 use crate::content::Difference;
 use crate::entry::{Entry, Kept};
+use crate::index::Neighbour;
 
 /// Considers every kept state of all near pictures.
 #[derive(Debug, Clone)]

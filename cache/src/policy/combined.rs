@@ -1,6 +1,7 @@
 //! Whole pictures for prompts that mean the same, states for the others.
 
-use super::{Calibrated, Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, Semantic};
+use super::{Calibrated, Decision, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, Semantic};
+use crate::index::Neighbour;
 
 /// `semantic` first, and `calibrated` where that finds nothing. The default where a model has calibration tables.
 ///

@@ -1,6 +1,7 @@
 //! Two policies that start from noise: one answers exact hits, one nothing.
 
-use super::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy};
+use super::{Decision, NeighbourCounts, Query, ReusePolicy};
+use crate::index::Neighbour;
 
 /// Reuses no state of another prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

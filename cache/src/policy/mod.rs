@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
 use crate::entry::{Entry, EntryId, Kept};
+use crate::index::Neighbour;
 
 pub use calibrated::Calibrated;
 pub use calibration::{Calibration, CalibrationError, Measured};
@@ -53,15 +54,6 @@ pub struct Query<'a> {
     pub timesteps: &'a [f64],
     /// Random bits: which of several equally good neighbours is taken.
     pub chance: u64,
-}
-
-/// An entry near a query.
-#[derive(Debug, Clone)]
-pub struct Neighbour {
-    /// The entry.
-    pub entry: Entry,
-    /// Cosine of both embeddings.
-    pub similarity: f32,
 }
 
 /// What a request starts from, and why, for people.

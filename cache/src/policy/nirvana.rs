@@ -1,7 +1,8 @@
 //! NIRVANA's policy (Agarwal et al., NSDI 2024): the more similar the prompts, the later the state.
 
 use super::config::NirvanaConfig;
-use super::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_SHARE, usable};
+use super::{Decision, NeighbourCounts, Query, ReusePolicy, SAME_SHARE, usable};
+use crate::index::Neighbour;
 
 /// Thresholds of the similarity say which share of the plan the nearest picture may stand in for.
 #[derive(Debug, Clone)]

@@ -1,9 +1,9 @@
 //! GPTCache's policy with a gate: the stored picture itself where two prompts mean the same.
 
 use super::config::SemanticConfig;
-use super::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, pick};
+use super::{Decision, NeighbourCounts, Query, ReusePolicy, pick};
 use crate::content::Synonyms;
-use crate::index::reaches;
+use crate::index::{Neighbour, reaches};
 
 /// Similarities this close are one.
 const SAME_SIMILARITY: f32 = 1e-6;

@@ -1,8 +1,9 @@
-//! Graphs in files, so that an index of many entries need not link them all again whenever it opens.
+//! Graph files: saved graphs, so that opening an index of many entries does not build its graphs again.
 //!
-//! A saved graph is a help, never the truth. Beside it stands which entry had which of its rows; a row counts
-//! only where the entry still has that very embedding, so a graph that is older than the index serves as far
-//! as it goes. The library that reads the files trusts them, so nobody reads them whose digests do not agree.
+//! The database remains the source of truth. Beside the graph a file lists the entry and the embedding's digest of each
+//! row. A row is used only if its entry still has that embedding, so a graph file older than the index is useful for the
+//! rows that have not changed. The library that reads the graph does not check its files, so their digests are checked
+//! first and files with a wrong digest are not read.
 
 use std::fs::File;
 use std::io::Read;
@@ -15,10 +16,10 @@ use sha2::{Digest, Sha256};
 use super::graph::Graph;
 use crate::entry::{Compatibility, EntryId, Scope};
 
-/// Version of the files. Raise it with every change of them, of the graph or of the library that writes it.
+/// Version of the files. Raise it when their format, the graph's parameters or the library's version change.
 const FORMAT: u32 = 1;
 
-/// Where the graph of one shelf is saved.
+/// The files that one partition's graph is saved in.
 #[derive(Debug, Clone)]
 pub(crate) struct GraphFile {
     dir: Arc<PathBuf>,
@@ -28,14 +29,15 @@ pub(crate) struct GraphFile {
 /// A row of a saved graph.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub(crate) struct SavedRow {
-    /// Whose it is; `None`: dead.
+    /// The row's entry; `None` if the row was dead.
     pub id: Option<EntryId>,
-    /// Of its embedding.
+    /// [`row_digest`] of its embedding.
     pub digest: u64,
 }
 
+/// What the `.rows` file holds: the rows, and the SHA-256 of the library's two files.
 #[derive(Deserialize, Serialize)]
-struct Contents {
+struct GraphManifest {
     format: u32,
     rows: Vec<SavedRow>,
     graph: [u8; 32],
@@ -53,13 +55,13 @@ impl GraphFile {
         self.dir.join(format!("{}.rows", self.name))
     }
 
-    /// The library's two files, as it names them.
-    fn dumped(&self, name: &str) -> [PathBuf; 2] {
+    /// The two files that the library writes for the name `name`.
+    fn library_files(&self, name: &str) -> [PathBuf; 2] {
         ["graph", "data"].map(|kind| self.dir.join(format!("{name}.hnsw.{kind}")))
     }
 
-    /// Saves a graph and whose its rows are, in place of an older one. What fails is a warning: the graph is
-    /// then built again.
+    /// Saves a graph and its rows, in place of an older file. A failure is logged, and the file removed: the graph is
+    /// then built when the index next opens.
     pub(crate) fn save(&self, graph: &Graph, rows: Vec<SavedRow>) {
         if let Err(error) = self.try_save(graph, rows) {
             tracing::warn!(%error, "a graph could not be saved");
@@ -70,22 +72,22 @@ impl GraphFile {
     fn try_save(&self, graph: &Graph, rows: Vec<SavedRow>) -> std::io::Result<()> {
         let new = format!("{}-new", self.name);
         graph.dump(&self.dir, &new)?;
-        let written = self.dumped(&new);
-        let contents =
-            Contents { format: FORMAT, rows, graph: digest(&written[0])?, data: digest(&written[1])? };
-        let bytes = postcard::to_stdvec(&contents).map_err(std::io::Error::other)?;
+        let written = self.library_files(&new);
+        let manifest =
+            GraphManifest { format: FORMAT, rows, graph: digest(&written[0])?, data: digest(&written[1])? };
+        let bytes = postcard::to_stdvec(&manifest).map_err(std::io::Error::other)?;
         let sealed = [Sha256::digest(&bytes).as_slice(), &bytes].concat();
-        for (from, to) in written.iter().zip(self.dumped(&self.name)) {
+        for (from, to) in written.iter().zip(self.library_files(&self.name)) {
             std::fs::rename(from, to)?;
         }
-        // A process that is killed before this line leaves digests that do not agree.
+        // If the process is killed before this line, the digests do not match and the files are not used.
         std::fs::write(self.rows(), sealed)
     }
 
-    /// The graph and whose its rows are, where there is one and it is whole.
+    /// Reads the graph and its rows. `None` if there is no file or it is damaged.
     pub(crate) fn load(&self, dimensions: usize) -> Option<(Graph, Vec<SavedRow>)> {
         let sealed = std::fs::read(self.rows()).ok()?;
-        let loaded = self.load_sound(&sealed, dimensions);
+        let loaded = self.load_checked(&sealed, dimensions);
         if loaded.is_none() {
             tracing::warn!(
                 name = self.name,
@@ -95,31 +97,31 @@ impl GraphFile {
         loaded
     }
 
-    fn load_sound(&self, sealed: &[u8], dimensions: usize) -> Option<(Graph, Vec<SavedRow>)> {
+    fn load_checked(&self, sealed: &[u8], dimensions: usize) -> Option<(Graph, Vec<SavedRow>)> {
         let (seal, bytes) = sealed.split_at_checked(32)?;
         if Sha256::digest(bytes).as_slice() != seal {
             return None;
         }
-        let contents: Contents = postcard::from_bytes(bytes).ok()?;
-        let [graph, data] = self.dumped(&self.name);
-        let whole = contents.format == FORMAT
-            && digest(&graph).ok()? == contents.graph
-            && digest(&data).ok()? == contents.data;
+        let manifest: GraphManifest = postcard::from_bytes(bytes).ok()?;
+        let [graph, data] = self.library_files(&self.name);
+        let whole = manifest.format == FORMAT
+            && digest(&graph).ok()? == manifest.graph
+            && digest(&data).ok()? == manifest.data;
         let graph = whole.then(|| Graph::reload(&self.dir, &self.name))??;
-        let fits = graph.rows() == contents.rows.len() && graph.dimensions() == dimensions;
-        fits.then_some((graph, contents.rows))
+        let fits = graph.rows() == manifest.rows.len() && graph.dimensions() == dimensions;
+        fits.then_some((graph, manifest.rows))
     }
 
     pub(crate) fn remove(&self) {
-        let files = self.dumped(&self.name).into_iter().chain([self.rows()]);
-        for file in files.chain(self.dumped(&format!("{}-new", self.name))) {
-            // Most often there is none.
+        let files = self.library_files(&self.name).into_iter().chain([self.rows()]);
+        for file in files.chain(self.library_files(&format!("{}-new", self.name))) {
+            // Usually only some of these files exist.
             let _ = std::fs::remove_file(file);
         }
     }
 }
 
-/// Removes the graphs that none of `wanted` is saved as, and those that were never finished.
+/// Removes the files of all graphs but `wanted`, and those of unfinished writes.
 pub(crate) fn sweep(dir: &Path, wanted: &[GraphFile]) -> std::io::Result<()> {
     for file in std::fs::read_dir(dir)? {
         let file = file?;
@@ -144,7 +146,7 @@ fn digest(path: &Path) -> std::io::Result<[u8; 32]> {
     }
 }
 
-/// Tells embeddings apart. They are the cache's own: nobody chooses them to collide.
+/// A digest that tells embeddings apart. It need not resist forgery, because no user chooses embeddings.
 pub(crate) fn row_digest(row: &[f32]) -> u64 {
     use std::hash::Hasher;
     let mut hasher = siphasher::sip::SipHasher13::new();
