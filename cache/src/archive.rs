@@ -121,16 +121,14 @@ impl Cache {
         let store = &self.shared().store;
         let mut states = Vec::with_capacity(entry.states.len());
         for kept in &entry.states {
-            let state = store.read_past_memory(&entry, kept.timestep).await;
+            let state = store.read_uncached(&entry, kept.timestep).await;
             match state.and_then(|state| format::encode(&entry, &state)) {
                 Ok(bytes) => states.push((kept.timestep, bytes)),
                 Err(_) => moved.unreadable += 1,
             }
         }
         let file = match entry.picture_key() {
-            Some(key) => {
-                store.read_picture_past_memory(&key).await.inspect_err(|_| moved.unreadable += 1).ok()
-            }
+            Some(key) => store.read_picture_uncached(&key).await.inspect_err(|_| moved.unreadable += 1).ok(),
             None => None,
         };
         entry.states.retain(|kept| states.iter().any(|(timestep, _)| *timestep == kept.timestep));

@@ -12,6 +12,7 @@
 //! look-up neither blocks nor waits; a picture that is replaced is found until its successor is.
 
 mod archive;
+mod bounded_lru;
 mod cache;
 mod closing;
 mod config;
@@ -24,13 +25,13 @@ mod picture;
 mod policy;
 mod private_files;
 mod read;
-mod recent;
 mod shared;
 mod stats;
 pub mod store;
 mod writer;
 
 pub use archive::{ArchiveError, Moved};
+pub use bounded_lru::BoundedLru;
 pub use cache::{Cache, LookUp};
 pub use config::{CacheConfig, CacheError};
 pub use content::{Content, Difference, SynonymError, Synonyms, same_content};
@@ -47,6 +48,5 @@ pub use policy::{
     Resume, ReusePolicy, SAME_PROMPT, Semantic, SemanticConfig, Threshold,
 };
 pub use read::ExactPicture;
-pub use recent::Recent;
 pub use stats::Stats;
 pub use store::{MAX_PICTURE_BYTES, State, StateError, StateStore};

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pentimento_cache::{Cache, CacheError, EntryId, FINISHED, Part, Recent, State};
+use pentimento_cache::{BoundedLru, Cache, CacheError, EntryId, FINISHED, Part, State};
 use pentimento_pipelines::{DenoisingState, Picture, Pipeline};
 use tokio::runtime::Handle;
 use tracing::Instrument;
@@ -24,7 +24,7 @@ pub struct Stored {
     pub cache: Cache,
     /// Stored pictures that were wanted last: decoding takes most of the time of a picture that takes no step. What is
     /// here is not served without its latent: nobody sees what was removed from the cache.
-    pub decoded: Recent<EntryId, Picture>,
+    pub decoded: BoundedLru<EntryId, Picture>,
     runtime: Handle,
     patience: Duration,
     /// When the store last let a picture wait in vain.
@@ -60,7 +60,7 @@ impl Stored {
     /// A cache that `runtime` reads from. A state that takes longer than `patience` is not waited for.
     pub fn new(cache: Cache, runtime: Handle, patience: Duration) -> Self {
         let decoded =
-            Recent::new(DECODED_BYTES, |picture: &Picture| picture.rgb.len() + size_of::<Picture>());
+            BoundedLru::new(DECODED_BYTES, |picture: &Picture| picture.rgb.len() + size_of::<Picture>());
         Self { cache, decoded, runtime, patience, too_slow: Mutex::new(None) }
     }
 

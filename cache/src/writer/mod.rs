@@ -17,7 +17,7 @@ use crate::index::Filter;
 use crate::ledger::{Ledger, Victim};
 use crate::picture::Picture;
 use crate::shared::Shared;
-use crate::store::{Claim, StateError};
+use crate::store::{PrefixOwner, StateError};
 
 /// Changes become durable this long after they are made, at most.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
@@ -122,21 +122,21 @@ impl Writer {
         }
         let store = &self.shared.store;
         let why = match store.claim(&self.shared.index.name()).await? {
-            Claim::Ours => {
+            PrefixOwner::ThisIndex => {
                 self.owned = true;
                 return Ok(());
             }
-            Claim::Anothers(name) => format!(
+            PrefixOwner::OtherIndex(name) => format!(
                 "holds the files of another cache, whose index is named {name}; give this one a prefix of \
                  its own, and move what it should have with an export and an import"
             ),
-            Claim::Nobodys => {
+            PrefixOwner::Unknown => {
                 "holds files, but no object \"owner\" that says which cache's; give this one an \
                                empty prefix, or remove the files"
                     .to_owned()
             }
         };
-        Err(CacheError::Open { place: store.place(), why })
+        Err(CacheError::Open { place: store.location(), why })
     }
 
     /// Reads what the index holds, and removes states that no entry names.
