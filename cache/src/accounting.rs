@@ -1,48 +1,42 @@
-//! What the cache holds, as eviction sees it: sizes and uses, without embeddings or prompts.
+//! The accounting for eviction: sizes and uses of everything in the store, without embeddings and prompts.
 
 use std::collections::{HashMap, HashSet};
 
-use crate::entry::{Entry, EntryId, Part};
+use crate::entry::{Entry, EntryId, Part, PartKey};
 use crate::eviction::{EvictionPolicy, Usage};
 
-/// How much the cache may hold.
+/// The most that the cache may hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Budget {
     pub bytes: u64,
     pub entries: usize,
 }
 
-/// A state or a picture's file that is to go.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Victim {
-    pub entry: EntryId,
-    pub part: Part,
-}
-
-/// A part of an entry, as eviction sees it.
-struct KeptPart {
+/// Size and uses of one part of an entry.
+struct PartAccount {
     part: Part,
     share: f32,
     bytes: u64,
     uses: u64,
 }
 
-struct Account {
+/// Age and parts of one entry.
+struct EntryAccount {
     created: u64,
     last_used: u64,
-    parts: Vec<KeptPart>,
+    parts: Vec<PartAccount>,
 }
 
-impl Account {
+impl EntryAccount {
     fn of(entry: &Entry) -> Self {
-        // A stored picture saves the whole plan.
-        let picture = entry.picture.map(|kept| KeptPart {
+        // A stored picture saves all of the plan's work.
+        let picture = entry.picture.map(|kept| PartAccount {
             part: Part::Picture,
             share: 1.0,
             bytes: kept.bytes,
             uses: kept.uses,
         });
-        let states = entry.states.iter().map(|kept| KeptPart {
+        let states = entry.states.iter().map(|kept| PartAccount {
             part: Part::State(kept.timestep),
             share: kept.share,
             bytes: kept.bytes,
@@ -55,7 +49,7 @@ impl Account {
         }
     }
 
-    fn usage(&self, kept: &KeptPart) -> Usage {
+    fn usage(&self, kept: &PartAccount) -> Usage {
         Usage { uses: kept.uses, share: kept.share, created: self.created, last_used: self.last_used }
     }
 
@@ -68,17 +62,18 @@ impl Account {
     }
 }
 
+/// The accounts of all entries, and their totals.
 #[derive(Default)]
-pub(crate) struct Ledger {
-    accounts: HashMap<EntryId, Account>,
+pub(crate) struct Accounting {
+    accounts: HashMap<EntryId, EntryAccount>,
     bytes: u64,
     pictures: usize,
 }
 
-impl Ledger {
+impl Accounting {
     pub(crate) fn put(&mut self, entry: &Entry) {
         self.remove(&entry.id);
-        let account = Account::of(entry);
+        let account = EntryAccount::of(entry);
         self.bytes += account.bytes();
         self.pictures += usize::from(account.has_picture());
         self.accounts.insert(entry.id.clone(), account);
@@ -110,32 +105,28 @@ impl Ledger {
         self.accounts.len()
     }
 
-    /// Entries whose picture is kept as a file.
+    /// The number of entries whose picture is stored as a file.
     pub(crate) fn pictures(&self) -> usize {
         self.pictures
     }
 
-    /// Entries painted before `moment`.
-    pub(crate) fn older_than(&self, moment: u64) -> Vec<EntryId> {
-        self.accounts
-            .iter()
-            .filter(|(_, account)| account.created < moment)
-            .map(|(id, _)| id.clone())
-            .collect()
+    /// The entries painted before `time`, in seconds since 1970.
+    pub(crate) fn older_than(&self, time: u64) -> Vec<EntryId> {
+        self.accounts.iter().filter(|(_, account)| account.created < time).map(|(id, _)| id.clone()).collect()
     }
 
-    /// What must go so that the rest keeps the budget, least worth first. Where something must, a little
-    /// more goes than must, so that not every insert has to look through everything.
-    pub(crate) fn victims(&self, policy: &dyn EvictionPolicy, budget: Budget) -> Vec<Victim> {
+    /// The parts to evict so that the rest fits the budget, those of least worth first. If any must be evicted, slightly
+    /// more are than necessary, so that not every insertion has to sort all parts.
+    pub(crate) fn victims(&self, policy: &dyn EvictionPolicy, budget: Budget) -> Vec<PartKey> {
         if self.bytes <= budget.bytes && self.entries() <= budget.entries {
             return Vec::new();
         }
-        let (mut victims, gone) = self.entries_over(policy, budget.entries);
+        let (mut victims, evicted) = self.excess_entries(policy, budget.entries);
         let freed: u64 = victims.iter().filter_map(|victim| self.size(victim)).sum();
         let mut left = self.bytes - freed;
         if left > budget.bytes {
             let target = budget.bytes - budget.bytes / 64;
-            for victim in self.by_worth(policy, &gone) {
+            for victim in self.by_worth(policy, &evicted) {
                 if left <= target {
                     break;
                 }
@@ -146,33 +137,33 @@ impl Ledger {
         victims
     }
 
-    /// The parts of the entries beyond `most`: those whose best part is worth least.
-    fn entries_over(&self, policy: &dyn EvictionPolicy, most: usize) -> (Vec<Victim>, HashSet<&EntryId>) {
-        if self.entries() <= most {
+    /// The entries to evict so that `max` remain, and their parts. They are the entries whose best part has least worth.
+    fn excess_entries(&self, policy: &dyn EvictionPolicy, max: usize) -> (Vec<PartKey>, HashSet<&EntryId>) {
+        if self.entries() <= max {
             return Default::default();
         }
-        let best = |account: &Account| {
+        let best = |account: &EntryAccount| {
             let worths = account.parts.iter().map(|kept| policy.worth(&account.usage(kept)));
             worths.fold(f64::NEG_INFINITY, f64::max)
         };
         let mut entries: Vec<_> =
             self.accounts.iter().map(|(id, account)| (best(account), account.created, id)).collect();
         entries.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| (a.1, a.2).cmp(&(b.1, b.2))));
-        let surplus = self.entries() - (most - most / 64);
-        let gone: Vec<&EntryId> = entries.iter().take(surplus).map(|(_, _, id)| *id).collect();
+        let surplus = self.entries() - (max - max / 64);
+        let evicted: Vec<&EntryId> = entries.iter().take(surplus).map(|(_, _, id)| *id).collect();
         let parts = |id: &EntryId| {
             let name = id.clone();
-            let victim = move |kept: &KeptPart| Victim { entry: name.clone(), part: kept.part };
-            self.accounts[id].parts.iter().map(victim).collect::<Vec<_>>()
+            let key = move |kept: &PartAccount| PartKey { entry: name.clone(), part: kept.part };
+            self.accounts[id].parts.iter().map(key).collect::<Vec<_>>()
         };
-        (gone.iter().flat_map(|id| parts(id)).collect(), gone.into_iter().collect())
+        (evicted.iter().flat_map(|id| parts(id)).collect(), evicted.into_iter().collect())
     }
 
-    /// All parts but those of `gone`, least worth first; of equal ones the oldest entry's, then the noisiest state, the
-    /// picture last.
-    fn by_worth(&self, policy: &dyn EvictionPolicy, gone: &HashSet<&EntryId>) -> Vec<Victim> {
+    /// All parts but those of `evicted`, those of least worth first. Of parts of equal worth the oldest entry's come
+    /// first; within an entry the noisiest state comes first and the picture last.
+    fn by_worth(&self, policy: &dyn EvictionPolicy, evicted: &HashSet<&EntryId>) -> Vec<PartKey> {
         let mut parts: Vec<(f64, u64, &EntryId, Part)> = Vec::new();
-        for (id, account) in self.accounts.iter().filter(|(id, _)| !gone.contains(id)) {
+        for (id, account) in self.accounts.iter().filter(|(id, _)| !evicted.contains(id)) {
             for kept in &account.parts {
                 parts.push((policy.worth(&account.usage(kept)), account.created, id, kept.part));
             }
@@ -185,13 +176,13 @@ impl Ledger {
             let oldest = || (a.1, a.2).cmp(&(b.1, b.2));
             a.0.total_cmp(&b.0).then_with(oldest).then_with(|| noise(b.3).total_cmp(&noise(a.3)))
         });
-        let named = |(_, _, id, part): (f64, u64, &EntryId, Part)| Victim { entry: id.clone(), part };
-        parts.into_iter().map(named).collect()
+        let key = |(_, _, id, part): (f64, u64, &EntryId, Part)| PartKey { entry: id.clone(), part };
+        parts.into_iter().map(key).collect()
     }
 
-    fn size(&self, victim: &Victim) -> Option<u64> {
-        let account = self.accounts.get(&victim.entry)?;
-        account.parts.iter().find(|kept| kept.part == victim.part).map(|kept| kept.bytes)
+    fn size(&self, key: &PartKey) -> Option<u64> {
+        let account = self.accounts.get(&key.entry)?;
+        account.parts.iter().find(|kept| kept.part == key.part).map(|kept| kept.bytes)
     }
 }
 
@@ -219,10 +210,10 @@ mod tests {
     }
 
     fn first_out(policy: &str, entries: &[Entry]) -> (EntryId, Part) {
-        let mut ledger = Ledger::default();
-        entries.iter().for_each(|entry| ledger.put(entry));
-        let budget = Budget { bytes: ledger.bytes() - 1, entries: 100 };
-        let victims = ledger.victims(eviction_policy(policy).unwrap().as_ref(), budget);
+        let mut accounting = Accounting::default();
+        entries.iter().for_each(|entry| accounting.put(entry));
+        let budget = Budget { bytes: accounting.bytes() - 1, entries: 100 };
+        let victims = accounting.victims(eviction_policy(policy).unwrap().as_ref(), budget);
         (victims[0].entry.clone(), victims[0].part)
     }
 
@@ -257,8 +248,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was kept and used: after the victims are gone the budget holds; nothing goes that need
-        /// not, but for the margin; and nothing stays that is worth less than a state that went for bytes.
+        /// For any sizes and uses: without the victims the rest fits the budget; no part is evicted unnecessarily,
+        /// except for the margin; and no remaining part has less worth than one that was evicted for its bytes.
         #[test]
         fn victims_are_enough_and_of_least_worth(
             accounts in prop::collection::vec(
@@ -270,22 +261,22 @@ mod tests {
             policy in prop::sample::select(vec!["lcbfu", "lru", "lfu", "fifo"]),
         ) {
             let policy = eviction_policy(policy).unwrap();
-            let mut ledger = Ledger::default();
+            let mut accounting = Accounting::default();
             for (n, (created, used, states)) in accounts.iter().enumerate() {
-                ledger.put(&entry(n as u128, *created, *used, states));
+                accounting.put(&entry(n as u128, *created, *used, states));
             }
-            let victims = ledger.victims(policy.as_ref(), Budget { bytes, entries });
-            let fits = ledger.bytes() <= bytes && ledger.entries() <= entries;
+            let victims = accounting.victims(policy.as_ref(), Budget { bytes, entries });
+            let fits = accounting.bytes() <= bytes && accounting.entries() <= entries;
             prop_assert_eq!(victims.is_empty(), fits);
 
-            let worth = |id: &EntryId, kept: &KeptPart| policy.worth(&ledger.accounts[id].usage(kept));
-            let went = |id: &EntryId, kept: &KeptPart| {
+            let worth = |id: &EntryId, kept: &PartAccount| policy.worth(&accounting.accounts[id].usage(kept));
+            let went = |id: &EntryId, kept: &PartAccount| {
                 victims.iter().any(|victim| victim.entry == *id && victim.part == kept.part)
             };
             let (mut left_bytes, mut left_entries) = (0, 0);
             let (mut least_kept, mut most_gone) = (f64::INFINITY, f64::NEG_INFINITY);
-            for (id, account) in &ledger.accounts {
-                let stays: Vec<&KeptPart> = account.parts.iter().filter(|kept| !went(id, kept)).collect();
+            for (id, account) in &accounting.accounts {
+                let stays: Vec<&PartAccount> = account.parts.iter().filter(|kept| !went(id, kept)).collect();
                 left_bytes += stays.iter().map(|kept| kept.bytes).sum::<u64>();
                 left_entries += usize::from(!stays.is_empty());
                 for kept in &account.parts {
@@ -298,32 +289,32 @@ mod tests {
                 }
             }
             prop_assert!(left_bytes <= bytes && left_entries <= entries);
-            if ledger.entries() <= entries {
+            if accounting.entries() <= entries {
                 prop_assert!(most_gone <= least_kept);
-                let last = victims.last().and_then(|victim| ledger.size(victim)).unwrap_or(0);
+                let last = victims.last().and_then(|victim| accounting.size(victim)).unwrap_or(0);
                 prop_assert!(victims.is_empty() || left_bytes + last > bytes - bytes / 64);
             }
         }
 
         #[test]
         fn totals_follow_every_change(changes in prop::collection::vec((0u128..6, 0u64..3, 1u64..50), 0..60)) {
-            let mut ledger = Ledger::default();
+            let mut accounting = Accounting::default();
             let mut model = HashMap::new();
             for (n, change, bytes) in changes {
                 match change {
                     0 => {
-                        ledger.remove(&EntryId::new(n));
+                        accounting.remove(&EntryId::new(n));
                         model.remove(&n);
                     }
-                    1 => ledger.touch(&EntryId::new(n), Part::State(1000.0), 1, bytes),
+                    1 => accounting.touch(&EntryId::new(n), Part::State(1000.0), 1, bytes),
                     _ => {
-                        ledger.put(&entry(n, 0, 0, &[(0.1, bytes, 0), (0.2, bytes, 0)]));
+                        accounting.put(&entry(n, 0, 0, &[(0.1, bytes, 0), (0.2, bytes, 0)]));
                         model.insert(n, 2 * bytes);
                     }
                 }
             }
-            prop_assert_eq!(ledger.entries(), model.len());
-            prop_assert_eq!(ledger.bytes(), model.values().sum::<u64>());
+            prop_assert_eq!(accounting.entries(), model.len());
+            prop_assert_eq!(accounting.bytes(), model.values().sum::<u64>());
         }
     }
 }

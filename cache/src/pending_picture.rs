@@ -1,4 +1,4 @@
-//! Pictures on their way into the cache.
+//! Pictures that are inserted into the cache, and the checks that they must pass.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -9,73 +9,73 @@ use crate::entry::{
     Compatibility, Entry, EntryId, Kept, KeptPicture, PaintedPlan, ResumedFrom, Scope, SpecificationHash,
 };
 use crate::index::check_embedding;
-use crate::shared::now;
 use crate::store::{MAX_PICTURE_BYTES, State, sha256};
 
-/// Most states that are kept of one picture.
+/// The most states that are stored of one picture.
 pub(crate) const MAX_STATES: usize = 64;
-/// How every PNG file begins.
+/// The first bytes of every PNG file.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// A picture on its way into the cache: its entry without sizes of states, its file, and its states in the entry's
-/// order.
-pub(crate) struct Picture {
+/// A picture that the writer is to store: its entry, whose states have no sizes yet, its file, and its states in the
+/// entry's order.
+pub(crate) struct PendingPicture {
     pub entry: Entry,
     pub file: Option<Bytes>,
     pub states: Vec<State>,
-    /// Whether it replaces any picture of its specification.
+    /// Whether it replaces the stored picture of its specification whatever that one's quality.
     pub refresh: bool,
 }
 
-/// A picture just painted, to be kept. Without its file and its states it can travel with the order to paint it.
+/// A painted picture, to be stored by [`Cache::insert`](crate::Cache::insert).
 ///
-/// A worker calls [`Cache::insert`](crate::Cache::insert) with it after it has answered the request, whatever the
-/// plan was. It chooses which states it passes: those of a plan cheaper than the full one serve others only where a
-/// calibration table was measured on such sources (see
-/// [`Calibration::for_sources_of`](crate::Calibration::for_sources_of)).
+/// It is serialised without its file and its states, so that a gateway can send it with the order to paint. The worker
+/// adds these and inserts every finished picture, whatever its plan was. States of a plan cheaper than the full one are
+/// reused only if a calibration table was measured on such sources: see
+/// [`Calibration::for_sources_of`](crate::Calibration::for_sources_of).
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct NewPicture {
-    /// Who may see it.
+    /// The tenant and namespace that may see it.
     pub scope: Scope,
-    /// Whom its states can serve.
+    /// What a request must have in common with it to reuse its states.
     pub compatibility: Compatibility,
     /// The model that painted it.
     pub model: String,
-    /// Guidance scale it was painted with.
+    /// The guidance scale that it was painted with.
     pub guidance_scale: f32,
     /// The prompt's embedding, of length 1.
     pub embedding: Vec<f32>,
-    /// The prompt, where the operator lets it be stored.
+    /// The prompt; `None` if the operator does not allow it to be stored.
     pub prompt: Option<String>,
-    /// Hash of the prompt.
+    /// A hash of the prompt.
     pub prompt_hash: String,
     /// The prompt's content words.
     pub content: Content,
-    /// What the picture is of.
+    /// The picture's specification.
     pub specification: SpecificationHash,
     /// The seed it was painted from.
     pub seed: u64,
     /// The plan that painted it.
     pub plan: PaintedPlan,
-    /// See [`Entry::expected_quality`]. Of two pictures of one specification the better is kept, and an unknown quality
-    /// is the lowest.
+    /// See [`Entry::expected_quality`]. Of two pictures of one specification the better one is stored; an unknown quality
+    /// counts as the lowest.
     pub expected_quality: Option<f32>,
-    /// What it was resumed from. Of a resumed picture no states are kept: its losses would add up in others.
+    /// The source that it was resumed from. No states of a resumed picture are stored, because its loss would add to that
+    /// of the pictures resumed from them.
     pub resumed: Option<ResumedFrom>,
-    /// Whether it replaces the stored picture of its specification, however good that is.
+    /// Whether it replaces the stored picture of its specification whatever that one's quality.
     #[serde(default)]
     pub refresh: bool,
-    /// Its lossless file, a PNG, of [`MAX_PICTURE_BYTES`] at most.
+    /// Its lossless file, a PNG of at most [`MAX_PICTURE_BYTES`].
     #[serde(skip)]
     pub file: Option<Bytes>,
-    /// Its states, each with the share of the plan that lay before it (see [`Kept::share`]).
+    /// Its states, each with its share (see [`Kept::share`]).
     #[serde(skip)]
     pub states: Vec<(State, f32)>,
 }
 
 impl NewPicture {
-    /// With a name, and its states in order.
-    pub(crate) fn into_picture(mut self) -> Result<Picture, CacheError> {
+    /// Checks the picture, gives it an id, and sorts its states. `now` is in seconds since 1970.
+    pub(crate) fn into_pending(mut self, now: u64) -> Result<PendingPicture, CacheError> {
         check_embedding(&self.embedding)?;
         if self.resumed.is_some() {
             self.states.clear();
@@ -88,7 +88,7 @@ impl NewPicture {
             uses: 0,
         };
         let picture = self.file.as_ref().map(|file| KeptPicture::new(file.len() as u64, sha256(file)));
-        let created = now();
+        let created = now;
         let entry = Entry {
             id: new_id()?,
             states: self.states.iter().map(kept).collect(),
@@ -109,17 +109,17 @@ impl NewPicture {
             created,
             last_used: created,
         };
-        check(&entry).map_err(CacheError::Picture)?;
+        check_entry(&entry).map_err(CacheError::Picture)?;
         if let Some(file) = &self.file {
             check_file(file).map_err(CacheError::Picture)?;
         }
         let states = self.states.into_iter().map(|(state, _)| state).collect();
-        Ok(Picture { entry, file: self.file, states, refresh: self.refresh })
+        Ok(PendingPicture { entry, file: self.file, states, refresh: self.refresh })
     }
 }
 
-/// Refuses an entry that no picture can have, be it a new picture's or an archive's. The embedding is not looked at.
-pub(crate) fn check(entry: &Entry) -> Result<(), &'static str> {
+/// Refuses an impossible entry, of a new picture or from an archive. Its embedding is checked elsewhere.
+pub(crate) fn check_entry(entry: &Entry) -> Result<(), &'static str> {
     let unit = |number: f32| (0.0..=1.0).contains(&number);
     let states = &entry.states;
     match () {
@@ -128,17 +128,19 @@ pub(crate) fn check(entry: &Entry) -> Result<(), &'static str> {
         () if states.windows(2).any(|pair| pair[0].timestep <= pair[1].timestep) => {
             Err("has states out of order, or two of one timestep")
         }
-        () if !states.iter().all(|kept| unit(kept.share)) => Err("has a share that is none"),
-        () if !entry.guidance_scale.is_finite() => Err("has a guidance scale that is none"),
-        () if !entry.expected_quality.is_none_or(unit) => Err("has a quality that is none"),
+        () if !states.iter().all(|kept| unit(kept.share)) => Err("has a share that is not from 0 to 1"),
+        () if !entry.guidance_scale.is_finite() => Err("has a guidance scale that is not finite"),
+        () if !entry.expected_quality.is_none_or(unit) => Err("has a quality that is not from 0 to 1"),
         () if entry.plan.guided_steps > entry.plan.steps => Err("has more guided steps than steps"),
-        () if entry.resumed.as_ref().is_some_and(|from| !unit(from.loss)) => Err("has a loss that is none"),
+        () if entry.resumed.as_ref().is_some_and(|from| !unit(from.loss)) => {
+            Err("has a loss that is not from 0 to 1")
+        }
         () if entry.resumed.is_some() && !states.is_empty() => Err("was resumed, and has states"),
         () => Ok(()),
     }
 }
 
-/// Refuses a file that is no picture's.
+/// Refuses a file that is too large or no PNG.
 pub(crate) fn check_file(file: &[u8]) -> Result<(), &'static str> {
     match () {
         () if file.len() as u64 > MAX_PICTURE_BYTES => Err("its file is too large"),
@@ -147,9 +149,9 @@ pub(crate) fn check_file(file: &[u8]) -> Result<(), &'static str> {
     }
 }
 
-/// A name that nobody has and nobody can guess.
+/// Makes an unguessable, unique id.
 pub(crate) fn new_id() -> Result<EntryId, CacheError> {
     let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|_| CacheError::Picture("no random numbers to be had"))?;
+    getrandom::fill(&mut random).map_err(|_| CacheError::Picture("the system has no random numbers"))?;
     Ok(EntryId::new(u128::from_le_bytes(random)))
 }
