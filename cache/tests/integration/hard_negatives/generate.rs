@@ -1,5 +1,5 @@
-//! Pairs of prompts that embeddings hardly tell apart: some ask for another picture, some only say the same in
-//! other words.
+//! Generates pairs of prompts that embeddings hardly distinguish. Some pairs ask for different pictures, others say the
+//! same in other words.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +9,9 @@ use crate::policy_support::Random;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Expected {
-    /// Never answer one prompt with the other's picture.
+    /// One prompt must not be answered with the other's picture.
     Refuse,
-    /// It may be answered so.
+    /// One prompt may be answered with the other's picture.
     MayAccept,
 }
 
@@ -38,7 +38,7 @@ const RELATIONS: &[&str] =
     &["left of", "right of", "behind", "in front of", "above", "below", "on top of", "inside"];
 const DOINGS: &[&str] = &["chasing", "watching", "carrying", "painting", "feeding"];
 
-/// The suite: at least 500 pairs to refuse, at least 200 that may be accepted.
+/// All pairs: at least 500 to refuse and at least 200 that may be accepted.
 pub fn suite() -> Vec<Pair> {
     let mut random = Random(6);
     let mut pairs = Vec::new();
@@ -97,7 +97,7 @@ fn opener(r: &mut Random) -> &'static str {
     r.of(OPENERS)
 }
 
-/// Where, when and in what weather.
+/// A place, a time and a weather.
 fn around(r: &mut Random) -> String {
     [r.of(PLACES), r.of(TIMES), r.of(WEATHERS)].join(" ")
 }

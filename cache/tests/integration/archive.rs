@@ -1,12 +1,9 @@
-//! A cache moves in one archive, and a hostile archive does no harm.
-#![allow(clippy::unwrap_used)]
-
-mod support;
+//! Export and import, and imports of hostile archives.
 
 use std::io::Write;
 
+use crate::support::*;
 use pentimento_cache::*;
-use support::*;
 use tar::{Builder, EntryType, Header};
 
 const BOUND: u64 = 10 << 20;
@@ -32,7 +29,7 @@ async fn exported(pictures: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_cache_moves_and_moves_again() {
+async fn a_cache_can_be_moved_and_moved_again() {
     let archive = exported(20).await;
     let dir = tempfile::tempdir().unwrap();
     let cache = open(&dir);
@@ -51,7 +48,7 @@ async fn a_cache_moves_and_moves_again() {
     assert_eq!(cache.export(&one, std::io::sink()).await.unwrap().entries, 1);
 }
 
-/// An archive as bytes: the plain files of `sound`, each as `change` has it.
+/// The archive `sound` with each of its files changed by `change`.
 fn altered(sound: &[u8], mut change: impl FnMut(usize, &mut Header, &mut Vec<u8>)) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
     for (n, file) in tar::Archive::new(sound).entries().unwrap().enumerate() {
@@ -66,14 +63,14 @@ fn altered(sound: &[u8], mut change: impl FnMut(usize, &mut Header, &mut Vec<u8>
     builder.into_inner().unwrap()
 }
 
-/// Puts a name into a header that the library would refuse to write.
+/// Writes a name into a header that the library would refuse.
 fn rename(header: &mut Header, name: &str) {
     let field = &mut header.as_old_mut().name;
     field.fill(0);
     field[..name.len()].copy_from_slice(name.as_bytes());
 }
 
-/// What importing an archive fails with; what it has imported by then must be whole.
+/// Imports an archive that must be refused, and returns the error. Checks that all imported entries are complete.
 async fn refused(archive: &[u8]) -> String {
     let outside = tempfile::tempdir().unwrap();
     let dir = tempfile::TempDir::new_in(outside.path()).unwrap();
@@ -88,12 +85,16 @@ async fn refused(archive: &[u8]) -> String {
         cache.picture(&entry.picture_key().unwrap()).await.unwrap();
     }
     assert_eq!(files(dir.path()), 3 * entries.len());
-    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1, "nothing beside the cache");
+    assert_eq!(
+        std::fs::read_dir(outside.path()).unwrap().count(),
+        1,
+        "nothing was written outside the cache"
+    );
     error
 }
 
 #[tokio::test]
-async fn names_that_lead_elsewhere_are_refused() {
+async fn names_outside_the_archive_are_refused() {
     let sound = exported(2).await;
     for name in ["../../escape.safetensors", "/etc/passwd", "entry.json", "..", "a/../b/entry.json", ""] {
         for at in 0..8 {
@@ -173,7 +174,7 @@ async fn damage_and_truncation_are_refused() {
 #[tokio::test]
 async fn bombs_are_refused_before_they_are_read() {
     let sound = exported(1).await;
-    // A file that claims more than there may be, and a stream of zeros behind it.
+    // A file whose header claims too many bytes, followed by zeros.
     for (at, size) in [(0, 5 << 20), (0, 1 << 40), (1, 1 << 40), (1, u64::MAX / 2)] {
         let mut archive = altered(&sound, |n, header, _| {
             if n == at {
@@ -187,7 +188,7 @@ async fn bombs_are_refused_before_they_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(&dir);
     let fits = cache.import(sound.as_slice(), sound.len() as u64).await;
-    assert!(fits.is_ok(), "what ends at the bound");
+    assert!(fits.is_ok(), "an archive of exactly the bound");
     let error = cache.import(sound.as_slice(), 1000).await.unwrap_err();
     assert!(matches!(error, ArchiveError::TooLarge(1000)), "{error}");
 }

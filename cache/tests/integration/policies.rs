@@ -1,17 +1,13 @@
-//! What holds for every policy, whatever it is asked.
-
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod policy_support;
+//! Properties of the reuse policies.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
+use crate::policy_support::{KEY, Random, entry, measured_for, neighbour, query, timestep, timesteps};
 use pentimento_cache::{
     Calibration, Content, Decision, Difference, Entry, Measured, Neighbour, PaintedPlan, PolicyConfig,
     Resume, ResumedFrom, ReusePolicy,
 };
-use policy_support::{KEY, Random, entry, measured_for, neighbour, query, timestep, timesteps};
 use proptest::prelude::*;
 
 const DIMENSIONS: usize = 8;
@@ -27,19 +23,19 @@ fn unit_length(v: Vec<f32>) -> Vec<f32> {
     v.into_iter().map(|x| x / length).collect()
 }
 
-/// A near one.
+/// A vector near `v`.
 fn moved(v: &[f32], random: &mut Random) -> Vec<f32> {
     unit_length(v.iter().map(|x| x + 0.5 * (random.unit() - 0.5)).collect())
 }
 
-/// Only a change of the first component costs quality, and the more the later the state.
+/// The true loss: only a change of the first component loses quality, and a later state loses more.
 fn true_loss(wanted: &[f32], source: &[f32], share: f32) -> f32 {
     (8.0 * share * (wanted[0] - source[0]).powi(2)).min(1.0)
 }
 
 const CHANGED: Difference = Difference { removed: 1, added: 1, kept: 3, reordered: 0 };
 
-/// Losses are all or nothing, as an attribute that is taken up or not.
+/// Measurements whose losses are 0 or 1, like an attribute that is painted or not.
 fn measured(random: &mut Random, pairs: usize) -> Vec<Measured> {
     let mut all = Vec::new();
     for _ in 0..pairs {
@@ -69,7 +65,7 @@ fn policy(json: &str) -> Box<dyn ReusePolicy> {
     serde_json::from_str::<PolicyConfig>(json).unwrap().build(std::slice::from_ref(&TABLE), KEY).unwrap()
 }
 
-/// A request and its neighbours, nearest first, each with some of the states.
+/// A request's embedding and its neighbours, nearest first, each with some of the states.
 fn scene(seed: u64) -> (Vec<f32>, Vec<Neighbour>) {
     let mut random = Random(seed);
     let wanted = unit(&mut random);
@@ -92,7 +88,7 @@ fn scene(seed: u64) -> (Vec<f32>, Vec<Neighbour>) {
     (wanted, near)
 }
 
-/// The share that a decision skips; 0 for a miss.
+/// The share of the plan that a decision skips; 0 for a miss.
 fn share(decision: &Decision) -> f32 {
     match decision {
         Decision::State { timestep: at, .. } => {
@@ -173,8 +169,8 @@ proptest! {
     }
 }
 
-/// Fresh pairs of one bound lose at most that bound on average, in 95 % of all cases. Each table's bounds were
-/// drawn anew, so that the count is over tables, too.
+/// For 95 % of the bounds, new pairs with that bound lose at most that much on average. Several tables with independent
+/// measurements are counted together.
 #[test]
 fn bounds_cover_fresh_pairs() {
     let (mut covered, mut all, mut slack) = (0, 0, 0.0);
@@ -201,12 +197,12 @@ fn bounds_cover_fresh_pairs() {
     }
     println!("{covered} of {all} bounds hold, by {:.4} on average", slack / all as f32);
     assert!(all > 200 && covered as f64 >= 0.93 * all as f64, "{covered} of {all}");
-    // 160 pairs to a bound, and losses that are all or nothing: 1.645 · 0.5 / √160 is 0.065.
+    // With 160 pairs per bound and losses of 0 or 1, the expected slack is 1.645 · 0.5 / √160 = 0.065.
     assert!(slack / (all as f32) < 0.1, "bounds that say nothing");
 }
 
 #[test]
-fn calibrated_is_bold_where_the_change_is_harmless() {
+fn calibrated_skips_more_if_the_change_is_harmless() {
     let (plan, content) = (timesteps(), Content::of("a blue house", KEY));
     let wanted = unit_length(vec![0.2, 0.5, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1]);
     let at = |component: usize| {
@@ -232,11 +228,11 @@ fn variety_caps_requests_without_a_seed_and_repeats() {
     };
     assert_eq!(at(true, 0.97), 0.9);
     assert_eq!(at(false, 0.97), 0.3);
-    assert_eq!(at(true, 1.0), 0.0, "it would be the stored picture once more");
+    assert_eq!(at(true, 1.0), 0.0, "it would be the stored picture again");
 }
 
 #[test]
-fn a_small_share_is_not_worth_a_picture_that_others_could_use() {
+fn a_share_below_the_least_share_is_not_skipped() {
     let (wanted, plan, content) = (unit(&mut Random(3)), timesteps(), Content::of("a red house", KEY));
     let at = |least: f32, kept: &[f32]| {
         let json = format!(r#"{{"policy":"calibrated","max_quality_loss":1.0,"least_share":{least}}}"#);
@@ -294,7 +290,7 @@ fn a_state_must_fit_the_plan() {
     assert_eq!(at(&[]), 0.0);
 }
 
-/// Two models may share a latent space, and so an index.
+/// Two models may share a latent space and therefore a partition of the index.
 #[test]
 fn a_picture_of_another_model_is_never_returned_whole() {
     let (embedding, plan) = (vec![1.0; DIMENSIONS], timesteps());
@@ -310,7 +306,7 @@ fn a_picture_of_another_model_is_never_returned_whole() {
     assert!(matches!(ask("another"), Decision::Miss { .. }));
 }
 
-/// A request for a prompt, and a stored picture of another, or of the same, near it.
+/// The decision for a request of the prompt `wanted` with one stored picture near it.
 fn asked(
     policy: &dyn ReusePolicy,
     wanted: &str,

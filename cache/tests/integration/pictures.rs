@@ -1,16 +1,12 @@
-//! Whole pictures: kept with their files, found by specification, replaced by better ones.
-#![allow(clippy::unwrap_used)]
-
-mod support;
+//! Whole pictures: stored with their files, found by specification, replaced by better ones.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
+use crate::support::*;
 use bytes::Bytes;
 use pentimento_cache::*;
-use support::*;
 
-/// A picture of one specification, of this quality, with this file.
+/// A picture of always the same specification, with this file and quality.
 fn version(text: &str, quality: Option<f32>) -> NewPicture {
     NewPicture { expected_quality: quality, file: Some(file(text)), ..picture("a red house", 0.0) }
 }
@@ -28,7 +24,11 @@ async fn a_better_picture_replaces_a_worse_one_and_no_other_does() {
     let insert = async |new: NewPicture| {
         assert!(cache.insert(new));
         cache.flush().await.unwrap();
-        assert_eq!((cache.stats().entries, files(dir.path())), (1, 3), "nothing of the other is left");
+        assert_eq!(
+            (cache.stats().entries, files(dir.path())),
+            (1, 3),
+            "no file of the other picture is left"
+        );
         let served = served(&cache).await.unwrap();
         String::from_utf8(served[8..].to_vec()).unwrap()
     };
@@ -47,7 +47,7 @@ async fn a_better_picture_replaces_a_worse_one_and_no_other_does() {
 }
 
 #[tokio::test]
-async fn states_alone_take_no_pictures_place_and_a_file_takes_that_of_none() {
+async fn states_alone_replace_no_picture_and_a_file_replaces_a_latent() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
     let latent_alone = NewPicture { file: None, ..version("", Some(0.9)) };
@@ -65,13 +65,12 @@ async fn states_alone_take_no_pictures_place_and_a_file_takes_that_of_none() {
     assert_eq!((cache.stats().replacements, cache.stats().duplicates), (1, 2));
 }
 
-/// Readers on another thread find the older or the newer picture, and its whole file, however often it is replaced and
-/// older files are removed.
+/// While a picture is replaced many times, a reader on another thread always finds the old or the new one with its file.
 #[test]
 fn a_replacement_is_never_seen_as_a_miss() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    // Nothing stays in memory: every file is read from the directory.
+    // Without memory every file is read from the directory.
     let config = CacheConfig { picture_memory_bytes: 0, ..CacheConfig::new(dir.path()) };
     let cache = Cache::open(config).unwrap();
     let writer = runtime();
@@ -100,7 +99,7 @@ fn a_replacement_is_never_seen_as_a_miss() {
 }
 
 #[tokio::test]
-async fn the_terms_decide_whether_a_picture_is_good_enough() {
+async fn a_picture_is_served_only_if_it_reaches_the_quality() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
     let plan = PaintedPlan { option: Some("ggggg---".into()), steps: 8, guided_steps: 5 };
@@ -127,13 +126,13 @@ async fn a_resumed_picture_is_found_whole_and_is_no_source() {
     let resumed = entries.iter().find(|entry| entry.resumed.is_some()).unwrap();
     assert_eq!((resumed.resumed.as_ref(), resumed.states.len()), (Some(&from), 0));
     let found = look_up(&cache, &scope("tenant"), 1.0).await;
-    assert_eq!(found.neighbours.len(), 1, "the resumed one is nearer, but there is nothing to go on from");
+    assert_eq!(found.neighbours.len(), 1, "the resumed picture is nearer, but has no state to resume");
     assert_eq!(found.neighbours[0].entry.prompt.as_deref(), Some("a blue tree"));
     assert_eq!(files(dir.path()), 4);
 }
 
 #[tokio::test]
-async fn damaged_and_missing_files_are_counted_misses_and_then_forgotten() {
+async fn damaged_and_missing_files_are_counted_misses_and_are_removed() {
     for damage in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
@@ -149,10 +148,10 @@ async fn damaged_and_missing_files_are_counted_misses_and_then_forgotten() {
         assert_eq!((cache.stats().failures, cache.stats().pictures, cache.stats().entries), (1, 0, 1));
         assert!(!path.exists());
         let hit = exact(&cache, &scope("tenant"), "a red house").await.unwrap();
-        assert_eq!(hit.picture, None, "its latent is still there");
+        assert_eq!(hit.picture, None, "its latent is still stored");
         cache.insert(version("sound", Some(0.9)));
         cache.flush().await.unwrap();
-        assert_eq!(served(&cache).await.unwrap(), file("sound"), "painted again, it is kept again");
+        assert_eq!(served(&cache).await.unwrap(), file("sound"), "painted again, it is stored again");
     }
 }
 
@@ -177,7 +176,7 @@ async fn a_better_picture_inherits_the_uses_of_the_one_it_replaces() {
 }
 
 #[tokio::test]
-async fn pictures_count_in_the_budget_and_those_in_demand_stay() {
+async fn pictures_count_in_the_budget_and_used_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let config = CacheConfig { max_bytes: 30_000, queue: 100, ..CacheConfig::new(dir.path()) };
     let cache = Cache::open(config).unwrap();
@@ -199,20 +198,11 @@ async fn pictures_count_in_the_budget_and_those_in_demand_stay() {
 }
 
 #[tokio::test]
-async fn pictures_outlive_the_cache_and_expire() {
+async fn a_picture_survives_closing_and_opening() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
-    cache.insert(version("kept", Some(0.9)));
+    cache.insert(version("stored", Some(0.9)));
     drop(cache);
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
-    assert_eq!(served(&cache).await.unwrap(), file("kept"));
-    drop(cache);
-    let config = CacheConfig { lifetime: Some(Duration::ZERO), ..CacheConfig::new(dir.path()) };
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    let cache = Cache::open(config).unwrap();
-    assert_eq!(served(&cache).await, None);
-    // One that is too old does not stand in the way of a worse one either.
-    cache.insert(version("newer", Some(0.1)));
-    cache.flush().await.unwrap();
-    assert_eq!(cache.stats().duplicates, 0);
+    assert_eq!(served(&cache).await.unwrap(), file("stored"));
 }

@@ -1,22 +1,19 @@
-//! Prompts that embeddings hardly tell apart: no policy of ours may answer one with the other's whole picture.
+//! Hard negatives: pairs of prompts that embeddings hardly distinguish. No policy may answer one prompt with the other's
+//! whole picture.
 //!
-//! The suite lies in `hard_negatives.jsonl`; `PENTIMENTO_RENEW=1 cargo test -p pentimento-cache` writes it anew from
-//! its generator.
+//! The suite is in `tests/hard_negatives.jsonl`. `PENTIMENTO_RENEW=1 cargo test -p pentimento-cache hard_negatives` writes
+//! it from its generator.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-#[path = "hard_negatives/generate.rs"]
 mod generate;
-mod policy_support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::policy_support::{KEY, Random, entry, measured_for, neighbour, query, timesteps};
 use generate::{Expected, Pair};
 use pentimento_cache::{
     Calibration, Content, Decision, Difference, Measured, PolicyConfig, Resume, ReusePolicy,
 };
-use policy_support::{KEY, Random, entry, measured_for, neighbour, query, timesteps};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hard_negatives.jsonl");
 
@@ -37,7 +34,7 @@ fn the_suite_is_what_its_generator_makes() {
     assert!(count(Expected::Refuse) >= 500 && count(Expected::MayAccept) >= 200);
 }
 
-/// A table that takes every resume for free, so that `calibrated` is as bold as it can be.
+/// A table by which no resume loses quality, so that `calibrated` resumes as often as it can.
 fn boldest() -> Arc<Calibration> {
     let free = |i: u32| Measured {
         wanted: vec![1.0, 0.0],
@@ -51,7 +48,8 @@ fn boldest() -> Arc<Calibration> {
     )
 }
 
-/// Whole pictures per kind that a policy returns, out of how many asked for, each pair in both directions.
+/// For each kind of pair: how many whole pictures the policy returned, and how many requests there were. Each pair is used
+/// in both directions.
 fn whole_pictures(policy: &dyn ReusePolicy, pairs: &[Pair]) -> BTreeMap<String, (u32, u32)> {
     let (mut random, plan) = (Random(1), timesteps());
     let mut whole = BTreeMap::<String, (u32, u32)>::new();
@@ -68,7 +66,7 @@ fn whole_pictures(policy: &dyn ReusePolicy, pairs: &[Pair]) -> BTreeMap<String, 
             match decision {
                 Decision::Semantic { .. } | Decision::Exact { .. } => *hits += 1,
                 Decision::State { timestep, .. } => assert!(timestep > 0.0),
-                // Else a policy that finds nothing at all would pass.
+                // These policies must not pass by missing everything.
                 Decision::Miss { why } => {
                     assert!(!matches!(policy.name(), "nirvana" | "calibrated" | "combined"), "{why}")
                 }
@@ -91,7 +89,7 @@ fn report(name: &str, pairs: &[Pair], expected: Expected) -> u32 {
     hits
 }
 
-/// The default composition with an operator's synonyms.
+/// The default policy with synonyms.
 const SYNONYMS: &str = r#"{
     "policy": "combined",
     "semantic": {"synonyms": [["house", "cottage"], ["boat", "ship"], ["castle", "fortress"], ["huge", "big"]]},
@@ -116,7 +114,7 @@ fn no_policy_of_ours_returns_a_wrong_whole_picture() {
     }
     let cosine_alone = r#"{"policy":"semantic","content_gate":false}"#;
     assert!(report(cosine_alone, &pairs, Expected::Refuse) > 500, "the suite is no longer hard");
-    // Not promised, but worth knowing: how many paraphrases the gate lets through.
+    // How many paraphrases the gate accepts, for information.
     let without = report(ours[0], &pairs, Expected::MayAccept);
     let with = report(SYNONYMS, &pairs, Expected::MayAccept);
     assert!(without > 100 && with > without + 40, "{without} {with}");

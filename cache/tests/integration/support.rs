@@ -1,8 +1,7 @@
-//! Pictures, a plain policy and a troubled store for the tests.
-#![allow(dead_code)]
-#![allow(clippy::unwrap_used)]
+//! Helpers of the tests: pictures, a simple policy, a faulty store, and waiting for events.
 
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +12,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::*;
 use pentimento_cache::*;
+use tokio::sync::Semaphore;
 
 pub fn scope(tenant: &str) -> Scope {
     Scope { tenant: tenant.into(), namespace: "default".into() }
@@ -34,25 +34,25 @@ pub fn at_angle(degrees: f32) -> Vec<f32> {
     vec![cosine, sine, 0.0, 0.0]
 }
 
-/// A state whose numbers f16 holds exactly.
+/// A state whose numbers are exact in f16.
 pub fn state(timestep: f64) -> State {
     let latent = (0..256).map(|i| i as f32 / 64.0 - 2.0).collect();
     State { timestep, noise_level: 0.5, shape: [4, 8, 8], latent }
 }
 
-/// A specification's hash, another one for every name.
+/// A specification's hash that depends on `name`.
 pub fn specification(name: &str) -> SpecificationHash {
     let mut bytes = [0; 32];
     name.bytes().enumerate().for_each(|(i, byte)| bytes[i % 32] ^= byte.rotate_left(i as u32 / 32));
     SpecificationHash::new(bytes)
 }
 
-/// A file that begins as a PNG does.
+/// A file with the first bytes of a PNG.
 pub fn file(text: &str) -> Bytes {
     Bytes::from([b"\x89PNG\r\n\x1a\n".as_slice(), text.as_bytes()].concat())
 }
 
-/// A picture of a prompt, seed 7, whose embedding lies at an angle.
+/// A picture of `prompt` with seed 7, whose embedding is [`at_angle`]`(degrees)`.
 pub fn picture(prompt: &str, degrees: f32) -> NewPicture {
     NewPicture {
         scope: scope("tenant"),
@@ -74,7 +74,7 @@ pub fn picture(prompt: &str, degrees: f32) -> NewPicture {
     }
 }
 
-/// Takes the nearest entry's noisiest state.
+/// Resumes the nearest entry's noisiest state.
 struct Nearest;
 
 impl ReusePolicy for Nearest {
@@ -118,7 +118,7 @@ pub async fn exact(cache: &Cache, scope: &Scope, prompt: &str) -> Option<ExactHi
     cache.exact(scope, &specification(&format!("{prompt} 7"))).await.unwrap()
 }
 
-/// The files below a cache's directory.
+/// All files of states and pictures in a cache's directory.
 pub fn all_files(dir: &FilePath) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![dir.join("states")];
@@ -134,71 +134,86 @@ pub fn files(dir: &FilePath) -> usize {
     all_files(dir).len()
 }
 
-/// What is wrong with a store.
-#[derive(Debug, Clone, Copy)]
-pub enum How {
-    /// Nothing can be written.
-    Full,
-    /// Nothing that is begun ends.
-    Hangs,
-    /// Removing takes its time.
-    Slow,
+/// Waits until `happened`, and panics with `what` if it does not happen. The bound is far beyond what any machine needs: it
+/// only makes a failing test end.
+pub async fn until(what: &str, happened: impl Fn() -> bool) {
+    for _ in 0..60_000 {
+        if happened() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}");
 }
 
-/// A store in trouble.
+/// The fault of a store.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// Files of more than 100 bytes cannot be written.
+    Full,
+    /// Operations never end.
+    Hangs,
+    /// Each deletion waits for a permit of the semaphore, and consumes it.
+    DeletionsWait(Arc<Semaphore>),
+}
+
+/// A store in memory with a fault.
 #[derive(Debug)]
-pub struct Troubled {
-    how: How,
+pub struct FaultyStore {
+    fault: Fault,
     pub inner: InMemory,
 }
 
-impl Troubled {
-    pub fn new(how: How) -> Self {
-        Self { how, inner: InMemory::new() }
-    }
-
-    async fn suffer<T>(&self) -> Result<T> {
-        match self.how {
-            How::Full => Err(Error::Generic { store: "troubled", source: "no space left on device".into() }),
-            How::Hangs => std::future::pending().await,
-            How::Slow => Err(Error::NotImplemented { operation: String::new(), implementer: String::new() }),
-        }
+impl FaultyStore {
+    pub fn new(fault: Fault) -> Self {
+        Self { fault, inner: InMemory::new() }
     }
 }
 
-impl std::fmt::Display for Troubled {
+impl std::fmt::Display for FaultyStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}", self.how)
+        write!(f, "{:?}", self.fault)
     }
+}
+
+fn not_used<T>() -> Result<T> {
+    Err(Error::NotImplemented { operation: String::new(), implementer: String::new() })
 }
 
 #[async_trait]
-impl ObjectStore for Troubled {
+impl ObjectStore for FaultyStore {
     async fn put_opts(&self, to: &Path, bytes: PutPayload, options: PutOptions) -> Result<PutResult> {
-        match self.how {
-            // What is small still fits.
-            How::Full if bytes.content_length() > 100 => self.suffer().await,
-            How::Hangs => self.suffer().await,
+        match self.fault {
+            Fault::Full if bytes.content_length() > 100 => {
+                Err(Error::Generic { store: "faulty", source: "no space left on device".into() })
+            }
+            Fault::Hangs => std::future::pending().await,
             _ => self.inner.put_opts(to, bytes, options).await,
         }
     }
     async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.suffer().await
+        not_used()
     }
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        match self.how {
-            How::Hangs => self.suffer().await,
+        match self.fault {
+            Fault::Hangs => std::future::pending().await,
             _ => self.inner.get_opts(location, options).await,
         }
     }
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        match self.how {
-            How::Full => self.inner.delete_stream(locations),
-            How::Hangs => Box::pin(futures_util::stream::pending()),
-            How::Slow => Box::pin(self.inner.delete_stream(locations).then(|done| async {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                done
-            })),
+        match &self.fault {
+            Fault::Full => self.inner.delete_stream(locations),
+            Fault::Hangs => Box::pin(futures_util::stream::pending()),
+            Fault::DeletionsWait(permits) => {
+                let permits = Arc::clone(permits);
+                Box::pin(self.inner.delete_stream(locations).then(move |done| {
+                    let permits = Arc::clone(&permits);
+                    async move {
+                        permits.acquire().await.unwrap().forget();
+                        done
+                    }
+                }))
+            }
         }
     }
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -208,6 +223,6 @@ impl ObjectStore for Troubled {
         self.inner.list_with_delimiter(prefix).await
     }
     async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {
-        self.suffer().await
+        not_used()
     }
 }

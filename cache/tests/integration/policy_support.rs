@@ -1,7 +1,5 @@
 //! Entries and queries for tests of policies.
 
-#![allow(dead_code)] // each test file uses a part
-
 use pentimento_cache::{
     CalibrationFor, Compatibility, Content, Entry, EntryId, Kept, Neighbour, PaintedPlan, Query, Resume,
     Scope, SpecificationHash,
@@ -15,12 +13,12 @@ pub fn timesteps() -> Vec<f64> {
     (0..STEPS).map(|step| timestep(step as f32 / STEPS as f32)).collect()
 }
 
-/// Where a state lies that has this share of the plan behind it; -1 for the finished latent.
+/// The timestep of a state with this share; -1 for the finished latent.
 pub fn timestep(share: f32) -> f64 {
     (f64::from(1.0 - share) * 1000.0).round() - 1.0
 }
 
-/// A picture that keeps states at these shares, 1 being the finished latent.
+/// An entry with states at these shares; 1 is the finished latent.
 pub fn entry(number: u128, prompt: &str, embedding: Vec<f32>, shares: &[f32]) -> Entry {
     let kept = |&share: &f32| Kept { timestep: timestep(share), share, bytes: 8192, uses: 0 };
     Entry {
@@ -52,7 +50,7 @@ pub fn entry(number: u128, prompt: &str, embedding: Vec<f32>, shares: &[f32]) ->
     }
 }
 
-/// A table for these entries, and for requests of these timesteps.
+/// What a table was measured for that applies to [`entry`] and [`query`].
 pub fn measured_for(resume: Resume) -> CalibrationFor {
     CalibrationFor {
         embedder: "embedder".into(),
@@ -71,7 +69,7 @@ pub fn neighbour(entry: Entry, similarity: f32) -> Neighbour {
     Neighbour { entry, similarity }
 }
 
-/// A request with a seed that is not stored.
+/// A request with a seed.
 pub fn query<'a>(embedding: &'a [f32], content: &'a Content, timesteps: &'a [f64], chance: u64) -> Query<'a> {
     Query {
         model: "model",
@@ -85,7 +83,7 @@ pub fn query<'a>(embedding: &'a [f32], content: &'a Content, timesteps: &'a [f64
     }
 }
 
-/// A small generator of numbers (SplitMix64): the same numbers everywhere and for ever.
+/// A pseudo-random generator (SplitMix64), so that every run has the same numbers.
 pub struct Random(pub u64);
 
 impl Random {
@@ -96,7 +94,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From 0 to 1.
+    /// A number from 0 to 1.
     pub fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 24) as f32
     }
@@ -105,7 +103,7 @@ impl Random {
         all[(self.next() % all.len() as u64) as usize]
     }
 
-    /// Two different ones.
+    /// Two different elements.
     pub fn two<'a>(&mut self, all: &[&'a str]) -> [&'a str; 2] {
         let first = self.of(all);
         loop {

@@ -1,29 +1,25 @@
-//! How a cache opens, closes and opens again: whose its states are, by when it has ended, and what is
-//! thrown out.
-
-#![allow(clippy::unwrap_used)]
-
-mod support;
+//! Opening and closing: the ownership of files, the deadline of a shutdown, and the removal of damaged entries.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use pentimento_cache::index::{EmbeddedIndex, IndexOptions};
 use pentimento_cache::*;
-use support::*;
+use tokio::sync::Semaphore;
+
+use crate::support::*;
 
 /// A cache with its index in `dir` and its states in `objects`.
 fn sharing(dir: &std::path::Path, objects: Arc<dyn ObjectStore>, prefix: &str) -> Result<Cache, CacheError> {
     let index = EmbeddedIndex::open(&dir.join("index.redb"), &IndexOptions::default()).unwrap();
-    let mut config = CacheConfig::new(dir);
-    config.grace = Duration::from_millis(300);
+    let config = CacheConfig::new(dir);
     Cache::with(config, Arc::new(index), objects, Path::from(prefix))
 }
 
-/// Each would remove the other's states as nobody's.
+/// Under one prefix each cache would remove the other's files.
 #[test]
 fn two_caches_do_not_share_a_prefix() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -46,64 +42,65 @@ fn two_caches_do_not_share_a_prefix() {
 
     let cache = sharing(one.path(), Arc::clone(&objects), "states").unwrap();
     runtime.block_on(cache.flush()).unwrap();
-    assert_eq!(*runtime.block_on(cache.state(&entry.id, 801.0)).unwrap(), state(801.0), "its own it opens");
+    assert_eq!(
+        *runtime.block_on(cache.state(&entry.id, 801.0)).unwrap(),
+        state(801.0),
+        "a cache opens its own prefix"
+    );
     drop(cache);
     runtime.block_on(objects.delete(&Path::from("states/owner"))).unwrap();
     let refused = sharing(two.path(), Arc::clone(&objects), "states").err().unwrap().to_string();
     assert!(refused.contains("no object \"owner\""), "{refused}");
 }
 
-/// A cache that has, when it opens, minutes of removing before it.
-async fn with_much_to_sweep(dir: &std::path::Path) -> Cache {
-    let objects = Arc::new(Troubled::new(How::Slow));
-    drop(sharing(dir, Arc::clone(&objects) as _, "").unwrap());
-    for n in 0..2000u128 {
-        let id = String::from(EntryId::new(n << 64));
-        let path = Path::from(format!("{}/{id}/801.safetensors", &id[..2]));
-        objects.inner.put(&path, "nobody's".into()).await.unwrap();
-    }
-    for _ in 0..100 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        if EmbeddedIndex::open(&dir.join("index.redb"), &IndexOptions::default()).is_ok() {
-            break;
-        }
-    }
-    sharing(dir, objects, "").unwrap()
+/// A cache whose writer is busy with an orphaned file: it waits for a permit to remove it. A second value is the permits.
+fn with_a_busy_writer(dir: &std::path::Path, grace: Duration) -> (Cache, Arc<Semaphore>) {
+    let permits = Arc::new(Semaphore::new(0));
+    let store = FaultyStore::new(Fault::DeletionsWait(Arc::clone(&permits)));
+    let index = EmbeddedIndex::open(&dir.join("index.redb"), &IndexOptions::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let put = |path: String, bytes: String| {
+        runtime.block_on(store.inner.put(&Path::from(path), bytes.into())).unwrap();
+    };
+    put("owner".into(), index.name());
+    put(format!("00/{}/801.safetensors", "0".repeat(32)), "an orphan".into());
+    let config = CacheConfig { grace, time_limit: NEVER, ..CacheConfig::new(dir) };
+    (Cache::with(config, Arc::new(index), Arc::new(store), Path::default()).unwrap(), permits)
 }
 
+const NEVER: Duration = Duration::from_secs(86_400);
+
+/// The writer waits for ever, so this test ends only if `close` and the drop do not wait for it beyond the deadline.
 #[test]
-fn closing_ends_in_time_whatever_there_is_to_do() {
+fn closing_does_not_wait_for_the_writer_beyond_the_deadline() {
     let dir = tempfile::tempdir().unwrap();
+    let (cache, _permits) = with_a_busy_writer(dir.path(), Duration::from_millis(1));
+    assert!(cache.insert(picture("behind the orphan", 0.0)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let cache = runtime.block_on(with_much_to_sweep(dir.path()));
-    assert!(cache.insert(picture("behind the sweep", 0.0)));
-    let begun = Instant::now();
     assert!(matches!(runtime.block_on(cache.close()), Err(CacheError::Full)));
-    let stats = cache.clone();
+    runtime.block_on(until("the dropped picture is counted", || cache.stats().insert_drops == 1));
     drop(cache);
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    for _ in 0..100 {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(stats.stats().insert_drops, 1, "what is given up is counted");
-    drop(stats);
     EmbeddedIndex::open(&dir.path().join("index.redb"), &IndexOptions::default()).unwrap();
 }
 
-#[tokio::test]
-async fn dropping_a_cache_does_not_hold_up_a_runtime() {
+/// The writer has a day to finish, so the drop returns only if it does not wait for the writer.
+#[test]
+fn dropping_a_cache_does_not_block_a_runtime() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = with_much_to_sweep(dir.path()).await;
+    let (cache, permits) = with_a_busy_writer(dir.path(), NEVER);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let index = dir.path().join("index.redb");
-    drop(cache);
-    let busy = EmbeddedIndex::open(&index, &IndexOptions::default()).err();
-    assert!(matches!(busy, Some(IndexError::InUse { .. })), "the writer still has its grace: {busy:?}");
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    EmbeddedIndex::open(&index, &IndexOptions::default()).unwrap();
+    let open = || EmbeddedIndex::open(&index, &IndexOptions::default());
+    runtime.block_on(async {
+        drop(cache);
+        assert!(matches!(open(), Err(IndexError::InUse { .. })), "the writer still works");
+        permits.add_permits(1);
+        until("the writer has released the index", || open().is_ok()).await;
+    });
 }
 
 #[tokio::test]
-async fn a_directory_opens_again_once_its_cache_has_left_it() {
+async fn a_directory_can_be_opened_right_after_its_cache_was_dropped() {
     let dir = tempfile::tempdir().unwrap();
     for n in 0..20 {
         let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
@@ -115,7 +112,7 @@ async fn a_directory_opens_again_once_its_cache_has_left_it() {
 }
 
 #[tokio::test]
-async fn damaged_entries_go_and_their_states_with_them() {
+async fn damaged_entries_are_removed_with_their_files() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
     for n in 0..4 {
@@ -123,7 +120,7 @@ async fn damaged_entries_go_and_their_states_with_them() {
     }
     cache.flush().await.unwrap();
     let entries = cache.entries(&Filter::default(), None, 10).await.unwrap();
-    std::thread::spawn(|| drop(cache)).join().unwrap(); // outside the runtime it is waited for
+    std::thread::spawn(|| drop(cache)).join().unwrap(); // outside a runtime the drop waits for the writer
     {
         let database = redb::Database::create(dir.path().join("index.redb")).unwrap();
         let transaction = database.begin_write().unwrap();
@@ -139,9 +136,9 @@ async fn damaged_entries_go_and_their_states_with_them() {
     assert_eq!((cache.stats().entries, files(dir.path())), (0, 0));
 }
 
-/// As a power cut may leave it: the entry is there, the state's file has no contents.
+/// A power cut may leave an entry whose state's file is empty.
 #[tokio::test]
-async fn an_empty_state_is_a_miss_and_then_forgotten() {
+async fn an_empty_state_is_a_miss_and_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(CacheConfig::new(dir.path())).unwrap();
     cache.insert(picture("a red house", 0.0));
@@ -158,7 +155,7 @@ async fn an_empty_state_is_a_miss_and_then_forgotten() {
 
 #[cfg(unix)]
 #[test]
-fn what_the_cache_makes_in_an_open_directory_is_private() {
+fn files_in_a_public_directory_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
