@@ -78,7 +78,7 @@ pub fn add_noise(
 }
 
 #[cfg(test)]
-#[path = "../tests/common/hash_weights.rs"]
+#[path = "../tests/integration/support/hash_weights.rs"]
 #[allow(dead_code)] // the integration tests use the rest
 mod hash_weights;
 

@@ -1,6 +1,5 @@
-//! The embedded model paints what diffusers paints with it, at a size that is not square: goldens by
-//! `goldens/make_storybook.py`.
-#![allow(clippy::unwrap_used)]
+//! The embedded model paints the same picture as in diffusers, at a size that is not square. `goldens/make_storybook.py`
+//! makes the golden file.
 
 use std::sync::Arc;
 

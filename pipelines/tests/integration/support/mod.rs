@@ -1,5 +1,4 @@
-//! The golden files, and models with hash weights to hold against them.
-#![allow(dead_code)] // each test binary uses its part
+//! The golden files, and models with hash weights that are compared with them.
 
 pub mod hash_weights;
 
@@ -29,7 +28,7 @@ pub fn exists(path: impl AsRef<Path>) -> bool {
     goldens().join(path).exists()
 }
 
-/// A shape's golden tensors and the digests of the names that its components' weights have.
+/// A shape's golden tensors, and for each component the digest of its weights' names and shapes.
 pub struct Golden {
     pub shape: &'static str,
     pub tensors: HashMap<String, Tensor>,
@@ -59,7 +58,7 @@ pub fn largest(x: &Tensor) -> f32 {
     x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Relative to `golden`; infinite where anything is not a number.
+/// The largest difference relative to `golden`'s largest value; infinite if a value is not finite.
 pub fn difference(ours: &Tensor, golden: &Tensor) -> f32 {
     let values: Vec<f32> = ours.flatten_all().unwrap().to_vec1().unwrap();
     if values.iter().any(|v| !v.is_finite()) {
@@ -76,7 +75,7 @@ pub fn load_unet(shape: &str) -> (UNet, Reads) {
 
 pub fn load_vae(shape: &str) -> (Vae, Reads) {
     let config = VaeConfig::from_json(&read(format!("{shape}/vae/config.json"))).unwrap();
-    // Without the names that files older than diffusers 0.15 have.
+    // The names of files older than diffusers 0.15 are absent.
     let query = "coder.mid_block.attentions.0.query";
     let (vb, reads) = weights("vae", &[&format!("en{query}"), &format!("de{query}")]);
     (Vae::new(config, vb).unwrap(), reads)
@@ -90,7 +89,7 @@ pub fn load_text_encoder(shape: &str, component: &str) -> (ClipTextEncoder, Read
     (ClipTextEncoder::new(ClipTextConfig::from_json(component, &bytes).unwrap(), vb).unwrap(), reads)
 }
 
-/// Width of the pooled embedding that a model of SDXL's kind takes.
+/// The width of the pooled embedding that an SDXL model takes; `None` for other models.
 pub fn added_width(unet: &UNet) -> Option<usize> {
     let text_time = unet.config().text_time.as_ref()?;
     Some(text_time.input_width - 6 * text_time.time_id_width)

@@ -1,7 +1,5 @@
-//! The seven verbs on the embedded model: what they promise whatever the weights are.
-#![allow(clippy::unwrap_used)]
+//! Properties of the seven verbs, tested on the embedded model. They hold for any weights.
 
-#[path = "verbs/options.rs"]
 mod options;
 
 use std::sync::Arc;
@@ -48,17 +46,17 @@ fn distance(a: &DenoisingState, b: &DenoisingState) -> f32 {
 }
 
 #[test]
-fn batch_company_is_invisible() {
+fn a_trajectory_does_not_depend_on_its_batch() {
     for precision in [Precision::F32, Precision::Bf16] {
-        company_is_invisible(&pipeline_of(precision));
+        check_independence(&pipeline_of(precision));
     }
 }
 
-fn company_is_invisible(p: &Pipeline) {
+fn check_independence(p: &Pipeline) {
     let plan = |n| p.plan(n, 3.0).unwrap();
     let alone = run_out(p, start(p, "a red house at night", 7, plan(6)));
 
-    // The same trajectory, joined late by others at other timesteps, guidances and step counts.
+    // The same trajectory in batches with others of other timesteps, guidances and step counts.
     let mut mine = start(p, "a red house at night", 7, plan(6));
     let mut early = start(p, "a boat on the sea", 8, plan(9));
     let mut unguided = start(p, "a castle", 9, p.plan(4, 1.0).unwrap());
@@ -90,7 +88,7 @@ fn rounded_weights_paint_nearly_the_same() {
 }
 
 #[test]
-fn resuming_ones_own_snapshot_is_never_having_stopped() {
+fn resuming_a_snapshot_continues_the_trajectory_exactly() {
     let p = pipeline();
     for eta in [0.0, 0.7] {
         let plan = p.plan(8, 3.0).unwrap().with_eta(eta).unwrap();
@@ -107,7 +105,7 @@ fn resuming_ones_own_snapshot_is_never_having_stopped() {
 }
 
 #[test]
-fn a_state_serves_another_plan_from_its_own_timestep() {
+fn another_plan_resumes_a_state_from_its_own_timestep() {
     let p = pipeline();
     let mut donor = start(&p, "a yellow tent", 1, p.plan(50, 3.0).unwrap());
     run(&p, &mut donor, 11);
@@ -128,7 +126,7 @@ fn a_state_serves_another_plan_from_its_own_timestep() {
 }
 
 #[test]
-fn a_cleaner_state_is_noised_up_to_the_plan() {
+fn a_cleaner_state_gets_noise_up_to_the_plans_first_step() {
     let p = pipeline();
     let done = run_out(&p, start(&p, "a white boat", 5, p.plan(4, 3.0).unwrap()));
     assert_eq!(done.timestep, FINISHED);
@@ -145,7 +143,7 @@ fn a_cleaner_state_is_noised_up_to_the_plan() {
 }
 
 #[test]
-fn replan_takes_over_in_flight() {
+fn replan_replaces_the_remaining_steps() {
     let p = pipeline();
     let mut t = start(&p, "a purple windmill", 2, p.plan(50, 3.0).unwrap());
     run(&p, &mut t, 7);
@@ -156,13 +154,13 @@ fn replan_takes_over_in_flight() {
     assert!(t.replan(shorter.after(FINISHED)).unwrap_err().to_string().starts_with("plan:"), "no step left");
     assert!(
         t.replan(p.plan(10, 3.0).unwrap()).unwrap_err().to_string().starts_with("plan:"),
-        "noisier than we are"
+        "noisier than the trajectory"
     );
     assert_eq!(run_out(&p, t).timestep, FINISHED);
 }
 
 #[test]
-fn forks_go_their_own_ways_from_a_shared_prefix() {
+fn forks_share_a_prefix_and_then_differ() {
     let p = pipeline();
     let mut trunk = start(&p, "a lighthouse", 4, p.plan(6, 3.0).unwrap());
     run(&p, &mut trunk, 3);
@@ -176,14 +174,14 @@ fn forks_go_their_own_ways_from_a_shared_prefix() {
 const STEERINGS: [Steering; 2] =
     [Steering::Extrapolated { strength: 1.0 }, Steering::Contrastive { strength: 1.0 }];
 
-/// The first two of ten steps of a red house at night.
+/// The state after two of ten steps.
 fn early_state(p: &Pipeline) -> DenoisingState {
     let mut donor = start(p, "a red house at night", 7, p.plan(10, 3.0).unwrap());
     run(p, &mut donor, 2);
     donor.snapshot().unwrap()
 }
 
-/// Goes on from a state of `source` with `prompt`, the first two steps steered.
+/// Resumes a state of `source` with `prompt`, with the first two steps steered.
 fn steered(
     p: &Pipeline,
     state: &DenoisingState,
@@ -197,7 +195,7 @@ fn steered(
 }
 
 #[test]
-fn steering_leads_away_from_the_source() {
+fn steering_changes_the_picture_if_the_prompts_differ() {
     let p = pipeline();
     let state = early_state(&p);
     let prompts = ["a red house at night", "a blue house at night"];
@@ -207,12 +205,12 @@ fn steering_leads_away_from_the_source() {
         assert!(distance(&plain, &theirs) > 0.01, "{steering:?}");
         assert_eq!(theirs, run_out(&p, steered(&p, &state, prompts, steering)), "{steering:?}");
         let same = run_out(&p, steered(&p, &state, [prompts[1]; 2], steering));
-        assert_eq!(plain, same, "{steering:?} by a prompt that is no other");
+        assert_eq!(plain, same, "{steering:?} with equal prompts");
     }
 }
 
 #[test]
-fn a_steered_members_company_does_not_see_it() {
+fn a_steered_trajectory_does_not_change_its_batch() {
     let p = pipeline();
     let state = early_state(&p);
     let prompts = ["a red house at night", "a blue boat at night"];
@@ -260,7 +258,7 @@ fn steering_without_a_source_is_refused() {
 }
 
 #[test]
-fn finish_previews_what_is_not_finished() {
+fn finish_previews_an_unfinished_trajectory() {
     let p = pipeline();
     let mut t = start(&p, "a red castle", 6, p.plan(5, 3.0).unwrap());
     run(&p, &mut t, 3);
@@ -272,7 +270,7 @@ fn finish_previews_what_is_not_finished() {
 }
 
 #[test]
-fn a_picture_can_be_painted_over() {
+fn a_picture_can_be_encoded_and_resumed() {
     let p = pipeline();
     let mut t = start(&p, "a red castle", 6, p.plan(5, 3.0).unwrap());
     run(&p, &mut t, 5);
@@ -287,7 +285,7 @@ fn a_picture_can_be_painted_over() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_by_name() {
+fn impossible_arguments_are_named() {
     let p = pipeline();
     let plan = p.plan(3, 3.0).unwrap();
     let c = conditioning(&p, "");
@@ -316,13 +314,16 @@ fn what_cannot_be_is_refused_by_name() {
     let large = DenoisingState { timestep: 500.0, shape: [4, 64, 64], latent: vec![0.0; 4 * 64 * 64] };
     assert!(refused(&large, &plan).starts_with("size:"));
     let nothing_left = plan.after(FINISHED);
-    assert!(refused(&good, &nothing_left).starts_with("plan:"), "noise would be handed out as a picture");
+    assert!(
+        refused(&good, &nothing_left).starts_with("plan:"),
+        "otherwise noise would be returned as a picture"
+    );
 
     let (mut a, mut b) = (start(&p, "x", 1, plan.clone()), start(&p, "y", 1, plan));
     run(&p, &mut a, 3);
     let before = b.snapshot().unwrap();
     assert!(p.step(&mut [&mut a, &mut b]).unwrap_err().to_string().starts_with("batch:"));
-    assert_eq!(before, b.snapshot().unwrap(), "a refused batch leaves its members alone");
+    assert_eq!(before, b.snapshot().unwrap(), "a refused batch does not change its members");
     assert!(p.step(&mut []).is_ok());
     assert!(p.plan(0, 3.0).unwrap_err().to_string().starts_with("num_inference_steps:"));
 }

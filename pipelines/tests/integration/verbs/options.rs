@@ -1,4 +1,4 @@
-//! Plan options on the embedded model.
+//! Plan options, tested on the embedded model.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ fn option(p: &Pipeline, steps: usize, guided: usize) -> PlanOption {
     PlanOption::ddim(p.schedule(), steps, guided).unwrap()
 }
 
-/// Goes on from a state of `source` with `prompt` under an option, as the cache does it.
+/// Resumes a state of `source` with `prompt` by an option, as a cache hit does.
 fn resumed_under(
     p: &Pipeline,
     state: &DenoisingState,
@@ -25,7 +25,7 @@ fn resumed_under(
 }
 
 #[test]
-fn a_batch_of_all_rows_gives_each_its_own_result() {
+fn trajectories_with_different_rows_share_a_batch() {
     for precision in [Precision::F32, Precision::Bf16] {
         let p = &pipeline_of(precision);
         let state = early_state(p);
@@ -46,7 +46,8 @@ fn a_batch_of_all_rows_gives_each_its_own_result() {
             rows.push(batch.iter().map(|member| member.rows()).sum::<usize>());
             p.step(&mut batch).unwrap();
         }
-        // Of the resumed picture two steps are steered, and so guided, though only the option's third step is.
+        // The option guides three steps from noise, of which the state leaves one. Two steps are steered and therefore
+        // guided.
         assert_eq!(rows, [7, 7, 6, 6, 4, 4, 2, 2], "{precision}");
         for (alone, member) in alone.iter().zip(together) {
             assert_eq!(alone, &member.snapshot().unwrap(), "{precision}");
@@ -55,7 +56,7 @@ fn a_batch_of_all_rows_gives_each_its_own_result() {
 }
 
 #[test]
-fn an_option_goes_on_the_same_after_a_resume_and_a_replan() {
+fn an_option_means_the_same_after_a_resume_and_a_replan() {
     let p = pipeline();
     let option = option(&p, 8, 5);
     let plan = p.plan_of(&option, 3.0).unwrap();
@@ -72,9 +73,9 @@ fn an_option_goes_on_the_same_after_a_resume_and_a_replan() {
     }
 }
 
-/// A step taken from a latent noisier than its own timestep is guided where the latent is.
+/// Whether a step is guided depends on the noise level of the latent, not on the timestep that the step was planned for.
 #[test]
-fn a_switch_of_options_guides_down_to_the_same_noise_level() {
+fn a_replan_to_another_option_guides_down_to_its_noise_level() {
     let p = pipeline();
     let (first, second) = (option(&p, 50, 50), option(&p, 8, 5));
     let mut t = start(&p, "a yellow tent", 1, p.plan_of(&first, 3.0).unwrap());

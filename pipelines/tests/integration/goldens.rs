@@ -1,16 +1,13 @@
-//! Equality with diffusers and transformers on weights that both sides compute from tensor names.
-//! `goldens/make_goldens.py` made the golden files; every test prints its measured error.
-#![allow(clippy::unwrap_used)]
-
-mod common;
+//! The networks equal diffusers' and transformers' on weights that both sides compute from tensor names.
+//! `goldens/make_goldens.py` makes the golden files. Every test prints its measured error.
 
 use std::borrow::Cow;
 
-use candle_core::{DType, Device, Tensor};
-use common::hash_weights::normal_like;
-use common::{
+use crate::support::hash_weights::normal_like;
+use crate::support::{
     Golden, SHAPES, TIME_IDS, added_width, difference, exists, load_text_encoder, load_unet, load_vae, read,
 };
+use candle_core::{DType, Device, Tensor};
 use pentimento_pipelines::text::{ClipTextEncoder, ClipTokenizer};
 use pentimento_pipelines::unet::{AddedConditioning, UNet};
 use pentimento_pipelines::vae::Vae;
@@ -18,11 +15,11 @@ use pentimento_pipelines::{NoiseSchedule, ScheduleConfig, Spacing};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// One call of a network, relative to the golden's largest value. The engine promises 1e-4; measured are 4e-7 to 3e-6,
-/// and a wrong epsilon or activation hides between the two.
+/// The tolerance of one call of a network, relative to the golden's largest value. Measured errors are 4e-7 to 3e-6. The
+/// engine promises 1e-4, but a wrong epsilon or activation could stay below that.
 const CALL: f32 = 2e-5;
 
-/// The hash's conditioning of one call, `rows` high.
+/// The conditioning of one call, of `rows` rows, made from hashes.
 fn added(unet: &UNet, shape: &str, name: &str, rows: usize) -> Option<AddedConditioning> {
     let pooled = normal_like(&format!("{shape}/{name}.pooled"), (rows, added_width(unet)?)).unwrap();
     let time_ids = Tensor::new(&TIME_IDS, &Device::Cpu).unwrap().narrow(0, 0, rows).unwrap();
@@ -47,14 +44,14 @@ fn unet_matches_diffusers() {
     }
 }
 
-/// The storybook shape stands for the shipped model, its toy vocabulary apart.
+/// The storybook shape is that of the shipped model, except for its small vocabulary.
 #[test]
 fn storybook_shape_is_the_shipped_models() {
     let json = |bytes: Vec<u8>| serde_json::from_slice::<Value>(&bytes).unwrap();
     for file in ["unet/config.json", "vae/config.json", "text_encoder/config.json"] {
         let ours = json(read(format!("storybook/{file}")));
         let shipped = json(read(format!("../../../weights-manifest/storybook/model/{file}")));
-        // The goldens have a vocabulary and a default size of their own; no weight's shape follows from the size.
+        // The goldens have their own vocabulary and default size. No weight's shape depends on the size.
         let own =
             ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "sample_size"];
         for (key, value) in ours.as_object().unwrap() {
@@ -101,8 +98,8 @@ fn text_encoders_match_transformers() {
     }
 }
 
-/// The shape's own settings over the shared vocabulary: the storybook's is a tokenizer.json, the others' are the
-/// older pair of files.
+/// The shape's own settings with the shared vocabulary, which is a tokenizer.json for the storybook and the older pair of
+/// files for the other shapes.
 fn tokenizer(shape: &str, folder: &str) -> ClipTokenizer {
     let shared: &[&str] =
         if shape == "storybook" { &["tokenizer.json"] } else { &["vocab.json", "merges.txt"] };
@@ -133,8 +130,8 @@ fn tokenizers_match_transformers() {
     }
 }
 
-/// Every step count from 1 to 1000 under every spacing. Left out, in the golden too, are those for which a rounding
-/// error gives diffusers one timestep more than asked for, -1; here a plan always has its steps.
+/// Every step count from 1 to 1000 with every spacing, except those for which a rounding error gives diffusers an additional
+/// timestep of -1. The golden omits the same step counts.
 #[test]
 fn timesteps_match_diffusers() {
     let golden: Value = serde_json::from_slice(&read("scheduler/timesteps.json")).unwrap();

@@ -1,4 +1,4 @@
-//! Weights and inputs as pure functions of a name: the twin of `../goldens/hash_weights.py`, which see.
+//! Weights and inputs as pure functions of a name. `goldens/hash_weights.py` computes the same and documents them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -33,15 +33,16 @@ pub fn normal_like(name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
     tensor(name, &shape.into(), 0.0, 3f64.sqrt())
 }
 
-/// What a model read: tensors by name.
+/// The tensors that a model read, by name.
 #[derive(Debug, Clone, Default)]
 pub struct Reads(Arc<Mutex<BTreeMap<String, Tensor>>>);
 
 impl Reads {
-    /// As Python's `names_digest`: equal where a model read exactly the parameters that diffusers' has.
+    /// The digest of all names and shapes, equal to Python's `names_digest` if the model read exactly diffusers'
+    /// parameters.
     pub fn digest(&self) -> String {
         let lines = self.0.lock().unwrap();
-        // Python sorts whole lines; a space sorts before every character of a name, so names do as well.
+        // Python sorts whole lines. A space sorts before every character of a name, so sorting by name is the same.
         let line = |(name, tensor): (&String, &Tensor)| {
             let dims: Vec<String> = tensor.dims().iter().map(usize::to_string).collect();
             format!("{name} {}\n", dims.join("x"))
@@ -57,14 +58,14 @@ impl Reads {
         VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
     }
 
-    /// Writes them as a component's weights file.
+    /// Writes the tensors as a component's weights file.
     pub fn save(&self, file: impl AsRef<Path>) -> Result<()> {
         let tensors: HashMap<String, Tensor> = self.0.lock().unwrap().clone().into_iter().collect();
         candle_core::safetensors::save(&tensors, file)
     }
 }
 
-/// Makes every tensor that a model asks for, except those whose name starts with one of `absent`.
+/// Makes every tensor that a model reads, except those whose name starts with one of `absent`.
 struct HashWeights {
     component: String,
     absent: Vec<String>,
@@ -104,7 +105,7 @@ impl SimpleBackend for HashWeights {
     }
 }
 
-/// A component's weights, and what will have been read of them.
+/// A component's weights, and the record of what is read of them.
 pub fn weights(component: &str, absent: &[&str]) -> (VarBuilder<'static>, Reads) {
     let reads = Reads::default();
     let absent = absent.iter().map(|prefix| (*prefix).to_owned()).collect();

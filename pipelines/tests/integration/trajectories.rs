@@ -1,16 +1,13 @@
-//! Whole trajectories against diffusers' DDIM, through a model folder on disk: what a user of a diffusers model gets.
-#![allow(clippy::unwrap_used)]
-
-mod common;
+//! Whole trajectories equal diffusers' DDIM. The models are read from folders on disk, as users' models are.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use common::hash_weights::normal_like;
-use common::{
+use crate::support::hash_weights::normal_like;
+use crate::support::{
     Golden, SHAPES, TIME_IDS, added_width, goldens, largest, load_text_encoder, load_unet, load_vae, read,
 };
+use candle_core::{Device, Tensor};
 use pentimento_pipelines::{
     Components, Conditioning, DenoisingState, EncodedPrompt, Model, NoiseSource, Pipeline, Size,
 };
@@ -18,21 +15,21 @@ use serde_json::{Map, Value, json};
 
 const STEPS: usize = 20;
 const GUIDANCE: f32 = 5.0;
-/// Relative to the golden's largest value. The engine promises 1e-3; measured are 2e-6 to 4e-6.
+/// The tolerance relative to the golden's largest value. Measured errors are 2e-6 to 4e-6; the engine promises 1e-3.
 const TOLERANCE: f32 = 3e-5;
 
-/// make_goldens.py's whole SDXL pipeline.
+// The values of make_goldens.py's SDXL pipeline.
 const PROMPT: &str = "a large red house on the left in the snow at night";
 const NEGATIVE: &str = "a tree!";
 const SIZE: Size = Size { width: 96, height: 64 };
 const SEED: u64 = 7;
 const PIPELINE_STEPS: usize = 5;
-/// Every so many token states are in the golden.
+/// The golden has every seventh token state.
 const TOKEN_STRIDE: usize = 7;
-/// Relative to the golden's largest value, as `TOLERANCE`; measured are 5e-7 to 6e-7.
+/// The tolerance of encoded prompts. Measured errors are 5e-7 to 6e-7.
 const ENCODED: f32 = 1e-5;
 
-/// Writes a shape as a diffusers folder with its hash weights, its scheduler's settings overridden by `schedule`.
+/// Writes a shape as a diffusers folder with hash weights. `schedule` overrides settings of its scheduler.
 fn model_folder(shape: &str, name: &str, schedule: &Value) -> PathBuf {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let class = if shape == "sdxl" { "StableDiffusionXLPipeline" } else { "StableDiffusionPipeline" };
@@ -83,7 +80,7 @@ fn write(file: &Path, bytes: &[u8]) {
     std::fs::write(file, bytes).unwrap();
 }
 
-/// The hash's conditioning; row 0 is the unconditional one.
+/// The conditioning made from hashes; row 0 is the negative prompt's.
 fn conditioning(shape: &str, name: &str) -> Conditioning {
     let (unet, _) = load_unet(shape);
     let width = unet.config().stages[0].token_width;
@@ -154,7 +151,7 @@ fn sdxl_prompts_match_diffusers() {
     let empty = pipeline.encode(PROMPT, Some(""), SIZE).unwrap();
     check_encoded(&golden, "empty_negative", &empty.negative);
 
-    // All zeros, which no relative error can measure.
+    // All zeros, for which no relative error is defined.
     let absent = pipeline.encode(PROMPT, None, SIZE).unwrap().negative;
     for (part, ours) in [("token_states", &absent.token_states), ("pooled", absent.pooled.as_ref().unwrap())]
     {
@@ -170,7 +167,7 @@ fn sdxl_prompts_match_diffusers() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// From a prompt and a seed to the latent, as `StableDiffusionXLPipeline.__call__`.
+/// From prompt and seed to the latent, as in `StableDiffusionXLPipeline.__call__`.
 #[test]
 fn sdxl_pipeline_matches_diffusers() {
     let golden = Golden::load("sdxl");
