@@ -14,7 +14,7 @@ use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use pentimento_pipelines::layers::{Kind, peak_flops, take_profile, with_candle_operators};
+use pentimento_pipelines::layers::{OperatorKind, peak_flops, take_profile, with_candle_operators};
 use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Precision, Size, Trajectory};
 
 // As the binary has it.
@@ -152,7 +152,7 @@ fn main() {
     let model = Model::find(model).unwrap();
     let precision = if flags.iter().any(|flag| flag == "--bf16") { Precision::Bf16 } else { Precision::F32 };
     let load = || Pipeline::load(&model, &Components::of(precision), &Device::Cpu).unwrap();
-    let candles: Vec<Kind> = Kind::ALL
+    let candles: Vec<OperatorKind> = OperatorKind::ALL
         .into_iter()
         .filter(|kind| flags.iter().any(|flag| *flag == "--candle" || *flag == format!("--candle={kind:?}")))
         .collect();
