@@ -28,7 +28,7 @@ pub(super) struct RowProperties {
     guidance_scale: f32,
     /// Whether other pictures may be resumed from the entry's states.
     source: bool,
-    /// Whether the entry's whole picture is kept.
+    /// Whether the entry's whole picture is stored.
     whole: bool,
 }
 

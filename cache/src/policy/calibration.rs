@@ -74,7 +74,7 @@ pub enum CalibrationError {
     Damaged(&'static str),
 }
 
-/// Bounds of the quality loss by what changed between two prompts and by the share of the plan skipped.
+/// Bounds of the quality loss, by the change between two prompts and the skipped share of the plan.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {

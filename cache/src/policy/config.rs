@@ -26,7 +26,7 @@ pub enum PolicyConfig {
     Combined(CombinedConfig),
 }
 
-/// A similarity from which on a share of the plan may be skipped.
+/// A threshold of `nirvana`: from `similarity` on, `share` of the plan may be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Threshold {

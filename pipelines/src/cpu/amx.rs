@@ -137,7 +137,7 @@ impl<Src: RowSource> AmxTask<'_, Src> {
         let mut pointers = [std::ptr::null(); TILE];
         for tap in 0..self.product.layout.taps {
             self.product.source.point(tap, rows.clone(), &mut pointers);
-            // SAFETY: the source's rows are good for the chunk; `to` has taps × blocks × rows.
+            // SAFETY: the source's rows can be read for the chunk. `to` has taps × blocks × rows.
             unsafe { round(&pointers[..rows.len()], chunk, to.add(tap * blocks * PER_BLOCK)) };
         }
     }

@@ -1,4 +1,4 @@
-//! The embedded index: the shared suite, its files, and its graphs.
+//! Tests of the embedded index: the conformance suite, its files, and its graphs.
 
 mod graphs;
 

@@ -175,7 +175,7 @@ fn place(r: &mut Random) -> [String; 2] {
     [format!("a {a} {x} {p} {t}"), format!("a {a} {x} {q} {t}")]
 }
 
-/// Small words, endings, marks and signs that change the picture.
+/// Pairs that differ in small words, endings or signs that change the picture.
 const CLOSE: &[[&str; 2]] = &[
     ["a cat and a dog running", "a dog running and a cat"],
     ["a red house and tree", "a tree and a red house"],
