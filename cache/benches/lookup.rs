@@ -1,14 +1,15 @@
-//! How long a look-up takes, by graph and by exact scan in the same run, how often the graph finds the
-//! nearest entry, how long look-ups and changes take while a graph is built, and how long it takes to have it
-//! again from its file: `cargo bench -p pentimento-cache --bench lookup -- 1000 10000 100000`.
+//! Measures look-ups: `cargo bench -p pentimento-cache --bench lookup -- 1000 10000 100000`.
 //!
-//! The vectors are clustered, as prompts are: a few words apart from their neighbours. Each is a centre, drawn
-//! from a space of few dimensions and carried into many by a random map, plus noise.
+//! For each number of entries it prints the time of a look-up by graph and by exact scan, how often the graph finds the nearest
+//! entry, the time of look-ups and changes while a graph is built, and the time to load the graph from its file.
+//!
+//! The vectors are clustered, because prompts are: many differ by a few words only. A vector is a cluster's centre plus noise.
+//! The centres are drawn in a space of few dimensions and mapped to many dimensions by a random matrix.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
 
-use pentimento_cache::index::{EmbeddedIndex, Holding, IndexOptions, Sought};
+use pentimento_cache::index::{EmbeddedIndex, Holding, IndexOptions, SearchFilter};
 use pentimento_cache::{
     Compatibility, Content, Entry, EntryId, Kept, PaintedPlan, PromptIndex, Scope, SpecificationHash,
 };
@@ -16,7 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 const DIMENSIONS: usize = 512;
-/// Dimensions that the centres differ in.
+/// The dimensions of the space that centres are drawn in.
 const INNER: usize = 48;
 const PER_CLUSTER: usize = 20;
 const QUERIES: usize = 500;
@@ -29,7 +30,7 @@ fn main() {
     );
     println!("entries   graph built   graph p50   p99        scan p50   scan / graph   recall@1");
     for size in sizes {
-        let mut source = Source::new(size);
+        let mut source = VectorSource::new(size);
         let entries: Vec<Vec<f32>> = (0..size).map(|_| source.vector(0.25)).collect();
         let queries: Vec<Vec<f32>> = (0..QUERIES).map(|_| source.vector(0.25)).collect();
         let (graph, graph_found, building) = measure(&entries, &queries, 1);
@@ -63,18 +64,18 @@ fn main() {
     }
 }
 
-/// How long a graph took to build, and what took how long meanwhile: look-ups, by scan, and changes, of an
-/// entry that stays the same.
+/// The time to build a graph, and the times of look-ups (by scan) and changes during that. A change writes the same entry
+/// again.
 #[derive(Default)]
 struct Building {
     built: Duration,
-    /// From opening the index again until its saved graph serves.
+    /// The time from reopening the index until its saved graph is used.
     again: Duration,
     searches: Vec<Duration>,
     changes: Vec<Duration>,
 }
 
-/// Times of all queries in order of length, what they found, and how the graph was built.
+/// The sorted times of all queries, what they found, and how the graph was built.
 fn measure(
     entries: &[Vec<f32>],
     queries: &[Vec<f32>],
@@ -96,13 +97,13 @@ fn measure(
     }
     let index = EmbeddedIndex::open(&path, &IndexOptions { graph_from, ..IndexOptions::default() }).unwrap();
     let holding = Holding::Source;
-    let sought =
-        Sought { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0, holding };
+    let filter =
+        SearchFilter { scope: &scope, compatibility: &compatibility, guidance_scale: 0.0..=100.0, holding };
     let mut building = Building::default();
     let begun = Instant::now();
     while graph_from <= entries.len() && !index.has_graph(&scope, &compatibility) {
         let begun = Instant::now();
-        runtime.block_on(index.search(&sought, &queries[0], 1)).unwrap();
+        runtime.block_on(index.search(&filter, &queries[0], 1)).unwrap();
         building.searches.push(begun.elapsed());
         let same = entry(0, &scope, &compatibility, entries[0].clone());
         let begun = Instant::now();
@@ -113,7 +114,7 @@ fn measure(
     building.built = begun.elapsed();
     let look_up = |query: &Vec<f32>| {
         let begun = Instant::now();
-        let near = runtime.block_on(index.search(&sought, query, 1)).unwrap();
+        let near = runtime.block_on(index.search(&filter, query, 1)).unwrap();
         (begun.elapsed(), near.into_iter().next().map(|near| near.entry.id))
     };
     queries.iter().take(50).for_each(|query| drop(look_up(query)));
@@ -137,14 +138,14 @@ fn micros(times: &[Duration], share: f64) -> f64 {
     times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6
 }
 
-/// Where vectors come from: the same ones every time.
-struct Source {
+/// Generates vectors, the same in every run.
+struct VectorSource {
     random: ChaCha8Rng,
     map: Vec<Vec<f32>>,
     centres: Vec<Vec<f32>>,
 }
 
-impl Source {
+impl VectorSource {
     fn new(size: usize) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(1);
         let mut normals = |n: usize| (0..n).map(|_| normal(&mut random)).collect::<Vec<f32>>();
@@ -167,7 +168,7 @@ impl Source {
     }
 }
 
-/// Roughly normal: the sum of uniform numbers.
+/// A roughly normal number, the sum of uniform ones.
 fn normal(random: &mut ChaCha8Rng) -> f32 {
     (0..6).map(|_| random.next_u32() as f32 / u32::MAX as f32 - 0.5).sum::<f32>() * 1.414
 }

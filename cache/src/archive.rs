@@ -1,8 +1,8 @@
-//! A cache, or a part of one, as one tar archive: of every entry `ID/entry.json`, then its picture as `ID/picture.png`
-//! where that is kept, then its states as `ID/TIMESTEP.safetensors`. It moves a cache between deployments.
+//! Export and import of a cache, or a part of one, as a tar archive.
 //!
-//! Names in an archive name nothing on a disk: an imported entry gets a name of its own, and its files are
-//! written anew, after every check that a stored one has to pass.
+//! For each entry the archive has `ID/entry.json`, then `ID/picture.png` if its picture is stored, then its states as
+//! `ID/TIMESTEP.safetensors`. An import does not use these names as paths. It gives each entry a new id, checks its files
+//! as it would check stored ones, and writes them to the store.
 
 use std::io::{Read, Write};
 
@@ -14,37 +14,37 @@ use crate::cache::Cache;
 use crate::config::CacheError;
 use crate::entry::{Entry, EntryId};
 use crate::index::{Filter, IndexError, check_embedding};
-use crate::picture::{Picture, check, check_file, new_id};
+use crate::pending_picture::{PendingPicture, check_entry, check_file, new_id};
 use crate::store::{MAX_PICTURE_BYTES, State, StateError, format, sha256};
-use crate::writer::Work;
+use crate::writer::Command;
 
-/// Version of what an archive says of an entry. Raise it when [`Entry`] changes; archives of other versions are refused.
+/// Version of `entry.json`. Raise it when [`Entry`] changes. Archives of other versions are refused.
 const FORMAT: u32 = 2;
-/// Longest entry that is read, in bytes.
+/// The largest `entry.json` that is read, in bytes.
 const MAX_ENTRY: u64 = 4 << 20;
 /// Entries read from the index at once.
 const PAGE: usize = 64;
 
-/// Why an archive cannot be written or read.
+/// An error of an export or import.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// Reading or writing the archive failed.
     #[error("archive: {0}")]
     Io(#[from] std::io::Error),
-    /// Something in the archive that no export writes: another name, a link, a directory.
+    /// The archive contains something that no export writes: another name, a link, a directory.
     #[error("archive: {name:?}: {why}")]
     Unexpected {
-        /// Its name in the archive.
+        /// The item's name in the archive.
         name: String,
-        /// What is wrong.
+        /// What is wrong with it.
         why: String,
     },
-    /// A state or picture in the archive that cannot be used.
+    /// A state or picture in the archive cannot be used.
     #[error("archive: {name:?}: {source}")]
     State {
-        /// Its name in the archive.
+        /// The file's name in the archive.
         name: String,
-        /// What is wrong.
+        /// What is wrong with it.
         source: StateError,
     },
     /// The archive is larger than allowed.
@@ -61,41 +61,41 @@ impl From<IndexError> for ArchiveError {
     }
 }
 
-/// What an export or import moved.
+/// Counts of what an export or import moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Moved {
     /// Entries.
     pub entries: usize,
-    /// Of these, the ones that an import passed over, because the cache has as good or better pictures.
+    /// Of these, the ones that an import skipped because the cache has as good or better pictures.
     pub duplicates: usize,
     /// Pictures' files.
     pub pictures: usize,
     /// States.
     pub states: usize,
-    /// States and pictures left out of an export because they could not be read.
+    /// States and pictures that an export skipped because they could not be read.
     pub unreadable: usize,
 }
 
-/// An entry in an archive.
+/// The content of `entry.json`.
 #[derive(Deserialize, Serialize)]
-struct Archived {
+struct ArchivedEntry {
     format: u32,
     entry: Entry,
 }
 
-/// What is read first of an entry: those of the first version had none.
+/// The version in `entry.json`, which is read first. Files of version 1 do not state it.
 #[derive(Deserialize)]
-struct Version {
+struct ArchiveVersion {
     #[serde(default)]
     format: u32,
 }
 
 impl Cache {
-    /// Writes the entries that `filter` means, with their files, as a tar archive. `out` may block: call it
-    /// from a thread that may, with `Handle::block_on`.
+    /// Writes the entries that match `filter`, with their files, as a tar archive. Writing to `out` may block, so this
+    /// must run on a blocking thread, with `Handle::block_on`.
     ///
     /// # Errors
-    /// The index or `out` fails. A file that cannot be read is left out and counted.
+    /// The index or `out` fails. A file that cannot be read is skipped and counted.
     pub async fn export(&self, filter: &Filter, out: impl Write) -> Result<Moved, ArchiveError> {
         let mut archive = tar::Builder::new(out);
         let mut moved = Moved::default();
@@ -118,19 +118,17 @@ impl Cache {
         archive: &mut tar::Builder<impl Write>,
         moved: &mut Moved,
     ) -> Result<(), ArchiveError> {
-        let store = &self.shared().store;
+        let store = &self.core().store;
         let mut states = Vec::with_capacity(entry.states.len());
         for kept in &entry.states {
-            let state = store.read_past_memory(&entry, kept.timestep).await;
+            let state = store.read_uncached(&entry, kept.timestep).await;
             match state.and_then(|state| format::encode(&entry, &state)) {
                 Ok(bytes) => states.push((kept.timestep, bytes)),
                 Err(_) => moved.unreadable += 1,
             }
         }
         let file = match entry.picture_key() {
-            Some(key) => {
-                store.read_picture_past_memory(&key).await.inspect_err(|_| moved.unreadable += 1).ok()
-            }
+            Some(key) => store.read_picture_uncached(&key).await.inspect_err(|_| moved.unreadable += 1).ok(),
             None => None,
         };
         entry.states.retain(|kept| states.iter().any(|(timestep, _)| *timestep == kept.timestep));
@@ -139,7 +137,8 @@ impl Cache {
             return Ok(());
         }
         let (id, created) = (entry.id.clone(), entry.created);
-        let json = serde_json::to_vec(&Archived { format: FORMAT, entry }).map_err(std::io::Error::from)?;
+        let json =
+            serde_json::to_vec(&ArchivedEntry { format: FORMAT, entry }).map_err(std::io::Error::from)?;
         append(archive, &entry_name(&id), created, &json)?;
         if let Some(file) = &file {
             append(archive, &picture_name(&id), created, file)?;
@@ -153,20 +152,20 @@ impl Cache {
         Ok(())
     }
 
-    /// Adds the entries of an archive that [`Self::export`] wrote, each in place of a worse picture of the same
-    /// specification; one that is no better than what is there is passed over. Reads `max_bytes` at most. `input` may
-    /// block: call it from a thread that may, with `Handle::block_on`.
+    /// Adds the entries of an archive that [`Self::export`] wrote. An entry replaces a worse picture of the same
+    /// specification and is skipped if the stored one is as good or better. Reads at most `max_bytes`. Reading `input` may
+    /// block, so this must run on a blocking thread, with `Handle::block_on`.
     ///
     /// # Errors
-    /// The archive is cut short, too large, or holds anything that no export writes; the cache fails. The
-    /// entries before the fault are kept, each whole.
+    /// The archive is truncated, too large, or contains anything that no export writes, or the cache fails. The entries
+    /// before the fault stay in the cache, each of them complete.
     pub async fn import(&self, input: impl Read, max_bytes: u64) -> Result<Moved, ArchiveError> {
-        // One byte more, so that reaching the bound shows.
+        // One byte beyond the bound can be read, so that an archive of exactly `max_bytes` passes.
         let mut archive = Archive::new(input.take(max_bytes.saturating_add(1)));
         let mut moved = Moved::default();
-        let mut begun: Option<Picture> = None;
-        // Raw: long names and other extensions come as files of their own kind, which are refused, instead
-        // of being read into memory at whatever size they claim.
+        let mut begun: Option<PendingPicture> = None;
+        // In raw mode, long names and other extensions are items of their own kind, which are refused below. Otherwise
+        // the library would read them into memory at any size that they claim.
         for file in archive.entries()?.raw(true) {
             let mut file = file?;
             if file.raw_file_position().saturating_add(file.size()) > max_bytes {
@@ -193,10 +192,10 @@ impl Cache {
         }
     }
 
-    /// Whether it is kept.
-    async fn import_picture(&self, mut picture: Picture) -> Result<bool, CacheError> {
+    /// Inserts an imported picture. Returns whether it was stored.
+    async fn import_picture(&self, mut picture: PendingPicture) -> Result<bool, CacheError> {
         picture.entry.id = new_id()?;
-        self.ask(|reply| Work::Insert(Box::new(picture), None, Some(reply))).await
+        self.request(|reply| Command::Insert(Box::new(picture), None, Some(reply))).await
     }
 }
 
@@ -225,33 +224,33 @@ fn state_name(id: &EntryId, timestep: f64) -> String {
     format!("{}/{timestep}.safetensors", id.as_str())
 }
 
-fn read_entry(file: &mut tar::Entry<'_, impl Read>, name: &str) -> Result<Picture, ArchiveError> {
+fn read_entry(file: &mut tar::Entry<'_, impl Read>, name: &str) -> Result<PendingPicture, ArchiveError> {
     let bytes = read_bounded(file, name, MAX_ENTRY)?;
-    let Version { format } = serde_json::from_slice(&bytes).map_err(|why| unexpected(name, why))?;
+    let ArchiveVersion { format } = serde_json::from_slice(&bytes).map_err(|why| unexpected(name, why))?;
     if format != FORMAT {
         let first = format.max(1);
         return Err(unexpected(name, format!("has format version {first}, this program reads {FORMAT}")));
     }
-    let Archived { entry, .. } = serde_json::from_slice(&bytes).map_err(|why| unexpected(name, why))?;
+    let ArchivedEntry { entry, .. } = serde_json::from_slice(&bytes).map_err(|why| unexpected(name, why))?;
     if name != entry_name(&entry.id) {
-        return Err(unexpected(name, "not the entry's name"));
+        return Err(unexpected(name, "this is not the entry's name"));
     }
     check_embedding(&entry.embedding)?;
-    check(&entry).map_err(|why| unexpected(name, why))?;
-    Ok(Picture { file: None, states: Vec::with_capacity(entry.states.len()), entry, refresh: false })
+    check_entry(&entry).map_err(|why| unexpected(name, why))?;
+    Ok(PendingPicture { file: None, states: Vec::with_capacity(entry.states.len()), entry, refresh: false })
 }
 
-/// Whether everything is read that the entry names.
-fn is_complete(picture: &Picture) -> bool {
+/// Whether all files that the entry names have been read.
+fn is_complete(picture: &PendingPicture) -> bool {
     picture.file.is_some() == picture.entry.picture.is_some()
         && picture.states.len() == picture.entry.states.len()
 }
 
-/// Reads the picture's file or its next state.
+/// Reads the next file of an entry: its picture or its next state.
 fn read_part(
     file: &mut tar::Entry<'_, impl Read>,
     name: &str,
-    picture: &mut Picture,
+    picture: &mut PendingPicture,
 ) -> Result<(), ArchiveError> {
     match picture.entry.picture_key().filter(|_| picture.file.is_none()) {
         None => {
@@ -276,7 +275,7 @@ fn read_part(
 fn read_state(
     file: &mut tar::Entry<'_, impl Read>,
     name: &str,
-    picture: &Picture,
+    picture: &PendingPicture,
 ) -> Result<State, ArchiveError> {
     let kept = picture.entry.states.get(picture.states.len());
     let kept = kept.ok_or_else(|| unexpected(name, "more than the entry names"))?;
@@ -291,13 +290,13 @@ fn read_state(
 fn read_bounded(
     file: &mut tar::Entry<'_, impl Read>,
     name: &str,
-    most: u64,
+    max_bytes: u64,
 ) -> Result<Vec<u8>, ArchiveError> {
     let size = file.size();
-    if size > most {
+    if size > max_bytes {
         return Err(unexpected(name, "too large"));
     }
-    // Not allocated by what the header claims, but by what comes.
+    // The vector grows with the bytes that are read, because the size in the header may be false.
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     if bytes.len() as u64 == size { Ok(bytes) } else { Err(unexpected(name, "cut short")) }

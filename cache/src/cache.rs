@@ -1,4 +1,4 @@
-//! The cache as the service uses it.
+//! The cache: its public handle, except for reading (`read.rs`) and archives (`archive.rs`).
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
@@ -11,30 +11,32 @@ use object_store::ObjectStore;
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::closing::{Closing, leave, wait_for_leaving};
-use crate::config::{CacheConfig, CacheError, create_private, local_objects, remote_objects};
+use crate::accounting::Budget;
+use crate::config::{CacheConfig, CacheError, cannot_open, local_objects, remote_objects};
+use crate::core::CacheCore;
 use crate::entry::{Compatibility, Entry, EntryId, Part, Scope};
 use crate::eviction::EvictionPolicy;
-use crate::index::{EmbeddedIndex, Filter, Holding, IndexError, PromptIndex, Sought};
-use crate::ledger::Budget;
-use crate::picture::NewPicture;
-use crate::policy::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy};
-use crate::shared::{Shared, Uses};
+use crate::index::{EmbeddedIndex, Filter, Holding, IndexError, Neighbour, PromptIndex, SearchFilter};
+use crate::pending_picture::NewPicture;
+use crate::policy::{Decision, NeighbourCounts, Query, ReusePolicy};
+use crate::private_files;
+use crate::shutdown::{Shutdown, run_in_background, wait_for_background};
 use crate::stats::{Counters, Stats};
 use crate::store::StateStore;
-use crate::writer::{Reply, Work, Writer};
+use crate::uses::PendingUses;
+use crate::writer::{Command, CommandReply, Writer};
 
-/// Orders, other than pictures to insert, that may wait for the writer.
-const ORDERS: usize = 1024;
-/// States fetched ahead of their use at one time.
-const PREFETCHES: usize = 32;
+/// The most commands in the writer's queue, in addition to pictures to insert.
+const MAX_COMMANDS: usize = 1024;
+/// The most states that are prefetched at the same time.
+const MAX_PREFETCHES: usize = 32;
 
-/// What a look-up found.
+/// The result of a look-up.
 #[derive(Debug, Clone)]
 pub struct LookUp {
-    /// What the request starts from.
+    /// What the policy decided that the request starts from.
     pub decision: Decision,
-    /// What was near, nearest first.
+    /// The entries that the policy decided on, nearest first.
     pub neighbours: Vec<Neighbour>,
 }
 
@@ -46,14 +48,17 @@ impl LookUp {
     }
 }
 
-/// The cache of pictures and their denoising states. Clones are the same cache.
+/// The cache of pictures and their denoising states. Clones share one cache.
 ///
-/// A gateway asks it twice. First [`Cache::exact_picture`] with the specification's hash, before any embedding: a stored
-/// picture that is good enough for the request's terms is the answer. Then [`Cache::look_up`] with the prompt's
-/// embedding, on a thread that may block: a [`Decision::Semantic`] is answered with [`Cache::exact_picture`] again, of
-/// the scope and specification of [`LookUp::source`]; a [`Decision::State`] travels by its key to a worker, which reads
-/// it with [`Cache::state`]. What is served is counted with [`Cache::used`]. A worker hands every finished picture to
-/// [`Cache::insert`], whatever its plan was. All of this may fail: to a request that is a miss.
+/// A gateway uses it in two steps:
+/// 1. [`Cache::exact_picture`] with the specification's hash, before the prompt is embedded. If it returns a picture, that
+///    is the answer.
+/// 2. [`Cache::look_up`] with the prompt's embedding, on a blocking thread. A [`Decision::Semantic`] is answered with
+///    [`Cache::exact_picture`] of the scope and specification of [`LookUp::source`]. The entry and timestep of a
+///    [`Decision::State`] are sent to a worker, which reads the state with [`Cache::state`].
+///
+/// [`Cache::used`] counts what was served. A worker passes every finished picture to [`Cache::insert`], whatever its plan
+/// was. Any of these calls may fail; for the request a failure is a miss.
 ///
 /// ```no_run
 /// # use pentimento_cache::*;
@@ -64,17 +69,19 @@ impl LookUp {
 /// # }
 /// ```
 ///
-/// When the last clone goes, it writes what is queued, for [`CacheConfig::grace`] at most, and releases its directory.
-/// Within a tokio runtime that happens in the background, and the next [`Cache::open`] of the directory in this process
-/// waits for it; a process that is about to end calls [`Cache::close`] first.
+/// When the last clone is dropped, the cache writes what is queued, for at most [`CacheConfig::grace`], and releases its
+/// directory. Within a tokio runtime this happens in the background, and the next [`Cache::open`] of the directory in this
+/// process waits for it. A process that is about to end must call [`Cache::close`] first.
 #[derive(Clone)]
-pub struct Cache(pub(crate) Arc<Open>);
+pub struct Cache(pub(crate) Arc<OpenCache>);
 
-pub(crate) struct Open {
-    shared: Arc<Shared>,
+/// The state behind all clones of a [`Cache`].
+pub(crate) struct OpenCache {
+    core: Arc<CacheCore>,
     /// `None` only while being dropped.
-    queue: Option<mpsc::Sender<Work>>,
-    places: Arc<Semaphore>,
+    queue: Option<mpsc::Sender<Command>>,
+    /// The free slots of the queue for pictures to insert.
+    insert_slots: Arc<Semaphore>,
     queue_length: usize,
     pub(crate) prefetches: Arc<Semaphore>,
     grace: Duration,
@@ -82,37 +89,37 @@ pub(crate) struct Open {
     writer: Option<JoinHandle<()>>,
 }
 
-impl Drop for Open {
+impl Drop for OpenCache {
     fn drop(&mut self) {
-        self.shared.closing.begin(self.grace);
+        self.core.shutdown.begin(self.grace);
         self.queue = None;
         let Some(writer) = self.writer.take() else { return };
         if tokio::runtime::Handle::try_current().is_err() {
             let _ = writer.join();
             return;
         }
-        let shared = Arc::clone(&self.shared);
-        leave(std::mem::take(&mut self.dir), move || {
+        let core = Arc::clone(&self.core);
+        run_in_background(std::mem::take(&mut self.dir), move || {
             let _ = writer.join();
-            drop(shared);
+            drop(core);
         });
     }
 }
 
 impl Cache {
-    /// Opens the cache, or creates it. Reads the whole index, about a second for 100,000 entries, and waits for
-    /// an object store to say whose its prefix is: call it from a thread that may block.
+    /// Opens or creates a cache. This reads the whole index, which takes about a second for 100,000 entries, and checks the
+    /// ownership of the object store's prefix. It blocks.
     ///
     /// # Errors
-    /// The directory is in use by another process or cannot be used, the index is damaged or of another
-    /// version, the URL is not understood, the states under it are another cache's.
+    /// The directory is in use by another process or cannot be used, the index is damaged or of a later version, the URL
+    /// is not valid, or the files under it belong to another cache.
     pub fn open(config: CacheConfig) -> Result<Self, CacheError> {
-        create_private(&config.dir)?;
-        wait_for_leaving(&real(&config.dir));
+        private_files::create_directory(&config.dir).map_err(|why| cannot_open(config.dir.display(), why))?;
+        wait_for_background(&canonical(&config.dir));
         let index = EmbeddedIndex::open(&config.dir.join("index.redb"), &config.index)?;
         let (objects, prefix) = match &config.states {
             Some(url) => remote_objects(url)?,
-            // Its index is locked, and beside it: nobody else can be here.
+            // The index in the same directory is locked, so no other process uses these files.
             None => {
                 let objects = local_objects(&config.dir.join("states"))?;
                 return Self::start(config, Arc::new(index), objects, Default::default(), true);
@@ -121,12 +128,12 @@ impl Cache {
         Self::with(config, Arc::new(index), objects, prefix)
     }
 
-    /// A cache over an index and an object store of the caller's; `dir` and `states` are not looked at.
-    /// `prefix` is marked as the index's. A store that does not answer is no error: nothing is written or
-    /// swept until it is known whose the prefix is.
+    /// Opens a cache over an index and an object store that the caller provides; `config.dir` and `config.states` are not
+    /// used. The index becomes the owner of `prefix`. A store that does not answer is no error: then no file is written or
+    /// removed until it answers.
     ///
     /// # Errors
-    /// The writer cannot be started, or the states under `prefix` are another index's, or nobody's.
+    /// The writer cannot be started, or the files under `prefix` belong to another index or to an unknown one.
     pub fn with(
         config: CacheConfig,
         index: Arc<dyn PromptIndex>,
@@ -141,9 +148,9 @@ impl Cache {
         index: Arc<dyn PromptIndex>,
         objects: Arc<dyn ObjectStore>,
         prefix: object_store::path::Path,
-        owned: bool,
+        owns_prefix: bool,
     ) -> Result<Self, CacheError> {
-        let shared = Arc::new(Shared {
+        let core = Arc::new(CacheCore {
             index,
             store: StateStore::new(
                 objects,
@@ -155,15 +162,16 @@ impl Cache {
             eviction: RwLock::new(config.eviction),
             budget: Budget { bytes: config.max_bytes, entries: config.max_entries },
             lifetime: config.lifetime,
+            clock: config.clock,
             store_prompt_text: config.store_prompt_text,
             counters: Counters::default(),
-            closing: Closing::new(),
-            uses: Uses::default(),
+            shutdown: Shutdown::new(),
+            uses: PendingUses::default(),
         });
-        let (queue, work) = mpsc::channel(config.queue + ORDERS);
+        let (queue, commands) = mpsc::channel(config.queue + MAX_COMMANDS);
         let (opened, may_open) = std::sync::mpsc::channel();
-        let writer = Writer::new(Arc::clone(&shared), owned);
-        let writer = start_writer(writer, work, opened).map_err(|why| CacheError::Open {
+        let writer = Writer::new(Arc::clone(&core), owns_prefix);
+        let writer = start_writer(writer, commands, opened).map_err(|why| CacheError::Open {
             place: config.dir.display().to_string(),
             why: why.to_string(),
         })?;
@@ -172,24 +180,24 @@ impl Cache {
             let _ = writer.join();
             return Err(refused);
         }
-        Ok(Self(Arc::new(Open {
-            shared,
+        Ok(Self(Arc::new(OpenCache {
+            core,
             queue: Some(queue),
-            places: Arc::new(Semaphore::new(config.queue)),
+            insert_slots: Arc::new(Semaphore::new(config.queue)),
             queue_length: config.queue,
-            prefetches: Arc::new(Semaphore::new(PREFETCHES)),
+            prefetches: Arc::new(Semaphore::new(MAX_PREFETCHES)),
             grace: config.grace,
-            dir: real(&config.dir),
+            dir: canonical(&config.dir),
             writer: Some(writer),
         })))
     }
 
-    /// Looks for something that the request can start from: what `policy` makes of the nearest entries painted with a
-    /// guidance scale in the range. It may block, on a scan of a large index or on the disk: call it from a thread that
-    /// may. The exact picture is not looked for: that is [`Self::exact`], which needs no embedding and comes first.
+    /// Decides by `policy` what a request starts from, given the nearest entries whose guidance scale is in the range. It
+    /// may block on a scan of a large index or on the disk, so it must run on a blocking thread. It does not look for the
+    /// exact picture: see [`Self::exact`], which needs no embedding and comes first.
     ///
     /// # Errors
-    /// The index failed, which is counted, or the embedding is impossible.
+    /// The index failed, which is counted, or the embedding is malformed.
     pub async fn look_up(
         &self,
         scope: &Scope,
@@ -199,79 +207,77 @@ impl Cache {
         guidance_scale: RangeInclusive<f32>,
     ) -> Result<LookUp, CacheError> {
         let NeighbourCounts { sources, whole_pictures } = policy.neighbours();
-        let mut sought = Sought { scope, compatibility, guidance_scale, holding: Holding::Source };
-        let mut neighbours = self.search(&sought, query, sources).await?;
-        sought.holding = Holding::WholePicture;
-        let whole = self.search(&sought, query, whole_pictures).await?;
+        let mut filter = SearchFilter { scope, compatibility, guidance_scale, holding: Holding::Source };
+        let mut neighbours = self.search(&filter, query, sources).await?;
+        filter.holding = Holding::WholePicture;
+        let whole = self.search(&filter, query, whole_pictures).await?;
         let known: HashSet<EntryId> = neighbours.iter().map(|near| near.entry.id.clone()).collect();
         neighbours.extend(whole.into_iter().filter(|near| !known.contains(&near.entry.id)));
         neighbours.sort_by(|a, b| b.similarity.total_cmp(&a.similarity));
-        neighbours.retain(|near| !self.shared().is_expired(near.entry.created));
+        neighbours.retain(|near| !self.core().is_expired(near.entry.created));
         Ok(LookUp { decision: policy.decide(query, &neighbours), neighbours })
     }
 
     async fn search(
         &self,
-        sought: &Sought<'_>,
+        filter: &SearchFilter<'_>,
         query: &Query<'_>,
         n: usize,
     ) -> Result<Vec<Neighbour>, CacheError> {
         match n {
             0 => Ok(Vec::new()),
-            n => self.counted(self.shared().index.search(sought, query.embedding, n).await),
+            n => self.counted(self.core().index.search(filter, query.embedding, n).await),
         }
     }
 
-    /// Counts that a state was resumed or a picture served: eviction goes by it. Waits for nothing; the index has it
-    /// with the next flush.
+    /// Counts a use of a state or a picture, for eviction. Does not block. The index is updated at the next flush.
     pub fn used(&self, id: &EntryId, part: Part) {
-        self.shared().uses.add(id, part);
+        self.core().uses.add(id, part);
     }
 
-    /// Has a picture kept: its file and states are written in the background, before its entry. Waits for nothing:
-    /// `false` where it is not kept, because too many wait already (counted) or because it cannot be (counted as a
-    /// failure).
+    /// Queues a picture to be stored in the background. Does not block. Returns false if the queue is full or the cache is
+    /// closing (counted in [`Stats::insert_drops`]), or if the picture is impossible (counted in [`Stats::failures`]).
     ///
-    /// A scope keeps one picture of each specification. The new one takes the place of a stored one where it is
-    /// expected to be better or [`NewPicture::refresh`] is set; otherwise it is dropped, and counted in
-    /// [`Stats::duplicates`]. At every moment [`Self::exact`] finds one of the two; the older one's files are removed
-    /// after it was replaced.
+    /// A scope holds one picture of each specification. The new picture replaces a stored one if its expected quality is
+    /// higher or [`NewPicture::refresh`] is set. Otherwise it is dropped and counted in [`Stats::duplicates`]. During the
+    /// replacement [`Self::exact`] finds one of the two at every moment.
     pub fn insert(&self, picture: NewPicture) -> bool {
-        let picture = match picture.into_picture() {
+        let picture = match picture.into_pending(self.core().clock.now()) {
             Ok(picture) => picture,
             Err(error) => {
-                tracing::warn!(%error, "a picture is not kept");
-                self.shared().counters.failures.add(1);
+                tracing::warn!(%error, "an impossible picture is not stored");
+                self.core().counters.failures.add(1);
                 return false;
             }
         };
-        let permit = Arc::clone(&self.0.places).try_acquire_owned().ok();
-        let closed = self.shared().closing.has_begun();
-        let queued = permit.is_some() && !closed && self.order(Work::Insert(Box::new(picture), permit, None));
+        let slot = Arc::clone(&self.0.insert_slots).try_acquire_owned().ok();
+        let closing = self.core().shutdown.has_begun();
+        let queued =
+            slot.is_some() && !closing && self.try_send(Command::Insert(Box::new(picture), slot, None));
         if !queued {
-            self.shared().counters.insert_drops.add(1);
+            self.core().counters.insert_drops.add(1);
         }
         queued
     }
 
-    /// Removes the entries that `filter` means, with their files, and returns how many these were. Pictures
-    /// that were queued before are removed, too.
+    /// Removes the entries that match `filter`, with their files, and returns their number. This includes pictures that
+    /// were queued before the call.
     ///
     /// # Errors
-    /// Index or store fails; what was removed until then stays removed.
+    /// The index or the store fails. Entries removed before the failure stay removed.
     pub async fn purge(&self, filter: Filter) -> Result<usize, CacheError> {
-        self.ask(|reply| Work::Purge(filter, reply)).await
+        self.request(|reply| Command::Purge(filter, reply)).await
     }
 
-    /// Removes an entry with its files. Whether there was one.
+    /// Removes an entry with its files. Returns whether it existed.
     ///
     /// # Errors
-    /// Index or store fails.
+    /// The index or the store fails.
     pub async fn remove(&self, id: &EntryId) -> Result<bool, CacheError> {
-        self.ask(|reply| Work::Remove(id.clone(), reply)).await
+        self.request(|reply| Command::Remove(id.clone(), reply)).await
     }
 
-    /// Up to `limit` entries that `filter` means, in the order of their names, from the one after `after`.
+    /// Returns up to `limit` entries that match `filter`, in the order of their ids, starting after `after`.
     ///
     /// # Errors
     /// The index fails.
@@ -281,111 +287,114 @@ impl Cache {
         after: Option<&EntryId>,
         limit: usize,
     ) -> Result<Vec<Entry>, CacheError> {
-        self.counted(self.shared().index.scan(filter, after, limit).await)
+        self.counted(self.core().index.scan(filter, after, limit).await)
     }
 
-    /// The entry of a name.
+    /// Returns the entry of an id.
     ///
     /// # Errors
     /// The index fails.
     pub async fn entry(&self, id: &EntryId) -> Result<Option<Entry>, CacheError> {
-        self.counted(self.shared().index.get(id).await)
+        self.counted(self.core().index.get(id).await)
     }
 
-    /// The name of the policy that evicts.
+    /// Returns the name of the eviction policy.
     pub fn eviction(&self) -> &'static str {
-        self.shared().eviction.read().name()
+        self.core().eviction.read().name()
     }
 
-    /// Evicts by another policy from now on.
+    /// Sets the eviction policy.
     pub fn set_eviction(&self, policy: Arc<dyn EvictionPolicy>) {
-        *self.shared().eviction.write() = policy;
+        *self.core().eviction.write() = policy;
     }
 
-    /// How the cache is doing.
+    /// Returns the cache's counts.
     pub fn stats(&self) -> Stats {
-        let counters = &self.shared().counters;
+        let counters = &self.core().counters;
         Stats {
             entries: counters.entries.get(),
             pictures: counters.pictures.get(),
             bytes: counters.bytes.get(),
-            memory_bytes: self.shared().store.memory_bytes() as u64,
-            picture_memory_bytes: self.shared().store.picture_memory_bytes() as u64,
-            queued: (self.0.queue_length - self.0.places.available_permits()) as u64,
+            memory_bytes: self.core().store.memory_bytes() as u64,
+            picture_memory_bytes: self.core().store.picture_memory_bytes() as u64,
+            queued: (self.0.queue_length - self.0.insert_slots.available_permits()) as u64,
             insert_drops: counters.insert_drops.get(),
             duplicates: counters.duplicates.get(),
             replacements: counters.replacements.get(),
             evictions: counters.evictions.get(),
             failures: counters.failures.get(),
-            index: self.shared().index.stats(),
+            index: self.core().index.stats(),
         }
     }
 
-    /// Waits until all that was asked for so far is done and durable.
+    /// Waits until the effects of all earlier calls are durable.
     ///
     /// # Errors
-    /// Index or store fails.
+    /// The index or the store fails.
     pub async fn flush(&self) -> Result<(), CacheError> {
-        self.ask(Work::Flush).await
+        self.request(Command::Flush).await
     }
 
-    /// Takes no more pictures, writes what is queued, for [`CacheConfig::grace`] at most, and makes it durable.
-    /// Afterwards nothing is changed any more. The directory is released when the last clone goes. Must be
-    /// called within a tokio runtime with timers.
+    /// Stops accepting pictures, writes queued ones for at most [`CacheConfig::grace`], and flushes the index. The directory
+    /// is released when the last clone is dropped. Must be called within a tokio runtime with timers.
     ///
     /// # Errors
-    /// Index or store fails; [`CacheError::Full`] where not all was written in time.
+    /// The index or the store fails, or [`CacheError::Full`] if not all pictures were written in time.
     pub async fn close(&self) -> Result<(), CacheError> {
-        let closing = &self.shared().closing;
-        closing.begin(self.0.grace);
+        let shutdown = &self.core().shutdown;
+        shutdown.begin(self.0.grace);
         tokio::select! {
             done = self.flush() => match done {
                 Err(CacheError::Closed) => Err(CacheError::Full),
                 done => done,
             },
-            () = closing.deadline() => Err(CacheError::Full),
+            () = shutdown.over() => Err(CacheError::Full),
         }
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.0.shared
+    pub(crate) fn core(&self) -> &CacheCore {
+        &self.0.core
     }
 
-    /// Whether the writer has taken an order that nobody waits for.
-    pub(crate) fn order(&self, work: Work) -> bool {
-        self.0.queue.as_ref().is_some_and(|queue| queue.try_send(work).is_ok())
+    /// Sends a command to the writer if its queue has room. Returns whether it was sent.
+    pub(crate) fn try_send(&self, command: Command) -> bool {
+        self.0.queue.as_ref().is_some_and(|queue| queue.try_send(command).is_ok())
     }
 
-    /// Waits in the queue, and for the answer.
-    pub(crate) async fn ask<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T, CacheError> {
+    /// Sends a command to the writer, waiting for room in its queue, and waits for the reply.
+    pub(crate) async fn request<T>(
+        &self,
+        command: impl FnOnce(CommandReply<T>) -> Command,
+    ) -> Result<T, CacheError> {
         let (reply, answer) = oneshot::channel();
         let queue = self.0.queue.as_ref().ok_or(CacheError::Closed)?;
-        queue.send(work(reply)).await.map_err(|_| CacheError::Closed)?;
+        queue.send(command(reply)).await.map_err(|_| CacheError::Closed)?;
         answer.await.map_err(|_| CacheError::Closed)?
     }
 
+    /// Counts a failure of the index.
     pub(crate) fn counted<T>(&self, done: Result<T, IndexError>) -> Result<T, CacheError> {
         if done.is_err() {
-            self.shared().counters.failures.add(1);
+            self.core().counters.failures.add(1);
         }
         Ok(done?)
     }
 }
 
-/// One spelling for a directory, where it exists.
-fn real(dir: &std::path::Path) -> PathBuf {
+/// The canonical path of a directory if it exists, otherwise the path as it is.
+fn canonical(dir: &std::path::Path) -> PathBuf {
     std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned())
 }
 
 fn start_writer(
     writer: Writer,
-    work: mpsc::Receiver<Work>,
+    commands: mpsc::Receiver<Command>,
     opened: std::sync::mpsc::Sender<Result<(), CacheError>>,
 ) -> std::io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("cache-writer".into()).spawn(move || {
-        runtime.block_on(writer.run(work, opened));
-        // A hanging file system must not keep the process from ending.
+        runtime.block_on(writer.run(commands, opened));
+        // Does not wait for blocking tasks: a file system that hangs must not keep the process from ending.
         runtime.shutdown_background();
     })
 }

@@ -1,4 +1,4 @@
-//! How a cache is opened, and what can go wrong in it.
+//! The configuration of a cache, and its errors.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,11 +7,13 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
+use crate::clock::EpochClock;
 use crate::eviction::{EvictionPolicy, Lcbfu};
 use crate::index::{IndexError, IndexOptions};
+use crate::private_files;
 use crate::store::StateError;
 
-/// What can go wrong in the cache. To a request all of it is a miss.
+/// An error of the cache. For a request every error is a miss.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// The index failed.
@@ -20,12 +22,12 @@ pub enum CacheError {
     /// A state or a picture's file cannot be used, or the store failed.
     #[error("stored file: {0}")]
     State(#[from] StateError),
-    /// The cache cannot be opened where the configuration says.
+    /// The cache cannot be opened at the configured place.
     #[error("{place}: {why}")]
     Open {
         /// The directory or URL.
         place: String,
-        /// Why not.
+        /// The reason.
         why: String,
     },
     /// The queue of the writer is full, or the cache is closing.
@@ -34,47 +36,49 @@ pub enum CacheError {
     /// The writer is gone.
     #[error("the cache is closed")]
     Closed,
-    /// A picture to insert that cannot be.
+    /// The picture to insert is impossible.
     #[error("picture: {0}")]
     Picture(&'static str),
 }
 
-/// How a cache is opened.
+/// The configuration of a cache.
 #[derive(Clone)]
 pub struct CacheConfig {
-    /// Directory of the index, and of states and pictures unless `states` says otherwise. Created if missing.
+    /// The directory of the index, and of states and pictures if `states` is `None`. It is created if missing.
     pub dir: PathBuf,
-    /// URL of an object store for states and pictures: `s3://bucket/prefix`, `gs://…`, `az://…` where the crate is
-    /// built with them. Credentials come from the environment, as the store's own tools read them. A prefix
-    /// belongs to one cache, which marks it.
+    /// The URL of an object store for states and pictures: `s3://bucket/prefix`, `gs://…`, `az://…`, each if the crate is
+    /// built with its feature. Credentials come from the environment variables that the store's own tools read. A prefix
+    /// belongs to one cache.
     pub states: Option<String>,
-    /// Bytes of states kept in memory.
+    /// The most bytes of states in memory.
     pub memory_bytes: usize,
-    /// Bytes of pictures' files kept in memory.
+    /// The most bytes of pictures' files in memory.
     pub picture_memory_bytes: usize,
-    /// Bytes of states and pictures kept in the store.
+    /// The most bytes of states and pictures in the store.
     pub max_bytes: u64,
-    /// Entries kept.
+    /// The most entries.
     pub max_entries: usize,
-    /// How long after it was painted an entry is kept.
+    /// How long after its painting an entry expires; `None` for never.
     pub lifetime: Option<Duration>,
-    /// Pictures that may wait to be written; more are dropped.
+    /// The most pictures that may wait to be written. Further ones are dropped.
     pub queue: usize,
-    /// How long one operation of the store may take.
+    /// The time limit of one operation of the store.
     pub time_limit: Duration,
-    /// How long a cache that is closed goes on writing what is queued.
+    /// How long a cache that is being closed goes on writing queued pictures.
     pub grace: Duration,
-    /// What goes first when the cache is full.
+    /// The policy that chooses what is removed when the cache is full.
     pub eviction: Arc<dyn EvictionPolicy>,
-    /// Whether prompts may be kept as text, those of imported entries among them.
+    /// Whether prompts may be stored as text, including those of imported entries.
     pub store_prompt_text: bool,
-    /// How the index works.
+    /// The settings of the index.
     pub index: IndexOptions,
+    /// The clock that entries are dated by.
+    pub clock: EpochClock,
 }
 
 impl CacheConfig {
-    /// A cache in a directory: 256 MiB of states and 64 MiB of pictures in memory, 10 GiB and 100,000 entries at most,
-    /// kept for ever, LCBFU.
+    /// The default configuration for a directory: at most 10 GiB and 100,000 entries, which do not expire and are evicted
+    /// by LCBFU, with at most 256 MiB of states and 64 MiB of pictures in memory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -90,46 +94,21 @@ impl CacheConfig {
             eviction: Arc::new(Lcbfu),
             store_prompt_text: true,
             index: IndexOptions::default(),
+            clock: EpochClock::system(),
         }
     }
 }
 
-/// Prompts may lie in it: for its owner's eyes only.
-pub(crate) fn create_private(dir: &Path) -> Result<(), CacheError> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir).map_err(|why| cannot_open(dir.display(), why))
-}
-
-/// Takes from others what they may do with something of ours. An operator's own directory keeps the mode that
-/// he gave it; what the cache makes in it is private even so.
-pub(crate) fn tighten(path: &Path, mode: u32) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let wider = |found: std::fs::Metadata| found.permissions().mode() & 0o077 != 0;
-        let private = || std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
-        if std::fs::metadata(path).is_ok_and(wider)
-            && let Err(error) = private()
-        {
-            tracing::warn!(%error, path = %path.display(), "others may read prompts in it");
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = (path, mode);
-}
-
+/// The object store of a local directory, which is created for its owner only.
 pub(crate) fn local_objects(dir: &Path) -> Result<Arc<dyn ObjectStore>, CacheError> {
-    create_private(dir)?;
-    tighten(dir, 0o700);
+    private_files::create_directory(dir).map_err(|why| cannot_open(dir.display(), why))?;
+    private_files::restrict(dir, 0o700);
     remove_unfinished(dir).map_err(|why| cannot_open(dir.display(), why))?;
     let objects = LocalFileSystem::new_with_prefix(dir).map_err(|why| cannot_open(dir.display(), why))?;
     Ok(Arc::new(objects.with_automatic_cleanup(true)))
 }
 
-/// Removes what writes that a killed process had begun have left: the object store's own listing hides it.
+/// Removes the temporary files of writes that a killed process has left. The object store's own listing hides them.
 fn remove_unfinished(dir: &Path) -> std::io::Result<()> {
     for file in std::fs::read_dir(dir)? {
         let file = file?;
@@ -146,6 +125,7 @@ fn remove_unfinished(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The object store and prefix of a URL.
 pub(crate) fn remote_objects(
     url: &str,
 ) -> Result<(Arc<dyn ObjectStore>, object_store::path::Path), CacheError> {
@@ -155,6 +135,6 @@ pub(crate) fn remote_objects(
     Ok((objects.into(), prefix))
 }
 
-fn cannot_open(place: impl std::fmt::Display, why: impl std::fmt::Display) -> CacheError {
+pub(crate) fn cannot_open(place: impl std::fmt::Display, why: impl std::fmt::Display) -> CacheError {
     CacheError::Open { place: place.to_string(), why: why.to_string() }
 }

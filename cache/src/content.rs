@@ -1,4 +1,4 @@
-//! A prompt's content: its words that carry meaning, in order, as keyed hashes.
+//! A prompt's content: its meaningful words in order, as keyed hashes.
 
 mod synonyms;
 mod words;
@@ -10,23 +10,24 @@ use siphasher::sip::SipHasher24;
 
 pub use synonyms::{SynonymError, Synonyms};
 
-/// Stands in [`Content::words`] where a comma, an "and" or another mark parts two phrases. No word hashes to it.
-const PARTING: u64 = 0;
+/// The separator of two phrases in [`Content::words`]. It stands for a comma, an "and" or another mark. No word's hash is
+/// equal to it.
+const SEPARATOR: u64 = 0;
 
-/// The content words of a prompt in the order they stand, each as a keyed hash, so that prompts can be
-/// compared word by word without being kept.
+/// The content words of a prompt in their order, each as a keyed hash, so that prompts can be compared word by word
+/// without being stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Content {
-    /// One hash per content word; 0 where two phrases are parted, and in front of a list without an order.
+    /// One hash per content word, and 0 between two phrases. A list whose order means nothing is sorted and begins with 0.
     pub words: Vec<u64>,
-    /// Whether the prompt quotes or asks for letters. Then its words are letters of the picture, and no synonym stands
-    /// for one of them.
+    /// Whether the prompt quotes or asks for letters. Its words may then be letters in the picture, so synonyms do not
+    /// apply to it.
     pub literal: bool,
 }
 
 impl Content {
-    /// The content of a prompt. The key is the cache's secret: without it nobody can tell from a stored
-    /// hash which word it was. Equal words hash equally under one key, on every machine and version.
+    /// The content of a prompt. `key` is the cache's secret, without which a stored hash does not reveal its word. Under one
+    /// key equal words have equal hashes, on every machine and in every version.
     pub fn of(prompt: &str, key: &[u8; 16]) -> Self {
         let Some(meaningful) = words::meaningful(prompt) else {
             let words = prompt.split_whitespace().map(|word| hash(word, key)).collect();
@@ -35,48 +36,46 @@ impl Content {
         Self { words: meaningful.iter().map(|word| hash(word, key)).collect(), literal: false }
     }
 
-    fn without_partings(&self) -> impl Iterator<Item = u64> + '_ {
-        self.words.iter().copied().filter(|&word| word != PARTING)
+    fn without_separators(&self) -> impl Iterator<Item = u64> + '_ {
+        self.words.iter().copied().filter(|&word| word != SEPARATOR)
     }
 }
 
 fn hash(word: &str, key: &[u8; 16]) -> u64 {
-    match word == words::PARTING {
-        true => PARTING,
+    match word == words::SEPARATOR {
+        true => SEPARATOR,
         false => SipHasher24::new_with_key(key).hash(word.as_bytes()).max(1),
     }
 }
 
-/// Whether two prompts ask for the same picture as far as their words tell: the same content words, parted
-/// alike, in the same order.
+/// Whether two prompts have the same content words, with the same separators, in the same order.
 ///
-/// Order is what binds a colour to its subject and a subject to its side, so any other order is refused; the
-/// one exception, plain lists ("a red house and a blue tree"), is put in one order by [`Content::of`].
-/// It errs towards refusal: a picture painted again is cheap, a wrong one is not. Two prompts without any
-/// content word are not the same: nothing is known of them. [`Synonyms::same_content`] does the same with an operator's
-/// synonyms.
+/// The order matters because it binds a colour to its subject and a subject to its side. The one exception are plain lists
+/// ("a red house and a blue tree"), which [`Content::of`] sorts. In doubt the answer is no, because painting a picture
+/// again costs less than returning a wrong one. Two prompts without content words are therefore not the same.
+/// [`Synonyms::same_content`] also applies an operator's synonyms.
 pub fn same_content(a: &Content, b: &Content) -> bool {
     !a.words.is_empty() && a == b
 }
 
-/// How the words of two prompts differ: features for a predictor, not a gate.
+/// How the words of two prompts differ. A predictor of the quality loss uses these numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Difference {
-    /// Words of the source that the wanted prompt lacks.
+    /// Words of the source that the wanted prompt does not have.
     pub removed: u32,
-    /// Words of the wanted prompt that the source lacks.
+    /// Words of the wanted prompt that the source does not have.
     pub added: u32,
-    /// Words of both.
+    /// Words that both prompts have.
     pub kept: u32,
-    /// Places at which the kept words, read in order, disagree.
+    /// Positions at which the sequences of kept words differ.
     pub reordered: u32,
 }
 
 impl Difference {
-    /// From the source's content to the wanted one's.
+    /// The difference from the source's content to the wanted one's.
     pub fn between(source: &Content, wanted: &Content) -> Self {
         let (ours, theirs) = (common(wanted, source), common(source, wanted));
-        let count = |content: &Content| content.without_partings().count() as u32;
+        let count = |content: &Content| content.without_separators().count() as u32;
         let kept = ours.len() as u32;
         Self {
             removed: count(source) - kept,
@@ -86,16 +85,16 @@ impl Difference {
         }
     }
 
-    /// Whether both prompts hold the same words in the same order.
+    /// Whether both prompts have the same words in the same order.
     pub fn is_none(&self) -> bool {
         self.removed + self.added + self.reordered == 0
     }
 }
 
-/// Words of `a` that `b` has too, as often as both have them, in `a`'s order.
+/// The words that `a` and `b` have in common, each as often as both have it, in `a`'s order.
 fn common(a: &Content, b: &Content) -> Vec<u64> {
     let mut left: HashMap<u64, u32> = HashMap::new();
-    b.without_partings().for_each(|word| *left.entry(word).or_default() += 1);
+    b.without_separators().for_each(|word| *left.entry(word).or_default() += 1);
     let mut take = |word: &u64| match left.get_mut(word) {
         Some(count) if *count > 0 => {
             *count -= 1;
@@ -103,7 +102,7 @@ fn common(a: &Content, b: &Content) -> Vec<u64> {
         }
         _ => false,
     };
-    a.without_partings().filter(|word| take(word)).collect()
+    a.without_separators().filter(|word| take(word)).collect()
 }
 
 #[cfg(test)]
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn partings_are_no_words_of_a_difference() {
+    fn separators_are_no_words_of_a_difference() {
         assert!(Difference::between(&content("a house, at night"), &content("a house at night")).is_none());
     }
 }

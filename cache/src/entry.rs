@@ -1,4 +1,4 @@
-//! What the cache knows of a painted picture.
+//! Entries: what the cache stores about a painted picture.
 
 use std::fmt;
 
@@ -6,40 +6,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
 
-/// Who may see an entry: a tenant, and a namespace within it.
+/// The tenant and namespace that may see an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Scope {
-    /// The tenant, from the API key; never from a request's body.
+    /// The tenant. It comes from the API key, never from a request's body.
     pub tenant: String,
     /// The tenant's namespace.
     pub namespace: String,
 }
 
-/// What must be equal for a state of one picture to serve another. There is one index per scope and
+/// What two pictures must have in common for one to reuse the other's states. The index has one partition per scope and
 /// compatibility.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Compatibility {
-    /// The VAE's id: whose latents these are.
+    /// The id of the latent space, which the VAE defines.
     pub latent_space: String,
     /// The noise schedule's id.
     pub noise_schedule: String,
-    /// Pixels.
+    /// The picture's width in pixels.
     pub width: u32,
-    /// Pixels.
+    /// The picture's height in pixels.
     pub height: u32,
-    /// Digest of what made the embeddings.
+    /// The digest of the network that made the embeddings.
     pub embedder: String,
-    /// Hash of the negative prompt.
+    /// A hash of the negative prompt.
     pub negative_prompt: String,
 }
 
-/// An entry's name: 32 hex digits, random.
+/// An entry's id: 32 random hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EntryId(String);
 
 impl EntryId {
-    /// From 128 random bits.
+    /// The id of 128 random bits.
     pub fn new(random: u128) -> Self {
         Self(format!("{random:032x}"))
     }
@@ -64,24 +64,24 @@ impl From<EntryId> for String {
     }
 }
 
-/// SHA-256, or another hash of 32 bytes, in text 64 hex digits.
+/// A SHA-256 or another hash of 32 bytes. As text it is 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
-struct Digits([u8; 32]);
+struct Digest32([u8; 32]);
 
-impl fmt::Debug for Digits {
+impl fmt::Debug for Digest32 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
 }
 
-impl fmt::Display for Digits {
+impl fmt::Display for Digest32 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
-impl TryFrom<String> for Digits {
+impl TryFrom<String> for Digest32 {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         let wrong = || "a hash is 64 hex digits".to_owned();
@@ -92,22 +92,22 @@ impl TryFrom<String> for Digits {
     }
 }
 
-impl From<Digits> for String {
-    fn from(digits: Digits) -> Self {
+impl From<Digest32> for String {
+    fn from(digits: Digest32) -> Self {
         digits.to_string()
     }
 }
 
-/// The hash of a picture's specification: of everything that decides the picture's pixels, except the plan.
-/// Together with its [`Scope`] it is the picture's identity. The caller computes it; in text it is 64 hex digits.
+/// The hash of a picture's specification, which is everything that decides the picture's pixels except the plan.
+/// Together with the [`Scope`] it identifies the picture. The caller computes it. As text it is 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(transparent)]
-pub struct SpecificationHash(Digits);
+pub struct SpecificationHash(Digest32);
 
 impl SpecificationHash {
-    /// From the hash's bytes.
+    /// The hash of these bytes.
     pub fn new(bytes: [u8; 32]) -> Self {
-        Self(Digits(bytes))
+        Self(Digest32(bytes))
     }
 
     /// The hash's bytes.
@@ -128,14 +128,14 @@ impl fmt::Debug for SpecificationHash {
     }
 }
 
-/// The plan that painted a picture, as far as reuse is concerned.
+/// What reuse needs to know of the plan that painted a picture.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct PaintedPlan {
-    /// Id of the plan menu's option; `None` for a plan that is no option, because the request pinned its steps.
+    /// The id of the plan menu's option; `None` if the request pinned its steps, so that the plan is no option.
     pub option: Option<String>,
-    /// Steps from noise to picture, those that a resume skipped included.
+    /// Steps from noise to picture, including those that a resume skipped.
     pub steps: u32,
-    /// Of these, the steps that were guided. A guided step takes two rows, the others one.
+    /// Of these, the guided steps. A guided step takes two rows, another step one.
     pub guided_steps: u32,
 }
 
@@ -145,35 +145,36 @@ impl PaintedPlan {
         Self { option: None, steps, guided_steps: steps }
     }
 
-    /// Rows that the whole plan takes: what it costs, and what calibration tables tell cheap plans from full ones by.
+    /// The rows of the whole plan. They are its cost, and calibration tables compare plans by them.
     pub fn rows(&self) -> u32 {
         self.steps.saturating_add(self.guided_steps)
     }
 }
 
-/// What a resumed picture was resumed from. It is a record: the source may be gone by now.
+/// The source of a resumed picture. It is a record only: the source's entry may have been removed since.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct ResumedFrom {
     /// The source's entry.
     pub entry: EntryId,
-    /// Quality lost against the same plan from noise, from 0 to 1, expected at most: the resume's own loss and
-    /// whatever the source had lost already.
+    /// An upper bound of the quality lost against the same plan from noise, from 0 to 1: the loss of this resume and the
+    /// source's own loss.
     pub loss: f32,
 }
 
-/// The timestep under which a finished latent is kept.
+/// The timestep of a finished latent.
 pub const FINISHED: f64 = -1.0;
 
-/// A state that is kept of a picture.
+/// A stored state of a picture.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Kept {
-    /// Its timestep; -1 for the finished latent.
+    /// The state's timestep; [`FINISHED`] for the finished latent.
     pub timestep: f64,
-    /// The share of the source's plan that lay before it: NIRVANA's K of N is K/N; 1 for the finished latent.
+    /// The share of the plan's steps taken before this state, from 0 to 1; 1 for the finished latent. NIRVANA's state K
+    /// of N steps has the share K/N.
     pub share: f32,
-    /// Bytes in the store.
+    /// The file's size in the store, in bytes.
     pub bytes: u64,
-    /// How often it was resumed.
+    /// How often the state was resumed.
     pub uses: u64,
 }
 
@@ -184,36 +185,36 @@ impl Kept {
     }
 }
 
-/// The file that is kept of a picture: lossless, as the worker made it.
+/// The stored file of a picture, lossless, as the worker made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub struct KeptPicture {
-    /// Bytes in the store.
+    /// The file's size in the store, in bytes.
     pub bytes: u64,
-    /// How often it was served.
+    /// How often the picture was served.
     pub uses: u64,
-    sha256: Digits,
+    sha256: Digest32,
 }
 
 impl KeptPicture {
-    /// Of a file with this SHA-256; not used yet.
+    /// An unused file of this size and SHA-256.
     pub(crate) fn new(bytes: u64, sha256: [u8; 32]) -> Self {
-        Self { bytes, uses: 0, sha256: Digits(sha256) }
+        Self { bytes, uses: 0, sha256: Digest32(sha256) }
     }
 }
 
-/// Names a stored picture, and says what its file must be: so it is read and checked without a look into the index.
-/// It is data, and means the same in another process.
+/// Identifies a stored picture and its file's content, so that the file can be read and checked without the index. It is
+/// plain data and valid in other processes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub struct PictureKey {
     /// The picture's entry.
     pub entry: EntryId,
-    /// Who may see it.
+    /// The entry's scope.
     pub scope: Scope,
     /// The picture's specification.
     pub specification: SpecificationHash,
-    /// Bytes of its file.
+    /// The file's size in bytes.
     pub bytes: u64,
-    sha256: Digits,
+    sha256: Digest32,
 }
 
 impl PictureKey {
@@ -223,7 +224,7 @@ impl PictureKey {
     }
 }
 
-/// A file that the store holds of an entry.
+/// One of the files that the store holds of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -234,7 +235,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// Tells the parts of one entry apart. No timestep has all bits set: that is not a number.
+    /// A number that differs between the parts of an entry. A timestep with all bits set would not be a number.
     pub(crate) fn key(self) -> u64 {
         match self {
             Self::Picture => u64::MAX,
@@ -243,77 +244,86 @@ impl Part {
     }
 }
 
-/// A picture that the cache holds: its file, states of it, or both.
+/// Identifies one file in the store.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PartKey {
+    pub entry: EntryId,
+    pub part: Part,
+}
+
+/// A picture in the cache: its file, some of its states, or both.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Entry {
-    /// Its name.
+    /// The entry's id.
     pub id: EntryId,
-    /// Who may see it.
+    /// The tenant and namespace that may see it.
     pub scope: Scope,
-    /// Whom its states can serve.
+    /// What a request must have in common with it to reuse its states.
     pub compatibility: Compatibility,
     /// The model that painted it.
     pub model: String,
-    /// Guidance scale it was painted with.
+    /// The guidance scale that it was painted with.
     pub guidance_scale: f32,
     /// The prompt's embedding, of length 1.
     pub embedding: Vec<f32>,
-    /// The prompt, where the operator lets it be stored.
+    /// The prompt; `None` if the operator does not allow it to be stored.
     pub prompt: Option<String>,
-    /// Hash of the prompt, by which its entries are found again where the prompt itself is not stored.
+    /// A hash of the prompt, by which entries can be found if the prompt itself is not stored.
     pub prompt_hash: String,
     /// The prompt's content words, as keyed hashes.
     pub content: Content,
-    /// What the picture is of. A scope holds one entry of each specification.
+    /// The picture's specification. A scope holds one entry of each specification.
     pub specification: SpecificationHash,
     /// The seed it was painted from.
     pub seed: u64,
     /// The plan that painted it.
     pub plan: PaintedPlan,
-    /// Quality that is expected of it, relative to the full plan from noise, from 0 to 1; `None` where it is not known.
+    /// The expected quality relative to the full plan from noise, from 0 to 1; `None` if it is not known.
     pub expected_quality: Option<f32>,
-    /// What it was resumed from; `None` for a picture painted from noise. States of a resumed picture serve no other.
+    /// The source that it was resumed from; `None` for a picture painted from noise. States of a resumed picture are not
+    /// reused.
     pub resumed: Option<ResumedFrom>,
-    /// The picture's file, if it is kept.
+    /// The picture's file; `None` if it is not stored.
     pub picture: Option<KeptPicture>,
-    /// Which states are kept of it, noisiest first.
+    /// The stored states, noisiest first.
     pub states: Vec<Kept>,
-    /// When it was painted, in seconds since 1970.
+    /// The time when it was painted, in seconds since 1970.
     pub created: u64,
-    /// When it was last reused, in seconds since 1970.
+    /// The time of its last use, in seconds since 1970.
     pub last_used: u64,
 }
 
 impl Entry {
-    /// What is kept at a timestep.
+    /// The stored state at a timestep.
     pub fn kept(&self, timestep: f64) -> Option<&Kept> {
         self.states.iter().find(|kept| kept.timestep == timestep)
     }
 
-    /// What is kept of it, the picture first.
+    /// The stored parts, the picture first.
     pub fn parts(&self) -> impl Iterator<Item = Part> + '_ {
         let states = self.states.iter().map(|kept| Part::State(kept.timestep));
         self.picture.map(|_| Part::Picture).into_iter().chain(states)
     }
 
-    /// Names the picture's file; `None` where it is not kept.
+    /// The key of the picture's file; `None` if it is not stored.
     pub fn picture_key(&self) -> Option<PictureKey> {
         let KeptPicture { bytes, sha256, .. } = self.picture?;
         let (entry, scope, specification) = (self.id.clone(), self.scope.clone(), self.specification);
         Some(PictureKey { entry, scope, specification, bytes, sha256 })
     }
 
-    /// Whether the whole picture is kept: as a file, or as the latent that it can be decoded from.
+    /// Whether the whole picture is stored, as a file or as the finished latent, from which it can be decoded.
     pub fn is_whole(&self) -> bool {
         self.picture.is_some() || self.kept(FINISHED).is_some()
     }
 
-    /// Whether other pictures may be resumed from its states.
+    /// Whether other pictures may resume one of its states.
     pub fn is_source(&self) -> bool {
         self.resumed.is_none() && self.states.iter().any(|kept| !kept.is_finished())
     }
 
-    /// Counts uses of a part at `now`, in seconds since 1970. Whether there is such a part.
+    /// Adds `uses` to a part's count, and sets the last use to `now`, in seconds since 1970. Returns whether the part is
+    /// stored.
     pub(crate) fn touch(&mut self, part: Part, uses: u64, now: u64) -> bool {
         let count = match part {
             Part::Picture => self.picture.as_mut().map(|kept| &mut kept.uses),
@@ -333,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_is_64_hex_digits_and_comes_back() {
+    fn a_hash_is_64_hex_digits_and_survives_the_round_trip() {
         let bytes: [u8; 32] = std::array::from_fn(|i| (i * 9) as u8);
         let hash = SpecificationHash::new(bytes);
         let json = serde_json::to_string(&hash).unwrap();

@@ -1,28 +1,30 @@
-//! Eviction policies: which states go when the cache is full. Pure functions of how they were used.
+//! Eviction policies: which parts are removed when the cache is full. Each policy is a pure function of a part's use.
 
-/// How a kept state was used.
+/// How a stored state or picture was used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
-    /// How often it was resumed.
+    /// How often it was resumed or served.
     pub uses: u64,
-    /// The share of its plan that lay before it: what a use saves.
+    /// The share of the plan that a use of it saves, from 0 to 1.
     pub share: f32,
-    /// When its picture was painted, in seconds since 1970.
+    /// The time when its picture was painted, in seconds since 1970.
     pub created: u64,
-    /// When its picture was last reused, in seconds since 1970.
+    /// The time of its picture's last use, in seconds since 1970.
     pub last_used: u64,
 }
 
-/// Says what a kept state is worth. The one of least worth is evicted first; of equal ones, the oldest.
+/// Assigns a worth to each stored state and picture. The one of least worth is evicted first, and of equal ones the
+/// oldest.
 pub trait EvictionPolicy: Send + Sync {
-    /// Its name in configuration and answers.
+    /// The policy's name in configuration and answers.
     fn name(&self) -> &'static str;
 
-    /// The worth, finite, in a unit of the policy's own.
+    /// The worth, a finite number. Its unit is the policy's own.
     fn worth(&self, usage: &Usage) -> f64;
 }
 
-/// NIRVANA's "least computationally beneficial and frequently used": uses times the share of a plan saved.
+/// NIRVANA's "least computationally beneficial and frequently used": the number of uses times the share of the plan that
+/// a use saves.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lcbfu;
 
@@ -74,7 +76,7 @@ impl EvictionPolicy for Fifo {
     }
 }
 
-/// The policy of a name.
+/// The policy of a name; `None` for an unknown name.
 pub fn eviction_policy(name: &str) -> Option<std::sync::Arc<dyn EvictionPolicy>> {
     match name {
         "lcbfu" => Some(std::sync::Arc::new(Lcbfu)),

@@ -6,27 +6,26 @@ use bytes::Bytes;
 
 use crate::cache::Cache;
 use crate::config::CacheError;
-use crate::entry::{EntryId, Part, PictureKey, Scope, SpecificationHash};
+use crate::entry::{EntryId, Part, PartKey, PictureKey, Scope, SpecificationHash};
 use crate::index::ExactHit;
-use crate::ledger::Victim;
 use crate::store::{State, StateError};
-use crate::writer::Work;
+use crate::writer::Command;
 
-/// How often a picture that was replaced while its file was read is looked up again.
-const TRIES: usize = 3;
+/// The most attempts of one read. It is repeated if the picture was replaced while its file was being read.
+const MAX_ATTEMPTS: usize = 3;
 
-/// A stored picture of the very specification that was asked for, with its file.
+/// A stored picture of exactly the specification that was looked up, with its file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExactPicture {
-    /// The entry, its plan and its quality.
+    /// The picture's entry, plan and quality.
     pub hit: ExactHit,
     /// The lossless file, as the worker made it.
     pub file: Bytes,
 }
 
 impl Cache {
-    /// The scope's picture of a specification. It needs no embedding, looks into memory and neither blocks nor waits
-    /// (an index in another process takes its own time). A hit is not counted as a use.
+    /// Looks up the scope's picture of a specification. This needs no embedding. The embedded index answers from memory
+    /// without blocking. A hit is not counted as a use.
     ///
     /// # Errors
     /// The index failed, which is counted.
@@ -35,13 +34,15 @@ impl Cache {
         scope: &Scope,
         specification: &SpecificationHash,
     ) -> Result<Option<ExactHit>, CacheError> {
-        let found = self.counted(self.shared().index.exact(scope, specification).await)?;
-        Ok(found.filter(|hit| !self.shared().is_expired(hit.created)))
+        let found = self.counted(self.core().index.exact(scope, specification).await)?;
+        Ok(found.filter(|hit| !self.core().is_expired(hit.created)))
     }
 
-    /// The scope's picture of a specification with its file, where `accept` finds it good enough. `None` too where the
-    /// file is not kept, or cannot be used any more: that is counted, and the file forgotten. Safe on an async thread;
-    /// must be called within a tokio runtime with timers. Not counted as a use.
+    /// Looks up the scope's picture of a specification, and reads its file if `accept` approves of the hit. Returns
+    /// `None` also if the file is not stored. A damaged file is counted as a failure and removed. A hit is not counted as a
+    /// use.
+    ///
+    /// Does not block an async thread. Must be called within a tokio runtime with timers.
     ///
     /// # Errors
     /// The index failed, or the store failed or was too slow; both are counted.
@@ -52,7 +53,7 @@ impl Cache {
         accept: impl Fn(&ExactHit) -> bool,
     ) -> Result<Option<ExactPicture>, CacheError> {
         let mut missing = None;
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let hit = self.exact(scope, specification).await?.filter(&accept);
             let Some((hit, key)) = hit.and_then(|hit| Some((hit.clone(), hit.picture?))) else {
                 return Ok(None);
@@ -62,7 +63,7 @@ impl Cache {
             }
             match self.picture(&key).await {
                 Ok(file) => return Ok(Some(ExactPicture { hit, file })),
-                // Replaced or removed while it was read: what is there now is found by the next try.
+                // The picture was replaced or removed during the read. The next attempt finds its successor.
                 Err(CacheError::State(StateError::Missing)) => missing = Some(hit.entry),
                 Err(CacheError::State(StateError::Damaged | StateError::Foreign(_))) => return Ok(None),
                 Err(error) => return Err(error),
@@ -71,70 +72,73 @@ impl Cache {
         Ok(None)
     }
 
-    /// A picture's file, by the key that [`Self::exact`] or [`Entry::picture_key`](crate::Entry::picture_key) gives.
-    /// From memory where it was read lately, else from the store, checked against the key. Safe on an async thread; must
-    /// be called within a tokio runtime with timers.
+    /// Returns a picture's file by the key from [`Self::exact`] or [`Entry::picture_key`](crate::Entry::picture_key). The
+    /// file comes from memory or else from the store, where it is checked against the key.
+    ///
+    /// Does not block an async thread. Must be called within a tokio runtime with timers.
     ///
     /// # Errors
-    /// There is none any more, it is damaged or foreign (it is then forgotten), or the store fails or is too slow. All
-    /// but the first are counted.
+    /// The file is missing, it is damaged or foreign (it is then removed), or the store fails or exceeds its time limit.
+    /// All of these but a missing file are counted.
     pub async fn picture(&self, key: &PictureKey) -> Result<Bytes, CacheError> {
         if let Some(file) = self.cached_picture(&key.entry) {
             return Ok(file);
         }
-        let file = match self.shared().store.read_picture(key).await {
+        let file = match self.core().store.read_picture(key).await {
             Ok(file) => file,
-            Err(StateError::Missing) if !self.names(key).await? => return Err(StateError::Missing.into()),
+            Err(StateError::Missing) if !self.is_indexed(key).await? => {
+                return Err(StateError::Missing.into());
+            }
             Err(error) => return Err(self.unusable(&key.entry, Part::Picture, error)),
         };
-        // It may have been purged while it was read: then memory must not keep it.
-        if !self.names(key).await? {
-            self.shared().store.forget_part(&key.entry, Part::Picture);
+        // If the file was purged during the read, it must not stay in memory.
+        if !self.is_indexed(key).await? {
+            self.core().store.forget_part(&key.entry, Part::Picture);
             return Err(StateError::Missing.into());
         }
         Ok(file)
     }
 
-    /// A picture's file if it is in memory; waits for nothing.
+    /// Returns a picture's file if it is in memory. Does not block.
     pub fn cached_picture(&self, id: &EntryId) -> Option<Bytes> {
-        self.shared().store.cached_picture(id)
+        self.core().store.cached_picture(id)
     }
 
-    /// Whether the index still says that a picture is kept.
-    async fn names(&self, key: &PictureKey) -> Result<bool, CacheError> {
-        let found = self.counted(self.shared().index.exact(&key.scope, &key.specification).await)?;
+    /// Whether the index still has the picture of a key.
+    async fn is_indexed(&self, key: &PictureKey) -> Result<bool, CacheError> {
+        let found = self.counted(self.core().index.exact(&key.scope, &key.specification).await)?;
         Ok(found.is_some_and(|hit| hit.picture.is_some_and(|found| found.entry == key.entry)))
     }
 
-    /// The state of an entry at a timestep. Must be called within a tokio runtime with timers.
+    /// Returns the state of an entry at a timestep. Must be called within a tokio runtime with timers.
     ///
     /// # Errors
-    /// There is none, it is damaged or foreign (it is then forgotten), or the store fails or is too slow.
-    /// All but the first are counted.
+    /// The state is missing, it is damaged or foreign (it is then removed), or the store fails or exceeds its time limit.
+    /// All of these but a missing state are counted.
     pub async fn state(&self, id: &EntryId, timestep: f64) -> Result<Arc<State>, CacheError> {
         if let Some(state) = self.cached_state(id, timestep) {
             return Ok(state);
         }
-        let index = &self.shared().index;
+        let index = &self.core().index;
         let entry = self.counted(index.get(id).await)?.filter(|entry| entry.kept(timestep).is_some());
         let entry = entry.ok_or(StateError::Missing)?;
-        let read = self.shared().store.read(&entry, timestep).await;
+        let read = self.core().store.read(&entry, timestep).await;
         let state = read.map_err(|error| self.unusable(id, Part::State(timestep), error))?;
-        // It may have been purged while it was read: then memory must not keep it.
+        // If the file was purged during the read, it must not stay in memory.
         if self.counted(index.get(id).await)?.is_none_or(|now| now.kept(timestep).is_none()) {
-            self.shared().store.forget(&entry);
+            self.core().store.forget(&entry);
             return Err(StateError::Missing.into());
         }
         Ok(state)
     }
 
-    /// The state if it is in memory; waits for nothing.
+    /// Returns a state if it is in memory. Does not block.
     pub fn cached_state(&self, id: &EntryId, timestep: f64) -> Option<Arc<State>> {
-        self.shared().store.cached(id, timestep)
+        self.core().store.cached(id, timestep)
     }
 
-    /// Begins to load a state into memory, ahead of its use. Does nothing outside a tokio runtime, or where
-    /// many are being loaded already.
+    /// Starts loading a state into memory before it is needed. Does nothing outside a tokio runtime, or if too many states
+    /// are being loaded already.
     pub fn prefetch(&self, id: &EntryId, timestep: f64) {
         let runtime = tokio::runtime::Handle::try_current();
         let permit = Arc::clone(&self.0.prefetches).try_acquire_owned();
@@ -147,12 +151,12 @@ impl Cache {
         }
     }
 
-    /// Counts that a file cannot be used, and has it forgotten unless it is the store that failed.
+    /// Counts a failed read. Has the writer remove the file unless the store itself failed.
     fn unusable(&self, id: &EntryId, part: Part, error: StateError) -> CacheError {
-        self.shared().counters.failures.add(1);
+        self.core().counters.failures.add(1);
         if !matches!(error, StateError::Timeout | StateError::Store(_)) {
             tracing::warn!(%error, entry = id.as_str(), ?part, "a stored file cannot be used");
-            self.order(Work::Drop(Victim { entry: id.clone(), part }));
+            self.try_send(Command::Drop(PartKey { entry: id.clone(), part }));
         }
         error.into()
     }

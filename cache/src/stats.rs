@@ -1,4 +1,4 @@
-//! Counts of what the cache holds and does.
+//! Counts of what the cache holds and of what happened to it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use crate::index::IndexStats;
 
-/// How the cache is doing. Counts begin at 0 when it is opened.
+/// Counts of what the cache holds and of what happened to it. Counts of events start at 0 when it is opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Entries held.
+    /// Entries.
     pub entries: u64,
-    /// Of these, the ones whose picture is kept as a file.
+    /// Of these, the ones whose picture is stored as a file.
     pub pictures: u64,
     /// Bytes of states and pictures in the store.
     pub bytes: u64,
@@ -21,15 +21,15 @@ pub struct Stats {
     pub picture_memory_bytes: u64,
     /// Pictures waiting to be written.
     pub queued: u64,
-    /// Pictures not kept because too many waited.
+    /// Pictures not stored because the queue was full or the cache was closing.
     pub insert_drops: u64,
-    /// Pictures not kept because one of the same specification, as good or better, was kept already.
+    /// Pictures not stored because one of the same specification, as good or better, was stored already.
     pub duplicates: u64,
-    /// Pictures that took the place of one of the same specification.
+    /// Pictures that replaced one of the same specification.
     pub replacements: u64,
-    /// States and pictures evicted, and entries that were too old.
+    /// States and pictures evicted, and entries expired.
     pub evictions: u64,
-    /// Failures of index and store, damaged states and pictures among them.
+    /// Failures of index and store, including damaged states and pictures.
     pub failures: u64,
     /// The index's own counts.
     pub index: IndexStats,

@@ -1,12 +1,17 @@
-//! Runs parts of the engine on demand and says how long each took. `compare.py` drives it beside its peers.
+//! Runs parts of the engine on demand and prints how long each took. `compare.py` runs it beside other engines.
 //!
 //! ```text
 //! cargo bench --workspace --bench engine -- [--bf16] [--candle[=KIND]|--profile] MODEL WIDTHxHEIGHT THREADS
 //! ```
-//! Reads lines from stdin and answers each with milliseconds of wall time: `unet ROWS` (one denoising step of that
-//! many pictures without guidance), `text` (a prompt and the empty one), `vae` (a latent to pixels), `picture STEPS`
-//! (a whole picture at the model's guidance); `memory` with the largest resident size in MiB. `--candle` uses
-//! candle's operators instead of our own, all or those of one kind. `--bf16` rounds weights. `--profile` prints where a step's time goes, and ends.
+//! It reads lines from stdin and answers each with milliseconds of wall time:
+//! - `unet ROWS`: one denoising step of so many pictures without guidance;
+//! - `text`: a prompt and the empty one;
+//! - `vae`: a latent to pixels;
+//! - `picture STEPS`: a whole picture at the model's guidance scale;
+//! - `memory`: answers with the largest resident size in MiB.
+//!
+//! `--candle` uses candle's operators instead of our own, all of them or those of one kind. `--bf16` rounds the weights.
+//! `--profile` prints where a step's time goes, and ends.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -14,10 +19,10 @@ use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use pentimento_pipelines::layers::{Kind, peak_flops, take_profile, with_candle_operators};
+use pentimento_pipelines::layers::{OperatorKind, peak_flops, take_profile, with_candle_operators};
 use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Precision, Size, Trajectory};
 
-// As the binary has it.
+// The allocator of the `pentimento` binary.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -91,7 +96,7 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// The most memory that this process ever held. Without Linux' procfs, 0.
+/// The largest resident size of this process so far, in MiB; 0 without Linux' procfs.
 fn peak_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -99,7 +104,7 @@ fn peak_mib() -> f64 {
     kib.unwrap_or(0.0) / 1024.0
 }
 
-/// Where the time of a step goes, as Markdown.
+/// Prints where the time of a step goes, as Markdown.
 fn profile(runner: &mut Runner, threads: f64) {
     let peak = (0..5).map(|_| peak_flops()).fold(0.0, f64::max);
     let (from, mut to) = (vec![1u8; 1 << 28], vec![0u8; 1 << 28]);
@@ -152,7 +157,7 @@ fn main() {
     let model = Model::find(model).unwrap();
     let precision = if flags.iter().any(|flag| flag == "--bf16") { Precision::Bf16 } else { Precision::F32 };
     let load = || Pipeline::load(&model, &Components::of(precision), &Device::Cpu).unwrap();
-    let candles: Vec<Kind> = Kind::ALL
+    let candles: Vec<OperatorKind> = OperatorKind::ALL
         .into_iter()
         .filter(|kind| flags.iter().any(|flag| *flag == "--candle" || *flag == format!("--candle={kind:?}")))
         .collect();

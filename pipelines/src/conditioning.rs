@@ -1,5 +1,5 @@
-//! What steers a trajectory: its prompts and, where it goes on from another picture's state, what changed
-//! between that picture's prompt and its own.
+//! Conditioning: a trajectory's encoded prompts. For a trajectory that resumes another picture's state it includes the
+//! difference between that picture's prompt and its own.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,47 +9,46 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::plan::{Guidance, Steering, StepPlan};
 
-/// What the text encoders made of one prompt.
+/// The text encoders' output for one prompt.
 #[derive(Debug, Clone)]
 pub struct EncodedPrompt {
-    /// The first tokenizer's ids, one a token state.
+    /// The first tokenizer's ids, one per token state.
     pub ids: Arc<[u32]>,
-    /// Token states, (tokens, width): what the denoiser attends to.
+    /// The token states (tokens, width), which the denoiser attends to.
     pub token_states: Tensor,
-    /// The pooled embedding, (width,), where the model's denoiser takes one (SDXL).
+    /// The pooled embedding (width,); `None` if the model's denoiser takes none. SDXL's takes one.
     pub pooled: Option<Tensor>,
 }
 
-/// What steers a trajectory: prompt, negative prompt and the family's extras.
+/// The conditioning of a trajectory.
 #[derive(Debug, Clone)]
 pub struct Conditioning {
     /// The prompt.
     pub prompt: EncodedPrompt,
-    /// The negative prompt (often the empty one).
+    /// The negative prompt, which is often empty.
     pub negative: EncodedPrompt,
-    /// SDXL's time ids, (6,): original size, crop, target size.
+    /// SDXL's time ids (6,): original size, crop and target size.
     pub time_ids: Option<Tensor>,
-    /// The prompt of the picture that the trajectory was resumed from: see [`Conditioning::with_source`].
-    pub source: Option<Source>,
+    /// The prompt of the picture whose state the trajectory resumes: see [`Conditioning::with_source`].
+    pub source: Option<ResumeSource>,
 }
 
-/// The prompt of another picture, and how the trajectory's own differs from it.
+/// The prompt of another picture, and the difference from it to the trajectory's own prompt.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct ResumeSource {
     prompt: EncodedPrompt,
-    /// Token states, (tokens, width), of the trajectory's prompt less those of the source, token held
-    /// against token.
+    /// The token states (tokens, width) of the trajectory's prompt minus those of the aligned source tokens.
     difference: Tensor,
-    /// The same of the pooled embeddings, (width,).
+    /// The difference of the pooled embeddings (width,).
     pooled_difference: Option<Tensor>,
 }
 
 impl Conditioning {
-    /// The same prompts, for going on from a state of a picture of `source`: what steps steer away from
-    /// whose [`Steering`] is not by the prompts alone. Their difference is taken here, once.
+    /// The same prompts with a source, the prompt of a picture whose state is resumed. Steps can be steered away from it: see
+    /// [`Steering`].
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `source` where it is not of the same model's kind.
+    /// [`Error::Invalid`] naming `source`, if another kind of model encoded it.
     pub fn with_source(self, source: EncodedPrompt) -> Result<Self> {
         let ours = &self.prompt;
         let alike = source.token_states.dims() == ours.token_states.dims()
@@ -66,19 +65,22 @@ impl Conditioning {
             (Some(ours), Some(theirs)) => Some((ours - theirs)?),
             _ => None,
         };
-        let source =
-            Source { difference: (&ours.token_states - aligned)?, pooled_difference: pooled, prompt: source };
+        let source = ResumeSource {
+            difference: (&ours.token_states - aligned)?,
+            pooled_difference: pooled,
+            prompt: source,
+        };
         Ok(Self { source: Some(source), ..self })
     }
 
-    /// Whether the steps of `plan` have what they are steered by.
+    /// Refuses a plan with steered steps if there is no source.
     pub(crate) fn check(&self, plan: &StepPlan) -> Result<()> {
         let steered = plan.steps().iter().any(|step| step.guidance.steering != Steering::Prompts);
         if steered && self.source.is_none() { Err(no_source()) } else { Ok(()) }
     }
 
-    /// What the rows of a step attend to, in their order: the negative prompt, where guidance has one, the
-    /// prompt as it is steered, the source, where its prediction is asked for.
+    /// The prompts that the rows of a step attend to, in the rows' order: the negative prompt if guidance uses it, the steered
+    /// prompt, and the source if steering needs its prediction.
     pub(crate) fn rows(&self, guidance: Guidance) -> Result<impl Iterator<Item = Cow<'_, EncodedPrompt>>> {
         let negative = guidance.has_negative().then_some(&self.negative).map(Cow::Borrowed);
         let (prompt, source) = match (guidance.steering, &self.source) {
@@ -100,8 +102,8 @@ fn no_source() -> Error {
 }
 
 impl EncodedPrompt {
-    /// This prompt, `strength` times its difference from the source farther on.
-    fn extrapolated(&self, source: &Source, strength: f64) -> Result<Self> {
+    /// This prompt plus `strength` times its difference from the source.
+    fn extrapolated(&self, source: &ResumeSource, strength: f64) -> Result<Self> {
         let pooled = match (&self.pooled, &source.pooled_difference) {
             (Some(pooled), Some(difference)) => Some((pooled + (difference * strength)?)?),
             _ => self.pooled.clone(),
@@ -111,12 +113,11 @@ impl EncodedPrompt {
     }
 }
 
-/// For every token of a prompt the source's token that it is held against.
+/// Aligns a prompt's tokens with a source's: returns the source's position for each token of the prompt.
 ///
-/// Tokens of the longest common subsequence are held against each other. Where other words stand between
-/// two such tokens they are spread evenly over the source's words there; where the source has none, they are
-/// held against the token that they were put before. Padding is held against padding: states differ by how
-/// far behind the text they stand.
+/// Tokens of the longest common subsequence are aligned with each other. Tokens between two of them are spread evenly over the
+/// source's tokens there, or aligned with the next common token if the source has none there. Padding is aligned with padding
+/// at the same distance from the end of the text, because its states depend on that distance.
 fn align(prompt: &[u32], source: &[u32]) -> Vec<u32> {
     let (content, source_content) = (content(prompt), content(source));
     let mut partners = Vec::with_capacity(prompt.len());
@@ -136,13 +137,13 @@ fn align(prompt: &[u32], source: &[u32]) -> Vec<u32> {
     partners
 }
 
-/// How many ids come before the padding; where it is the end of text over again, as CLIP's is, with that end.
+/// The number of ids before the padding. If the end of text is also the padding, as in CLIP, it includes the first one.
 fn content(ids: &[u32]) -> usize {
     let padding = ids.iter().rev().take_while(|id| Some(*id) == ids.last()).count();
     (ids.len() - padding + 1).min(ids.len())
 }
 
-/// The places, in `a` and in `b`, of a longest common subsequence.
+/// The positions in `a` and `b` of a longest common subsequence.
 fn common_subsequence(a: &[u32], b: &[u32]) -> Vec<(usize, usize)> {
     let mut longest = vec![vec![0usize; b.len() + 1]; a.len() + 1];
     for i in (0..a.len()).rev() {
@@ -171,16 +172,16 @@ fn common_subsequence(a: &[u32], b: &[u32]) -> Vec<(usize, usize)> {
 mod tests {
     use super::*;
 
-    /// 1 starts a text, 9 ends and pads it.
+    /// The id 1 starts a text; 9 ends and pads it.
     #[test]
-    fn tokens_are_held_against_their_like() {
+    fn tokens_are_aligned() {
         let source = [1, 20, 30, 40, 9, 9, 9, 9];
         assert_eq!(align(&source, &source), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(align(&[1, 20, 31, 40, 9, 9, 9, 9], &source), [0, 1, 2, 3, 4, 5, 6, 7], "another word");
-        assert_eq!(align(&[1, 20, 30, 35, 40, 9, 9, 9], &source), [0, 1, 2, 3, 3, 4, 5, 6], "one put in");
+        assert_eq!(align(&[1, 20, 30, 35, 40, 9, 9, 9], &source), [0, 1, 2, 3, 3, 4, 5, 6], "one inserted");
         assert_eq!(align(&[1, 20, 31, 32, 40, 9, 9, 9], &source), [0, 1, 2, 2, 3, 4, 5, 6], "two for one");
-        assert_eq!(align(&[1, 40, 9, 9, 9, 9, 9, 9], &source), [0, 3, 4, 5, 6, 7, 7, 7], "two left out");
-        assert_eq!(align(&[1, 9, 9, 9, 9, 9, 9, 9], &source), [0, 4, 5, 6, 7, 7, 7, 7], "nothing left");
+        assert_eq!(align(&[1, 40, 9, 9, 9, 9, 9, 9], &source), [0, 3, 4, 5, 6, 7, 7, 7], "two removed");
+        assert_eq!(align(&[1, 9, 9, 9, 9, 9, 9, 9], &source), [0, 4, 5, 6, 7, 7, 7, 7], "all removed");
         assert_eq!(align(&[1, 20, 30, 40, 50, 60, 70, 9], &source), [0, 1, 2, 3, 4, 4, 4, 4], "no padding");
         assert_eq!(align(&[5, 6, 7], &[1, 2, 3]), [0, 1, 2], "nothing in common");
     }

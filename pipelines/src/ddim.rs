@@ -1,4 +1,4 @@
-//! DDIM (Song, Meng and Ermon, 2021): the sampler, a pure function of latent, prediction and schedule.
+//! The DDIM sampler (Song, Meng and Ermon, 2021): a pure function of latent, prediction and schedule.
 
 use candle_core::Tensor;
 
@@ -6,22 +6,22 @@ use crate::error::Result;
 use crate::noise::{self, Purpose};
 use crate::schedule::{NoiseSchedule, Prediction};
 
-/// What a step yields.
+/// The result of a step.
 pub struct Stepped {
-    /// The latent at the timestep gone to.
+    /// The latent at the step's target timestep.
     pub latent: Tensor,
-    /// The finished latent as predicted from here: what a preview decodes.
+    /// The finished latent that this step predicts, which a preview decodes.
     pub predicted: Tensor,
 }
 
-/// One step from timestep `from` to the cleaner `to`, eq. 12: the predicted x₀, the direction back
-/// towards x_t, and, with η > 0, fresh noise that is a function of (`seed`, `from`).
+/// Takes one step from timestep `from` to the cleaner timestep `to`. By eq. 12 it adds the predicted x₀, the direction towards
+/// x_t, and for η > 0 noise that is a function of (`seed`, `from`).
 ///
-/// `latent` and `prediction` (the denoiser's output, guidance applied) have the same shape. `to` may be
-/// any earlier timestep, not only the training grid's neighbour, or [`crate::schedule::FINISHED`].
+/// `latent` and `prediction`, the guided output of the denoiser, have the same shape. `to` may be any cleaner timestep or
+/// [`crate::schedule::FINISHED`].
 ///
 /// # Errors
-/// A tensor operation's, where the shapes differ.
+/// [`Error::Tensor`](crate::Error::Tensor), if the shapes differ.
 pub fn step(
     schedule: &NoiseSchedule,
     latent: &Tensor,
@@ -45,7 +45,7 @@ pub fn step(
     } else {
         x0
     };
-    // Eq. 16. At ᾱ = 0 (zero terminal SNR) everything is noise and the ratio tends to this value too.
+    // Eq. 16. This form is also the limit for ᾱ = 0 (zero terminal SNR).
     let sigma = f64::from(eta) * ((1.0 - a_to) / (1.0 - a) * (1.0 - a / a_to)).max(0.0).sqrt();
     let direction = (1.0 - a_to - sigma * sigma).max(0.0).sqrt();
     let next = ((&x0 * a_to.sqrt())? + (epsilon * direction)?)?;
@@ -57,11 +57,11 @@ pub fn step(
     Ok(Stepped { latent: (next + (fresh * sigma)?)?, predicted: x0 })
 }
 
-/// Takes a latent from timestep `from` to the noisier (or same) `to`: forward noise, a function of
+/// Adds forward noise to a latent at timestep `from`, up to the noisier or same timestep `to`. The noise is a function of
 /// (`seed`, `to`).
 ///
 /// # Errors
-/// A tensor operation's.
+/// [`Error::Tensor`](crate::Error::Tensor).
 pub fn add_noise(
     schedule: &NoiseSchedule,
     latent: &Tensor,
@@ -78,7 +78,7 @@ pub fn add_noise(
 }
 
 #[cfg(test)]
-#[path = "../tests/common/hash_weights.rs"]
+#[path = "../tests/integration/support/hash_weights.rs"]
 #[allow(dead_code)] // the integration tests use the rest
 mod hash_weights;
 
@@ -95,7 +95,7 @@ mod tests {
     use crate::plan::StepPlan;
     use crate::schedule::{FINISHED, ScheduleConfig};
 
-    /// Relative to the golden's largest value; diffusers keeps ᾱ in f32, the engine in f64.
+    /// The tolerance relative to the golden's largest value. diffusers stores ᾱ in f32, the engine in f64.
     const TOLERANCE: f32 = 1e-5;
     const SEED: u64 = 7;
     const LATENT: (usize, usize, usize) = (4, 8, 8);
@@ -117,7 +117,7 @@ mod tests {
         candle_core::safetensors::load_buffer(&golden_file("golden.safetensors"), &Device::Cpu).unwrap()
     }
 
-    /// Prints max |ours − golden| / max |golden|.
+    /// Prints and checks max |ours − golden| / max |golden|.
     fn check(name: &str, ours: &Tensor, golden: &Tensor) {
         let largest =
             |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
@@ -126,9 +126,9 @@ mod tests {
         assert!(error <= TOLERANCE, "{name}: {error:.2e} > {TOLERANCE:.0e}");
     }
 
-    /// Every spacing, prediction, β schedule and η without a network: `make_goldens.py` drove diffusers'
-    /// DDIMScheduler with the same hashes as predictions and this engine's noise. Where diffusers does not
-    /// step to the plan's next timestep (`to_next_timestep` in cases.json) the golden is a plain loop of eq. 12.
+    /// Tests every spacing, prediction type, β schedule and η without a network. `make_goldens.py` ran diffusers' DDIMScheduler
+    /// with the same hashes as predictions and with this engine's noise. If diffusers does not step to the plan's next
+    /// timestep (`to_next_timestep` in cases.json), the golden is a loop of eq. 12.
     #[test]
     fn every_scheduler_setting_matches_diffusers() {
         let goldens = goldens();
@@ -160,7 +160,7 @@ mod tests {
         check("forward, to 601", &noisy, &goldens()["forward"]);
     }
 
-    /// A denoiser that knows the truth walks back to it, by any steps and under either prediction.
+    /// With a perfect denoiser any steps lead to the true picture, with either prediction type.
     #[test]
     fn a_perfect_denoiser_recovers_the_picture() {
         let (x0, noise) = (tensor(vec![0.3, -1.2, 0.9]), tensor(vec![-0.5, 0.1, 1.7]));
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(same.to_vec1::<f32>().unwrap(), x.to_vec1::<f32>().unwrap());
     }
 
-    /// Forward noise to a timestep and a step with noise of its own from there are independent.
+    /// The noise of a step is independent of the forward noise that led to its timestep.
     #[test]
     fn forward_and_step_noise_add_up_as_variances() {
         let s = schedule(Prediction::Epsilon);

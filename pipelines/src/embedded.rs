@@ -1,4 +1,4 @@
-//! The model inside the binary.
+//! The storybook model, which is compiled into the binary.
 
 use crate::error::Result;
 use crate::files::{EmbeddedFiles, ModelFiles};

@@ -1,11 +1,11 @@
-//! What can go wrong between a prompt and its pixels.
+//! The crate's errors.
 
 use std::path::PathBuf;
 
-/// The crate's result.
+/// A result with the crate's error.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything this crate fails with. Each message names the thing at fault.
+/// An error of this crate. Each message names the thing at fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,28 +14,28 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A model file's digest is not the one its manifest promises.
+    /// A model file's digest differs from the manifest's.
     #[error("{file} is not the file the manifest names: expected sha256 {expected}, found {found}")]
     Digest {
-        /// The file, as the manifest names it.
+        /// The file's name in the manifest.
         file: String,
         /// The manifest's digest, in hex.
         expected: String,
         /// The digest found, in hex.
         found: String,
     },
-    /// A configuration or manifest file does not parse, or asks for what this engine does not do.
+    /// A configuration or manifest file does not parse, or needs something that the engine does not support.
     #[error("{file}: {reason}")]
     Config {
-        /// The file, as a user would name it.
+        /// The file's name for users.
         file: String,
-        /// What is wrong, naming the key.
+        /// What is wrong. It names the key.
         reason: String,
     },
-    /// A request that no model of this shape can fulfil.
+    /// A request that the model cannot fulfil.
     #[error("{field}: {reason}")]
     Invalid {
         /// The request's field.

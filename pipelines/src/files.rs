@@ -1,4 +1,4 @@
-//! Where a model's files come from: the binary itself or a folder, digests checked on the way in.
+//! A model's files, in the binary or in a folder. Their digests are checked when they are read.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,63 +10,62 @@ use candle_nn::VarBuilder;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::weights::{self, Source, hex};
+use crate::weights::{self, ByteSource, hex};
 
-/// Files compiled into the binary: path within the model's folder, content.
+/// Files compiled into the binary, as (path in the model's folder, content).
 pub type EmbeddedFiles = &'static [(&'static str, &'static [u8])];
 
 #[derive(Debug, Clone)]
-enum Place {
+enum FileLocation {
     Embedded(EmbeddedFiles),
     Folder {
         folder: PathBuf,
-        /// Components that lie elsewhere.
+        /// The folders of components that are not in `folder`.
         components: BTreeMap<String, PathBuf>,
     },
 }
 
-/// A model's folder in diffusers' layout, wherever it lies.
+/// The files of a model in diffusers' layout.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
-    place: Place,
-    /// sha256 in hex by path within the folder; empty for a folder without a manifest.
+    location: FileLocation,
+    /// The SHA-256, in hex, by path in the folder; empty without a manifest.
     digests: BTreeMap<String, String>,
 }
 
 impl ModelFiles {
-    /// Files in the binary.
+    /// The files in the binary.
     pub fn embedded(files: EmbeddedFiles, digests: BTreeMap<String, String>) -> Self {
-        Self { place: Place::Embedded(files), digests }
+        Self { location: FileLocation::Embedded(files), digests }
     }
 
-    /// Files in a folder. Without digests nothing is verified.
+    /// The files in a folder. Without digests nothing is verified.
     pub fn folder(path: impl Into<PathBuf>, digests: BTreeMap<String, String>) -> Self {
-        Self { place: Place::Folder { folder: path.into(), components: BTreeMap::new() }, digests }
+        Self { location: FileLocation::Folder { folder: path.into(), components: BTreeMap::new() }, digests }
     }
 
-    /// The same files, but for components (`vae`, `unet`, …) that lie in folders of their own.
+    /// The same files, with some components (`vae`, `unet`, …) in folders of their own.
     pub(crate) fn with_components(mut self, elsewhere: BTreeMap<String, PathBuf>) -> Self {
-        if let Place::Folder { components, .. } = &mut self.place {
+        if let FileLocation::Folder { components, .. } = &mut self.location {
             *components = elsewhere;
         }
         self
     }
 
-    /// A file's bytes, or `None` where the model has no such file. With a manifest, only files that it
-    /// names exist.
+    /// Reads a file; `None` if the model has no such file. With a manifest only the files in it exist.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Digest`] where the bytes are not the manifest's.
+    /// [`Error::Io`], or [`Error::Digest`] if the digest differs from the manifest's.
     pub fn read(&self, file: &str) -> Result<Option<Cow<'static, [u8]>>> {
         let expected = self.digests.get(file);
         if !self.digests.is_empty() && expected.is_none() {
             return Ok(None);
         }
-        let bytes = match &self.place {
-            Place::Embedded(files) => {
+        let bytes = match &self.location {
+            FileLocation::Embedded(files) => {
                 files.iter().find(|(name, _)| *name == file).map(|(_, b)| Cow::Borrowed(*b))
             }
-            Place::Folder { .. } => match std::fs::read(self.path(file)) {
+            FileLocation::Folder { .. } => match std::fs::read(self.path(file)) {
                 Ok(bytes) => Some(Cow::Owned(bytes)),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
                 Err(e) => return Err(self.io(file, e)),
@@ -82,35 +81,35 @@ impl ModelFiles {
         }
     }
 
-    /// A file's bytes.
+    /// Reads a file that must exist.
     ///
     /// # Errors
-    /// As [`ModelFiles::read`], and [`Error::Io`] where there is no such file.
+    /// Those of [`ModelFiles::read`], and [`Error::Io`] if there is no such file.
     pub fn require(&self, file: &str) -> Result<Cow<'static, [u8]>> {
         self.read(file)?.ok_or_else(|| self.missing(file))
     }
 
-    /// What identifies a component's content, so that models that share it load it once: its files'
-    /// digests, or its path where there is no manifest.
+    /// A key that identifies a component's content, so that models that share it load it once. It consists of the files'
+    /// digests, or without a manifest of the path.
     pub fn component_key(&self, component: &str) -> String {
         let prefix = format!("{component}/");
         if !self.digests.is_empty() {
             let own = self.digests.iter().filter(|(file, _)| file.starts_with(&prefix));
             return own.map(|(file, digest)| format!("{}={digest};", &file[prefix.len()..])).collect();
         }
-        match &self.place {
-            Place::Embedded(_) => component.to_owned(),
-            Place::Folder { .. } => {
+        match &self.location {
+            FileLocation::Embedded(_) => component.to_owned(),
+            FileLocation::Folder { .. } => {
                 let path = self.path(&prefix);
                 path.canonicalize().unwrap_or(path).display().to_string()
             }
         }
     }
 
-    /// A component's weights, as f32: `<stem>.safetensors`, its shards, or its fp16 variant.
+    /// Opens a component's weights, which are read as f32 by default: `<stem>.safetensors`, its shards, or its fp16 variant.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Digest`], or a damaged file's.
+    /// [`Error::Io`], [`Error::Digest`], or [`Error::Config`] for a damaged file.
     pub fn weights(&self, component: &str, stem: &str, device: &Device) -> Result<VarBuilder<'static>> {
         let open = |name: String| {
             let source = self.source(&name)?;
@@ -126,10 +125,10 @@ impl ModelFiles {
         )
     }
 
-    /// The files that [`ModelFiles::weights`] reads.
+    /// The names of the files that [`ModelFiles::weights`] reads.
     ///
     /// # Errors
-    /// Those of reading the index of shards.
+    /// Those of [`ModelFiles::read`] for the index of shards.
     pub fn weight_files(&self, component: &str, stem: &str) -> Result<Vec<String>> {
         let index = format!("{component}/{stem}.safetensors.index.json");
         if let Some(json) = self.read(&index)? {
@@ -140,8 +139,8 @@ impl ModelFiles {
         Ok(vec![if self.has(&plain) || !self.has(&fp16) { plain } else { fp16 }])
     }
 
-    /// One sha256 in hex that names the content of those of `files` that exist: the same for a folder, a
-    /// manifest and the binary. A manifest's own digests serve; other files are read.
+    /// A SHA-256, in hex, of the content of those of `files` that exist. It is the same for a folder, a manifest and the binary.
+    /// It uses a manifest's digests; without a manifest it reads the files.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -157,36 +156,36 @@ impl ModelFiles {
         Ok(hex(&whole.finalize()))
     }
 
-    fn source(&self, name: &str) -> Result<Source> {
+    fn source(&self, name: &str) -> Result<ByteSource> {
         if !self.has(name) {
             return Err(self.missing(name));
         }
-        match &self.place {
-            Place::Embedded(files) => {
+        match &self.location {
+            FileLocation::Embedded(files) => {
                 let found = files.iter().find(|(file, _)| *file == name);
-                found.map(|(_, bytes)| Source::Embedded(bytes)).ok_or_else(|| self.missing(name))
+                found.map(|(_, bytes)| ByteSource::Embedded(bytes)).ok_or_else(|| self.missing(name))
             }
-            Place::Folder { .. } => {
+            FileLocation::Folder { .. } => {
                 let file = std::fs::File::open(self.path(name)).map_err(|e| self.io(name, e))?;
-                Ok(Source::File(Mutex::new(file)))
+                Ok(ByteSource::File(Mutex::new(file)))
             }
         }
     }
 
-    /// With a manifest, only files that it names exist.
+    /// Whether the model has a file. With a manifest only the files in it exist.
     fn has(&self, file: &str) -> bool {
         if !self.digests.is_empty() && !self.digests.contains_key(file) {
             return false;
         }
-        match &self.place {
-            Place::Embedded(files) => files.iter().any(|(name, _)| *name == file),
-            Place::Folder { .. } => self.path(file).is_file(),
+        match &self.location {
+            FileLocation::Embedded(files) => files.iter().any(|(name, _)| *name == file),
+            FileLocation::Folder { .. } => self.path(file).is_file(),
         }
     }
 
-    /// Where a file lies: in its component's own folder, where the manifest gives it one.
+    /// The path of a file, which may be in its component's own folder.
     fn path(&self, file: &str) -> PathBuf {
-        let Place::Folder { folder, components } = &self.place else { return PathBuf::from(file) };
+        let FileLocation::Folder { folder, components } = &self.location else { return PathBuf::from(file) };
         match file.split_once('/') {
             Some((component, rest)) if components.contains_key(component) => components[component].join(rest),
             _ => folder.join(file),
@@ -209,7 +208,7 @@ fn check_digest(file: &str, expected: &str, found: String) -> Result<()> {
     Err(Error::Digest { file: file.to_owned(), expected: expected.to_owned(), found })
 }
 
-/// The distinct shard files of a safetensors index.
+/// The names of the shards in a safetensors index.
 fn shard_names(component: &str, index: &str, json: &[u8]) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Index {
@@ -240,7 +239,7 @@ mod tests {
             error.contains("unet/config.json") && error.contains("00ff") && error.contains(right),
             "{error}"
         );
-        assert!(files(right).read("stray").unwrap().is_none(), "a file that the manifest does not name");
+        assert!(files(right).read("stray").unwrap().is_none(), "a file that is not in the manifest");
         assert!(files(right).require("vae/config.json").unwrap_err().to_string().contains("vae/config.json"));
     }
 

@@ -1,8 +1,8 @@
-//! The layers that the networks are built of: our operators (`cpu/`) on a CPU, candle's own elsewhere. Which, is decided
-//! as a layer is made, by the type that its weights are to have.
+//! The layers of the networks. On a CPU they use our own operators (`cpu/`), elsewhere candle's. The choice is made when a layer
+//! is made, by the device and the type of its weights.
 //!
-//! Pictures are (B, C, H, W) for whoever calls. What our operators make of them lies in memory channels last, as a
-//! permuted tensor, and so passes from layer to layer without a copy.
+//! The layers' inputs and outputs have the shape (B, C, H, W). The outputs of our operators have their channels last in memory;
+//! they are permuted tensors, which the next layer reads without a copy.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -15,72 +15,72 @@ pub(crate) use crate::cpu::Geometry;
 use crate::error::Result;
 use crate::precision::Precision;
 
-/// Whose operators a layer uses.
+/// The operators that a layer uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operators {
-    /// Whose tensors are f32, whatever the precision of the weights.
+    /// Our own, with weights of this precision. Tensors are f32.
     Own(Precision),
-    /// Whose tensors have the weights' type.
+    /// candle's. Tensors have the weights' type.
     Candle,
 }
 
 thread_local! {
-    /// The kinds of operators that are candle's in any case, a bit each.
-    static CANDLES: Cell<u8> = const { Cell::new(0) };
+    /// The kinds of operators that are candle's on a CPU too, one bit each.
+    static CANDLE_KINDS: Cell<u8> = const { Cell::new(0) };
 }
 
-fn bit(kind: Kind) -> u8 {
+fn bit(kind: OperatorKind) -> u8 {
     1 << kind as u8
 }
 
 impl Operators {
-    /// Whose operators of a kind layers made from `vb` use.
-    fn of(vb: &VarBuilder, kind: Kind) -> Self {
-        let own = vb.device().is_cpu() && CANDLES.get() & bit(kind) == 0;
+    /// The operators of a kind for layers with the weights `vb`.
+    fn of(vb: &VarBuilder, kind: OperatorKind) -> Self {
+        let own = vb.device().is_cpu() && CANDLE_KINDS.get() & bit(kind) == 0;
         Precision::of(vb.dtype()).filter(|_| own).map_or(Self::Candle, Self::Own)
     }
 
-    /// Whose operators a network made from `vb` uses for the most part.
+    /// The operators of a network with the weights `vb`, which are those of its convolutions.
     pub(crate) fn of_network(vb: &VarBuilder) -> Self {
-        Self::of(vb, Kind::Convolution)
+        Self::of(vb, OperatorKind::Convolution)
     }
 
-    /// Runs a network's call where its operators run best.
+    /// Runs a network's call, with helper threads if the operators are our own.
     pub(crate) fn run<T>(self, f: impl FnOnce() -> T) -> T {
         if self == Self::Candle { f() } else { cpu::with_helpers(f) }
     }
 
-    /// The type of a network's tensors, its weights aside.
+    /// The type of a network's tensors other than its weights.
     pub(crate) fn dtype(self, vb: &VarBuilder) -> DType {
         if self == Self::Candle { vb.dtype() } else { DType::F32 }
     }
 
-    /// Where a layer reads its weights from, in that type: our operators round them as they pack them.
+    /// The weights of a layer in the type of [`Self::dtype`]. Our own operators round them when they pack them.
     fn source<'a>(self, vb: VarBuilder<'a>) -> VarBuilder<'a> {
         let dtype = self.dtype(&vb);
         vb.set_dtype(dtype)
     }
 }
 
-/// What `build` makes uses candle's operators of these kinds on a CPU as well: what benches compare ours with.
+/// Runs `build` so that layers made by it use candle's operators of these kinds on a CPU too. Benches compare these with our own.
 #[doc(hidden)]
-pub fn with_candle_operators<T>(kinds: &[Kind], build: impl FnOnce() -> T) -> T {
-    let before = CANDLES.replace(kinds.iter().fold(0, |bits, &kind| bits | bit(kind)));
+pub fn with_candle_operators<T>(kinds: &[OperatorKind], build: impl FnOnce() -> T) -> T {
+    let before = CANDLE_KINDS.replace(kinds.iter().fold(0, |bits, &kind| bits | bit(kind)));
     let built = build();
-    CANDLES.set(before);
+    CANDLE_KINDS.set(before);
     built
 }
 
 #[doc(hidden)]
-pub use crate::cpu::{Kind, Spent};
+pub use crate::cpu::{OperatorKind, OperatorProfile};
 
-/// What our operators did since this was last asked, per kind; for benches.
+/// Returns the profile of our operators per kind since the last call. It is for benches.
 #[doc(hidden)]
-pub fn take_profile() -> Vec<Spent> {
+pub fn take_profile() -> Vec<OperatorProfile> {
     cpu::take_profile()
 }
 
-/// One thread's peak in multiplications and additions per second; for benches.
+/// Measures one thread's peak in multiplications and additions per second. It is for benches.
 #[doc(hidden)]
 pub fn peak_flops() -> f64 {
     cpu::peak_flops()
@@ -105,7 +105,7 @@ pub(crate) fn to_picture(x: &Tensor, like: &Tensor) -> Result<Tensor> {
     Ok(channels_first(&x.reshape((batch, height, width, ()))?)?)
 }
 
-/// Joins pictures' channels.
+/// Concatenates the channels of (B, C, H, W) and (B, C', H, W).
 pub(crate) fn join_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (last_a, last_b) = (channels_last(a)?, channels_last(b)?);
     if last_a.is_contiguous() && last_b.is_contiguous() {
@@ -131,7 +131,7 @@ impl Conv2d {
     ) -> Result<Self> {
         let Geometry { stride, near, far } = geometry;
         let config = Conv2dConfig { stride, padding: near, ..Default::default() };
-        let operators = Operators::of(&vb, Kind::Convolution);
+        let operators = Operators::of(&vb, OperatorKind::Convolution);
         let conv = candle_nn::conv2d(input, output, side, config, operators.source(vb))?;
         Ok(match operators {
             Operators::Own(precision) => {
@@ -142,12 +142,12 @@ impl Conv2d {
         })
     }
 
-    /// 1×1.
+    /// A 1×1 convolution.
     pub(crate) fn point(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
         Self::new(vb, input, output, 1, Geometry { stride: 1, near: 0, far: 0 })
     }
 
-    /// 3×3, keeping the size.
+    /// A 3×3 convolution that keeps the size.
     pub(crate) fn same(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
         Self::new(vb, input, output, 3, Geometry { stride: 1, near: 1, far: 1 })
     }
@@ -163,7 +163,7 @@ impl Conv2d {
         }
     }
 
-    /// Of the picture at another size, nearest neighbours repeated.
+    /// Resizes the input by nearest neighbour before the convolution.
     pub(crate) fn forward_resized(&self, x: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
         match self {
             Self::Own(conv) => {
@@ -173,7 +173,7 @@ impl Conv2d {
         }
     }
 
-    /// Plus `add`, of the result's shape.
+    /// Adds `add`, of the output's shape, to the output.
     pub(crate) fn forward_add(&self, x: &Tensor, add: &Tensor) -> Result<Tensor> {
         match self {
             Self::Own(conv) => {
@@ -183,7 +183,7 @@ impl Conv2d {
         }
     }
 
-    /// Plus `shift`, (B, output), at every pixel.
+    /// Adds `shift` (B, output) to every pixel of the output.
     pub(crate) fn forward_shift(&self, x: &Tensor, shift: &Tensor) -> Result<Tensor> {
         match self {
             Self::Own(conv) => Ok(channels_first(&conv.forward(&channels_last(x)?, None, Some(shift))?)?),
@@ -204,7 +204,7 @@ pub(crate) enum GroupNorm {
 
 impl GroupNorm {
     pub(crate) fn new(vb: VarBuilder, groups: usize, channels: usize, eps: f64) -> Result<Self> {
-        let operators = Operators::of(&vb, Kind::GroupNorm);
+        let operators = Operators::of(&vb, OperatorKind::GroupNorm);
         Ok(match operators {
             Operators::Own(_) => {
                 let vb = operators.source(vb);
@@ -215,7 +215,7 @@ impl GroupNorm {
         })
     }
 
-    /// (B, C, H, W) -> the same.
+    /// (B, C, H, W) -> (B, C, H, W).
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Own(norm) => Ok(channels_first(&norm.group_norm(&channels_last(x)?, false)?)?),
@@ -223,7 +223,7 @@ impl GroupNorm {
         }
     }
 
-    /// And SiLU.
+    /// Group norm followed by SiLU.
     pub(crate) fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Own(norm) => Ok(channels_first(&norm.group_norm(&channels_last(x)?, true)?)?),
@@ -241,7 +241,7 @@ pub(crate) enum LayerNorm {
 
 impl LayerNorm {
     pub(crate) fn new(vb: VarBuilder, width: usize, eps: f64) -> Result<Self> {
-        let operators = Operators::of(&vb, Kind::LayerNorm);
+        let operators = Operators::of(&vb, OperatorKind::LayerNorm);
         Ok(match operators {
             Operators::Own(_) => {
                 let vb = operators.source(vb);
@@ -263,24 +263,24 @@ impl LayerNorm {
 /// A linear layer.
 #[derive(Debug, Clone)]
 pub(crate) enum Linear {
-    Own(Arc<cpu::Linear>),
+    Own(Arc<cpu::PackedLinear>),
     Candle(candle_nn::Linear),
 }
 
 impl Linear {
     pub(crate) fn new(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
-        let operators = Operators::of(&vb, Kind::Linear);
+        let operators = Operators::of(&vb, OperatorKind::Linear);
         Self::of(operators, candle_nn::linear(input, output, operators.source(vb))?)
     }
 
     pub(crate) fn without_bias(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
-        let operators = Operators::of(&vb, Kind::Linear);
+        let operators = Operators::of(&vb, OperatorKind::Linear);
         Self::of(operators, candle_nn::linear_no_bias(input, output, operators.source(vb))?)
     }
 
-    /// Stored as a 1×1 convolution.
+    /// A linear layer whose weights are stored as a 1×1 convolution's.
     pub(crate) fn stored_conv(vb: VarBuilder, input: usize, output: usize) -> Result<Self> {
-        let operators = Operators::of(&vb, Kind::Linear);
+        let operators = Operators::of(&vb, OperatorKind::Linear);
         let vb = operators.source(vb);
         let weight = vb.get((output, input, 1, 1), "weight")?.reshape((output, input))?;
         Self::of(operators, candle_nn::Linear::new(weight, Some(vb.get(output, "bias")?)))
@@ -289,7 +289,7 @@ impl Linear {
     fn of(operators: Operators, linear: candle_nn::Linear) -> Result<Self> {
         Ok(match operators {
             Operators::Own(precision) => {
-                Self::Own(Arc::new(cpu::Linear::new(precision, linear.weight(), linear.bias())?))
+                Self::Own(Arc::new(cpu::PackedLinear::new(precision, linear.weight(), linear.bias())?))
             }
             Operators::Candle => Self::Candle(linear),
         })
@@ -303,7 +303,7 @@ impl Linear {
         }
     }
 
-    /// Plus `add`, of the result's shape.
+    /// Adds `add`, of the output's shape, to the output.
     pub(crate) fn forward_add(&self, x: &Tensor, add: &Tensor) -> Result<Tensor> {
         match self {
             Self::Own(linear) => Ok(linear.forward(x, Some(add))?),
@@ -312,7 +312,7 @@ impl Linear {
     }
 }
 
-/// What attention does between its projections.
+/// Multi-head attention between its projections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Heads {
     operators: Operators,
@@ -321,12 +321,12 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
-    /// `causal`: each position sees itself and those before it.
+    /// If `causal`, each position attends only to itself and earlier ones.
     pub(crate) fn new(vb: &VarBuilder, heads: usize, causal: bool) -> Self {
-        Self { operators: Operators::of(vb, Kind::Attention), heads, causal }
+        Self { operators: Operators::of(vb, OperatorKind::Attention), heads, causal }
     }
 
-    /// (B, T, C), (B, S, C), (B, S, C) -> (B, T, C). Scores are f32 in a half-precision model as well.
+    /// (B, T, C), (B, S, C), (B, S, C) -> (B, T, C). Scores are f32 even in a half-precision model.
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         if self.operators != Operators::Candle {
             return Ok(cpu::attention(q, k, v, self.heads, self.causal)?);
@@ -341,7 +341,7 @@ impl Heads {
         Ok(shares.matmul(&v)?.transpose(1, 2)?.flatten_from(2)?)
     }
 
-    /// (B, T, C) -> (B, heads, T, C / heads), contiguous: candle's matmul takes no doubly strided batch.
+    /// (B, T, C) -> (B, heads, T, C / heads). The result is contiguous, because candle's matmul takes no doubly strided batch.
     fn split(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, length, width) = x.dims3()?;
         let heads = x.reshape((batch, length, self.heads, width / self.heads))?;
@@ -349,7 +349,7 @@ impl Heads {
     }
 }
 
-/// (T, T): minus infinity where a position would see a later one.
+/// The mask (T, T): minus infinity where a position would attend to a later one.
 fn causal_mask(length: usize, device: &Device) -> Result<Tensor> {
     let mask = (0..length * length).map(|i| if i % length > i / length { f32::NEG_INFINITY } else { 0.0 });
     Ok(Tensor::from_vec(mask.collect::<Vec<_>>(), (length, length), device)?)
@@ -361,7 +361,7 @@ pub(crate) struct Geglu(Operators);
 
 impl Geglu {
     pub(crate) fn new(vb: &VarBuilder) -> Self {
-        Self(Operators::of(vb, Kind::Geglu))
+        Self(Operators::of(vb, OperatorKind::Geglu))
     }
 
     /// (…, 2 C) -> (…, C).

@@ -1,11 +1,11 @@
-//! Prompt, seed and step plan to pixels: text-to-image diffusion as *trajectories*.
+//! Text-to-image diffusion: from prompt, seed and step plan to pixels.
 //!
-//! [`Pipeline`] is a loaded model; [`Trajectory`] is one picture on its way. The seven verbs:
-//! [`Pipeline::start`], [`Trajectory::snapshot`], [`Pipeline::resume`], [`Trajectory::replan`],
-//! [`Trajectory::fork`], [`Pipeline::step`] and [`Pipeline::finish`].
+//! [`Pipeline`] is a loaded model. [`Trajectory`] is one picture between noise and pixels. It has seven verbs:
+//! [`Pipeline::start`], [`Trajectory::snapshot`], [`Pipeline::resume`], [`Trajectory::replan`], [`Trajectory::fork`],
+//! [`Pipeline::step`] and [`Pipeline::finish`].
 //!
-//! No async, no network, no cache: one trajectory's result depends on its own prompt, seed, plan and
-//! start, never on its batch company.
+//! This crate contains no async code, no network and no cache. A trajectory's result depends on its own prompt, seed, plan
+//! and start, not on the other members of its batch.
 
 mod conditioning;
 mod cpu;
@@ -14,6 +14,7 @@ mod ddim;
 mod embedded;
 mod error;
 mod files;
+mod json_config;
 #[doc(hidden)]
 pub mod layers;
 mod manifest;
@@ -33,7 +34,7 @@ pub mod vae;
 mod weights;
 
 pub use candle_core::Device;
-pub use conditioning::{Conditioning, EncodedPrompt, Source};
+pub use conditioning::{Conditioning, EncodedPrompt, ResumeSource};
 pub use cpu::HelperThreads;
 pub use error::{Error, Result};
 pub use files::{EmbeddedFiles, ModelFiles};

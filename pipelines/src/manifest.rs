@@ -1,5 +1,5 @@
-//! Model manifests: what a model is called, where its files lie, which bytes they must be, and the
-//! values it paints best with. One TOML per model in `weights-manifest/`.
+//! Model manifests. A manifest has a model's id, the location and digests of its files, and its default values. Each model has
+//! a TOML file in `weights-manifest/`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,9 +14,9 @@ use crate::plan::MAX_STEPS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Size {
-    /// Pixels across.
+    /// The width.
     pub width: u32,
-    /// Pixels down.
+    /// The height.
     pub height: u32,
 }
 
@@ -50,23 +50,23 @@ impl std::str::FromStr for Size {
     }
 }
 
-/// The values a model paints best with, used where a request gives none.
+/// The default values of requests.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Defaults {
-    /// Steps of a full plan.
+    /// The steps of the full plan.
     pub steps: usize,
-    /// Guidance scale.
+    /// The guidance scale.
     pub guidance_scale: f32,
-    /// Size; a folder without a manifest takes the denoiser's sample size.
+    /// The size. Without a manifest it is the denoiser's sample size.
     pub size: Size,
 }
 
-/// The sizes a model can paint: every multiple of `grid` between `min` and `max`, each side for itself.
+/// The sizes that a model can paint. Each side is a multiple of `grid` from `min` to `max`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SizeRange {
-    /// Pixels a side must be a multiple of.
+    /// The number of pixels that each side must be a multiple of.
     pub grid: u32,
     /// The shortest side.
     pub min: u32,
@@ -75,10 +75,10 @@ pub struct SizeRange {
 }
 
 impl SizeRange {
-    /// Whether a size can be painted.
+    /// Refuses a size that the model cannot paint.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `size` and what would do.
+    /// [`Error::Invalid`] naming `size` and the possible sizes.
     pub fn check(&self, size: Size) -> Result<()> {
         let fits = |side: u32| (self.min..=self.max).contains(&side) && side.is_multiple_of(self.grid);
         if fits(size.width) && fits(size.height) {
@@ -96,36 +96,36 @@ impl SizeRange {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// What `--model` and the API call it.
+    /// The model's id for `--model` and the API.
     pub id: String,
-    /// What it paints, in a line.
+    /// A description of one line.
     pub description: String,
-    /// Where the weights come from.
+    /// The origin of the weights.
     pub source: String,
-    /// Their licence, as an SPDX expression.
+    /// The weights' licence, as an SPDX expression.
     pub licence: String,
-    /// The latent space its states live in: models that name the same one can resume each other's states.
+    /// The id of the latent space. Models with the same id can resume each other's states.
     pub latent_space: String,
-    /// Its folder in diffusers' layout, relative to the manifest.
+    /// The model's folder in diffusers' layout, relative to the manifest.
     pub folder: String,
-    /// Components (`vae`, `text_encoder_2`, …) that lie elsewhere, such as in another model's folder:
-    /// their own folders, relative to the manifest. Equal files are loaded once either way.
+    /// The folders of components (`vae`, `text_encoder_2`, …) that are not in the model's folder, relative to the manifest. They
+    /// may be in another model's folder. Components with equal files are loaded once in any case.
     #[serde(default)]
     pub components: BTreeMap<String, String>,
-    /// The folder of the network that embeds its prompts for the cache, relative to the manifest: a CLIP
-    /// text folder or a sentence-transformers one. Absent: its own text tower.
+    /// The folder of the network that embeds prompts for the cache, relative to the manifest. It is a CLIP text encoder's or a
+    /// sentence-transformers model's. If absent, the model's own text tower embeds them.
     #[serde(default)]
     pub cache_embedder: Option<String>,
-    /// The values it paints best with.
+    /// The default values of requests.
     pub defaults: Defaults,
-    /// The sizes it can paint.
+    /// The sizes that the model can paint.
     pub sizes: SizeRange,
-    /// sha256 in hex of every file, by path within the folder.
+    /// The SHA-256, in hex, of each file, by its path in the folder.
     pub files: BTreeMap<String, String>,
 }
 
 impl Manifest {
-    /// Parses a manifest; `name` is what errors call it.
+    /// Parses a manifest. Errors name it `name`.
     ///
     /// # Errors
     /// [`Error::Config`] naming the key.
@@ -151,7 +151,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads a manifest from disk, with its files beside it.
+    /// Reads a manifest from disk. Its files are relative to it.
     ///
     /// # Errors
     /// [`Error::Io`] and those of [`Manifest::parse`].

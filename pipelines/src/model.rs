@@ -1,4 +1,4 @@
-//! Finding and loading a model: a manifest's, or any folder in diffusers' layout.
+//! Finding and loading models, by manifest or from any folder in diffusers' layout.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,16 +24,16 @@ pub struct Model {
     files: ModelFiles,
     manifest: Option<Manifest>,
     cache_embedder: Option<PathBuf>,
-    /// Made once: a large model's files take seconds to read.
+    /// Computed once, because reading a large model's files takes seconds.
     digest: Arc<OnceLock<String>>,
 }
 
 impl Model {
-    /// The model that `--model` names: a built-in manifest's id, the path of a manifest (`….toml`), or
-    /// the path of a folder in diffusers' layout, which is then called by its last part.
+    /// The model that `--model` names: the id of a built-in manifest, the path of a manifest (`….toml`), or the path of a folder
+    /// in diffusers' layout, whose last part becomes the model's id.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `model` where it is none of these; those of [`Manifest::open`].
+    /// [`Error::Invalid`] naming `model`, if it is none of these, and those of [`Manifest::open`].
     pub fn find(name: &str) -> Result<Self> {
         #[cfg(feature = "embedded-model")]
         {
@@ -67,26 +67,25 @@ impl Model {
         Self { id, files, manifest: Some(manifest), cache_embedder, digest: Arc::default() }
     }
 
-    /// What requests call it.
+    /// The model's id in requests.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Its files, for parts that are not the engine's (classifier, image tower).
+    /// The model's files, for components that the engine does not use (classifier, image tower).
     pub fn files(&self) -> &ModelFiles {
         &self.files
     }
 
-    /// The folder of the network that embeds this model's prompts for the cache, where its manifest names
-    /// one; without, its own text tower does.
+    /// The folder of the network that embeds this model's prompts for the cache; `None` if the model's own text tower does.
     pub fn cache_embedder(&self) -> Option<&Path> {
         self.cache_embedder.as_deref()
     }
 
-    /// Names the latent space that its states live in: the manifest's word, or else a digest of its VAE.
+    /// The id of the latent space: the manifest's value, or without a manifest a digest of the VAE.
     ///
     /// # Errors
-    /// As [`ModelFiles::digest`].
+    /// Those of [`ModelFiles::digest`].
     pub fn latent_space(&self) -> Result<String> {
         if let Some(manifest) = &self.manifest {
             return Ok(manifest.latent_space.clone());
@@ -96,10 +95,10 @@ impl Model {
         self.files.digest(&names)
     }
 
-    /// One digest of all files that decide what the model paints. Without a manifest the files are read.
+    /// A digest of all files that decide the model's pictures. Without a manifest this reads the files.
     ///
     /// # Errors
-    /// As [`ModelFiles::digest`].
+    /// Those of [`ModelFiles::digest`].
     pub fn digest(&self) -> Result<&str> {
         if let Some(digest) = self.digest.get() {
             return Ok(digest);
@@ -117,45 +116,47 @@ impl Model {
         Ok(self.digest.get_or_init(|| digest))
     }
 
-    /// What it paints, in a line.
+    /// A description of one line.
     pub fn description(&self) -> &str {
         self.manifest.as_ref().map_or("a folder in diffusers' layout", |m| &m.description)
     }
 }
 
-/// Components in memory, so that models which share one load it once, for as long as any of them lives. All are of
-/// one precision.
+/// The loaded components of all models. Models that share a component load it once. A component is dropped with its last
+/// model. All components have the same precision.
 #[derive(Debug, Default)]
 pub struct Components {
     precision: Precision,
-    unets: Shared<UNet>,
-    vaes: Shared<Vae>,
-    text_encoders: Shared<ClipTextEncoder>,
+    unets: SharedComponents<UNet>,
+    vaes: SharedComponents<Vae>,
+    text_encoders: SharedComponents<ClipTextEncoder>,
 }
 
 impl Components {
-    /// How exactly weights are kept.
+    /// The precision of the weights.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// None yet; those to come will be of this precision.
+    /// No components yet; later ones have this precision.
     pub fn of(precision: Precision) -> Self {
         Self { precision, ..Self::default() }
     }
 }
 
+/// Components of one type, by the key of their content.
 #[derive(Debug)]
-struct Shared<T>(Mutex<HashMap<String, Weak<T>>>);
+struct SharedComponents<T>(Mutex<HashMap<String, Weak<T>>>);
 
-impl<T> Default for Shared<T> {
+impl<T> Default for SharedComponents<T> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<T> Shared<T> {
-    /// The lock is held while loading: two models that share a component must not both load it.
+impl<T> SharedComponents<T> {
+    /// Returns a component, and loads it if necessary. The lock is held while loading, so that two models do not load the same
+    /// component at once.
     fn get_or_load(&self, key: String, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
         let mut loaded = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(found) = loaded.get(&key).and_then(Weak::upgrade) {
@@ -168,7 +169,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// A model's parts, loaded.
+/// The loaded parts of a model.
 pub(crate) struct Loaded {
     pub unet: Arc<UNet>,
     pub vae: Arc<Vae>,
@@ -181,7 +182,7 @@ pub(crate) struct Loaded {
 #[derive(Deserialize)]
 struct ModelIndex {
     _class_name: String,
-    /// SDXL's; true where it is absent, as in diffusers.
+    /// For SDXL; an absent key means true, as in diffusers.
     force_zeros_for_empty_prompt: Option<bool>,
 }
 
@@ -229,13 +230,13 @@ impl Loaded {
         let schedule = NoiseSchedule::from_json(&files.require("scheduler/scheduler_config.json")?)?;
         let (defaults, sizes) = match &model.manifest {
             Some(manifest) => (manifest.defaults.clone(), manifest.sizes),
-            None => usual_values(unet.config(), vae.config().spatial_factor()),
+            None => default_values(unet.config(), vae.config().spatial_factor()),
         };
         Ok(Self { unet, vae, prompts, schedule, defaults, sizes })
     }
 }
 
-/// The parts of one folder must belong together; what does not would fail in the first step.
+/// Refuses components that do not fit together, which would otherwise fail in the first step.
 fn check_fit(
     unet: &UNetConfig,
     vae: &VaeConfig,
@@ -272,8 +273,8 @@ fn check_fit(
     Ok(())
 }
 
-/// For a folder without a manifest: diffusers' own defaults, and sizes up to the denoiser's own.
-fn usual_values(unet: &UNetConfig, factor: usize) -> (Defaults, SizeRange) {
+/// The values of a folder without a manifest: diffusers' defaults, and sizes up to the denoiser's sample size.
+fn default_values(unet: &UNetConfig, factor: usize) -> (Defaults, SizeRange) {
     let (height, width) = unet.sample_size.unwrap_or((64, 64));
     let size = Size { width: (width * factor) as u32, height: (height * factor) as u32 };
     let whole = (factor << unet.downsamples()) as u32;

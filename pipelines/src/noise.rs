@@ -1,41 +1,43 @@
 //! Noise as a pure function of a seed and a timestep.
 //!
-//! **Pentimento's noise** (version 1), the same on every machine: the 32-byte key is
-//! `SHA-256("pentimento-noise-1" ‖ purpose ‖ seed as u64 LE ‖ timestep as f64 bits LE)`, where the purpose
-//! is `"initial"` (with the timestep +∞), `"forward"` (noise added to a state, at the timestep it is
-//! brought to) or `"step"` (a step's own noise, at the timestep it is taken from); the key seeds ChaCha8 (nonce 0); each pair of its 64-bit words `a, b` becomes
-//! `u = ((a >> 11) + 1)·2⁻⁵³`, `v = (b >> 11)·2⁻⁵³` and, after Box and Muller, the two values
-//! `sqrt(−2·ln u)·cos(2πv)`, `sqrt(−2·ln u)·sin(2πv)` in f64 with portable elementary functions, rounded
-//! to f32, in the order of the latent's elements (C, H, W).
+//! **Pentimento's noise** (version 1) is the same on every machine:
+//! 1. A 32-byte key is `SHA-256("pentimento-noise-1" ‖ purpose ‖ seed as u64 LE ‖ timestep as f64 bits LE)`. The purpose is
+//!    `"initial"` (the timestep is then +∞), `"forward"` (noise added to a state; the timestep is the one it is brought to) or
+//!    `"step"` (a step's own noise; the timestep is the one it starts from).
+//! 2. The key seeds ChaCha8 (nonce 0).
+//! 3. Each pair of its 64-bit words `a, b` gives `u = ((a >> 11) + 1)·2⁻⁵³` and `v = (b >> 11)·2⁻⁵³`, and by Box and Muller the
+//!    two values `sqrt(−2·ln u)·cos(2πv)` and `sqrt(−2·ln u)·sin(2πv)`. They are computed in f64 with portable elementary
+//!    functions and rounded to f32.
+//! 4. The values are in the order of the latent's elements (C, H, W).
 //!
-//! **PyTorch's noise** is what `torch.randn(..., generator=torch.Generator().manual_seed(seed))` gives
-//! on a CPU for 16 values or more: for comparisons with diffusers.
+//! **PyTorch's noise** equals `torch.randn(..., generator=torch.Generator().manual_seed(seed))` on a CPU for 16 values or more.
+//! It is for comparisons with diffusers.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Which generator turns a seed into an initial latent.
+/// The generator of a trajectory's initial noise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NoiseSource {
-    /// This module's own, reproducible across machines.
+    /// Pentimento's noise, which is the same on every machine.
     #[default]
     Pentimento,
-    /// PyTorch's CPU generator.
+    /// The noise of PyTorch's CPU generator.
     Torch,
 }
 
-/// What noise is for. The same seed and timestep give each purpose its own: a step from the timestep that
-/// forward noise led to must not add that very noise again.
+/// The purpose of noise. For the same seed and timestep each purpose has different noise. Otherwise a step from the timestep
+/// that forward noise led to would add the same noise again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// The latent that a trajectory starts from.
+    /// The initial latent of a trajectory.
     Initial,
-    /// Bringing a state to a noisier timestep.
+    /// Forward noise, which brings a state to a noisier timestep.
     Forward,
-    /// A step with η > 0.
+    /// The noise of a step with η > 0.
     Step,
 }
 
@@ -78,13 +80,13 @@ pub fn at_timestep(purpose: Purpose, seed: u64, timestep: f64, len: usize) -> Ve
     values
 }
 
-/// PyTorch's `normal_` on a CPU tensor: uniforms from MT19937, Box and Muller over blocks of 16 whose
-/// halves hold the two uniforms; a ragged end is drawn anew as one last whole block.
+/// PyTorch's `normal_` on a CPU tensor. It draws uniform numbers from MT19937 and applies Box and Muller to blocks of 16, whose
+/// two halves are the two uniform numbers. If the last block is incomplete, the last 16 values are drawn again.
 fn torch_randn(seed: u64, len: usize) -> Vec<f32> {
     const BLOCK: usize = 16;
     let mut mt = Mt19937::new(seed as u32);
     let mut uniform = move || (mt.next() & 0x00FF_FFFF) as f32 / (1u32 << 24) as f32;
-    // PyTorch draws fewer than 16 values one by one in another way; no latent is that small.
+    // For fewer than 16 values PyTorch uses another method. No latent is that small.
     let mut values: Vec<f32> = (0..len.max(BLOCK)).map(|_| uniform()).collect();
     let total = values.len();
     let box_muller = |block: &mut [f32]| {
@@ -107,7 +109,7 @@ fn torch_randn(seed: u64, len: usize) -> Vec<f32> {
     values
 }
 
-/// The Mersenne Twister (Matsumoto and Nishimura, 1998), which PyTorch's CPU generator is.
+/// The Mersenne Twister (Matsumoto and Nishimura, 1998), PyTorch's CPU generator.
 struct Mt19937 {
     state: [u32; Self::N],
     next: usize,
@@ -150,8 +152,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn noise_is_pinned_to_its_documentation() {
-        // tests/goldens/noise.py, which knows only the text above.
+    fn noise_equals_its_documentation() {
+        // The values come from tests/goldens/noise.py, an independent implementation of the text above.
         let got = at_timestep(Purpose::Initial, 7, f64::INFINITY, 4);
         assert_eq!(got, NOISE_SEED_7, "seed 7");
         assert_eq!(at_timestep(Purpose::Initial, 7, f64::INFINITY, 3), NOISE_SEED_7[..3]);
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn torch_noise_is_torchs() {
+    fn torch_noise_equals_torchs() {
         // torch 2.15: torch.randn(n, generator=torch.Generator().manual_seed(s))
         for (seed, len, want) in TORCH {
             let got = torch_randn(seed, len);

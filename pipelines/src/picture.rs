@@ -1,4 +1,4 @@
-//! Pixels.
+//! Pictures.
 
 use candle_core::{DType, Tensor};
 
@@ -7,19 +7,19 @@ use crate::error::Result;
 /// A finished picture: 8-bit RGB, row by row from the top left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
-    /// Pixels across.
+    /// The width in pixels.
     pub width: u32,
-    /// Pixels down.
+    /// The height in pixels.
     pub height: u32,
     /// `width · height · 3` bytes.
     pub rgb: Vec<u8>,
 }
 
 impl Picture {
-    /// From a decoded image, (3, H, W) in [-1, 1]; values outside are clamped, as diffusers does.
+    /// The picture of a decoded image (3, H, W) in [-1, 1]. Values outside are clamped, as in diffusers.
     ///
     /// # Errors
-    /// A tensor operation's.
+    /// [`Error::Tensor`](crate::Error::Tensor).
     pub fn from_tensor(image: &Tensor) -> Result<Self> {
         let (_, height, width) = image.dims3()?;
         let scaled = ((image.clamp(-1f32, 1f32)? + 1.0)? * 127.5)?.round()?;
@@ -27,10 +27,10 @@ impl Picture {
         Ok(Self { width: width as u32, height: height as u32, rgb })
     }
 
-    /// As a tensor, (3, H, W) in [-1, 1].
+    /// The picture as a tensor (3, H, W) in [-1, 1].
     ///
     /// # Errors
-    /// A tensor operation's.
+    /// [`Error::Tensor`](crate::Error::Tensor).
     pub fn to_tensor(&self, device: &candle_core::Device) -> Result<Tensor> {
         let values: Vec<f32> = self.rgb.iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect();
         let shape = (self.height as usize, self.width as usize, 3);

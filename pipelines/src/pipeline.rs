@@ -19,7 +19,7 @@ use crate::text::ClipTokenizer;
 use crate::trajectory::{DenoisingState, Trajectory};
 use crate::unet::AddedConditioning;
 
-/// A loaded model. Cheap to clone.
+/// A loaded model. Clones are cheap and share the weights.
 #[derive(Clone)]
 pub struct Pipeline {
     model: Arc<Model>,
@@ -30,10 +30,10 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads a model, taking what it shares with others from `components`.
+    /// Loads a model. Components that it shares with other models come from `components`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Digest`], [`Error::Config`] naming the file at fault.
+    /// [`Error::Io`], [`Error::Digest`] or [`Error::Config`], naming the file at fault.
     pub fn load(model: &Model, components: &Components, device: &Device) -> Result<Self> {
         let loaded = Arc::new(Loaded::new(model, components, device)?);
         Ok(Self {
@@ -50,35 +50,35 @@ impl Pipeline {
         &self.model
     }
 
-    /// What requests and answers call it.
+    /// The model's id in requests and answers.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// How exactly its weights are kept.
+    /// The precision of the model's weights.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// The values it paints best with.
+    /// The default values of requests.
     pub fn defaults(&self) -> &Defaults {
         &self.loaded.defaults
     }
 
-    /// The sizes it can paint.
+    /// The sizes that the model can paint.
     pub fn sizes(&self) -> SizeRange {
         self.loaded.sizes
     }
 
-    /// Its noise schedule.
+    /// The model's noise schedule.
     pub fn schedule(&self) -> &NoiseSchedule {
         &self.loaded.schedule
     }
 
-    /// Its full plan of `steps` steps.
+    /// The full plan of `steps` steps.
     ///
     /// # Errors
-    /// As [`StepPlan::ddim`].
+    /// Those of [`StepPlan::ddim`].
     pub fn plan(&self, steps: usize, guidance_scale: f32) -> Result<StepPlan> {
         StepPlan::ddim(&self.loaded.schedule, steps, guidance_scale)
     }
@@ -86,23 +86,24 @@ impl Pipeline {
     /// The plan of an option from noise.
     ///
     /// # Errors
-    /// As [`PlanOption::plan`].
+    /// Those of [`PlanOption::plan`].
     pub fn plan_of(&self, option: &PlanOption, guidance_scale: f32) -> Result<StepPlan> {
         option.plan(&self.loaded.schedule, guidance_scale)
     }
 
-    /// What an option leaves to do of a latent at `timestep`: for `replan` and for resuming the picture's own state.
+    /// The remaining steps of an option for a latent at `timestep`. It is for `replan`, and for resuming the picture's own
+    /// state.
     ///
     /// # Errors
-    /// As [`PlanOption::rest`].
+    /// Those of [`PlanOption::rest`].
     pub fn rest_of(&self, option: &PlanOption, guidance_scale: f32, timestep: f64) -> Result<StepPlan> {
         option.rest(&self.loaded.schedule, guidance_scale, timestep)
     }
 
-    /// What an option leaves to do of another picture's state at `timestep`, its first steps steered.
+    /// The remaining steps of an option for another picture's state at `timestep`, of which the first ones are steered.
     ///
     /// # Errors
-    /// As [`PlanOption::steered_rest`].
+    /// Those of [`PlanOption::steered_rest`].
     pub fn steered_rest_of(
         &self,
         option: &PlanOption,
@@ -113,36 +114,36 @@ impl Pipeline {
         option.steered_rest(&self.loaded.schedule, guidance_scale, timestep, steering)
     }
 
-    /// Encodes a prompt and its negative prompt. The latter absent is the same as empty, but for SDXL
-    /// models whose index says `force_zeros_for_empty_prompt`.
+    /// Encodes a prompt and its negative prompt. An absent negative prompt is the same as an empty one, except for SDXL
+    /// models whose index has `force_zeros_for_empty_prompt`.
     ///
     /// # Errors
-    /// The tokenizer's or a tensor operation's.
+    /// [`Error::Tokenizer`] or [`Error::Tensor`].
     pub fn encode(&self, prompt: &str, negative_prompt: Option<&str>, size: Size) -> Result<Conditioning> {
         self.loaded.prompts.encode(prompt, negative_prompt, size, &self.device)
     }
 
-    /// Encodes one prompt alone: a [`Conditioning::with_source`]'s source.
+    /// Encodes a single prompt, for [`Conditioning::with_source`].
     ///
     /// # Errors
-    /// The tokenizer's or a tensor operation's.
+    /// [`Error::Tokenizer`] or [`Error::Tensor`].
     pub fn encode_prompt(&self, prompt: &str) -> Result<EncodedPrompt> {
         self.loaded.prompts.encode_one(prompt, &self.device)
     }
 
-    /// The embedding of a prompt by the model's last text tower, (width,): pooled, and projected where
-    /// that tower has a projection, as SDXL's second has.
+    /// The embedding (width,) of a prompt by the model's last text tower. It is pooled, and projected if the tower has a
+    /// projection, as SDXL's second one has.
     ///
     /// # Errors
-    /// The tokenizer's or a tensor operation's.
+    /// [`Error::Tokenizer`] or [`Error::Tensor`].
     pub fn embed(&self, prompt: &str) -> Result<Tensor> {
         self.loaded.prompts.embed(prompt, &self.device)
     }
 
-    /// One digest of the files that [`Pipeline::embed`] comes from, and of `more` of the model's files.
+    /// A digest of the files that [`Pipeline::embed`] uses, and of the model's files `more`.
     ///
     /// # Errors
-    /// As [`ModelFiles::digest`](crate::ModelFiles::digest).
+    /// Those of [`ModelFiles::digest`](crate::ModelFiles::digest).
     pub fn embedding_digest(&self, more: &[String]) -> Result<String> {
         let tower = self.loaded.prompts.embedding_tower();
         let (encoder, tokenizer) = (format!("text_encoder{tower}"), format!("tokenizer{tower}"));
@@ -154,11 +155,11 @@ impl Pipeline {
         files.digest(&names)
     }
 
-    /// `start`: noise from a seed, and a full plan.
+    /// `start`: a trajectory that begins with noise from a seed.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `size`, `plan` (one without steps), or `source` where a step is steered by
-    /// one that the conditioning has not.
+    /// [`Error::Invalid`] naming `size`; `plan`, if it has no steps; or `source`, if a step is steered but the conditioning
+    /// has no source.
     pub fn start(
         &self,
         conditioning: Arc<Conditioning>,
@@ -177,16 +178,16 @@ impl Pipeline {
         self.trajectory(latent, timestep, plan, conditioning, seed)
     }
 
-    /// `resume`: goes on from a state, anybody's, with the steps of `plan` (the part of one's own plan
-    /// that the state leaves to do is [`StepPlan::after`]).
+    /// `resume`: a trajectory that continues from a state, of the same or of another picture, with the steps of `plan`.
+    /// [`StepPlan::after`] returns the steps of a plan that a state leaves.
     ///
-    /// A state between two of the plan's timesteps has its first step taken from its own timestep; a
-    /// state cleaner than the plan's first step gets forward noise up to it. A plan without steps
-    /// finishes the state as it is.
+    /// If the state lies between two of the plan's timesteps, the first step starts from the state's timestep. If the state
+    /// is cleaner than the plan's first step, it gets forward noise up to that step. A plan without steps leaves a finished
+    /// state as it is.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `state` or `size` where the latent is not this model's kind, `plan` where
-    /// it has no step for a state that is not finished, or `source` as `start`.
+    /// [`Error::Invalid`] naming `state` or `size`, if the latent does not fit the model; `plan`, if it has no step although
+    /// the state is not finished; or `source`, if a step is steered but the conditioning has no source.
     pub fn resume(
         &self,
         state: &DenoisingState,
@@ -223,7 +224,7 @@ impl Pipeline {
         Ok(Trajectory { model, latent, predicted: None, timestep, plan, conditioning, seed })
     }
 
-    /// A plan's first timestep bounds the others.
+    /// Checks a timestep. For a plan it is enough to check the first one, because the others are smaller.
     fn check_timestep(&self, field: &'static str, timestep: f64) -> Result<f64> {
         let last = (self.schedule().num_train_timesteps() - 1) as f64;
         if (0.0..=last).contains(&timestep) {
@@ -232,7 +233,7 @@ impl Pipeline {
         Err(Error::invalid(field, format!("timestep {timestep} is not between 0 and {last}")))
     }
 
-    /// A state may come from anywhere: shape, size, timestep and values must be this model's.
+    /// Checks shape, size, timestep and values of a state, which may come from outside.
     fn check_state(&self, state: &DenoisingState) -> Result<()> {
         let [c, h, w] = state.shape;
         let wrong = |what: String| Err(Error::invalid("state", what));
@@ -252,12 +253,12 @@ impl Pipeline {
         Ok(())
     }
 
-    /// `step`: advances every trajectory of the batch by its next step, each at its own timestep and
-    /// guidance, in one denoiser call.
+    /// `step`: advances every trajectory of the batch by its next step in one denoiser call. Each has its own timestep and
+    /// guidance.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `batch` where a trajectory is finished or the batch keys differ; the
-    /// trajectories are then untouched, as they are after a tensor operation's error.
+    /// [`Error::Invalid`] naming `batch`, if a trajectory is finished or the batch keys differ, or [`Error::Tensor`]. After an
+    /// error the trajectories are unchanged.
     pub fn step(&self, batch: &mut [&mut Trajectory]) -> Result<()> {
         let Some(first) = batch.first() else { return Ok(()) };
         let key = first.batch_key();
@@ -275,13 +276,13 @@ impl Pipeline {
             let rows = step.guidance.rows();
             let prediction = guide(&out.narrow(0, row, rows)?, step.guidance)?;
             row += rows;
-            let way = (step.timestep, trajectory.timestep_after_next());
+            let timesteps = (step.timestep, trajectory.timestep_after_next());
             let eta = trajectory.plan.eta();
             stepped.push(ddim::step(
                 self.schedule(),
                 &trajectory.latent,
                 &prediction,
-                way,
+                timesteps,
                 eta,
                 trajectory.seed,
             )?);
@@ -292,7 +293,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The denoiser's output, (rows, C, H, W): for each trajectory its conditioning's rows.
+    /// The denoiser's output (rows, C, H, W). Each trajectory has as many rows as its guidance takes.
     fn denoise(&self, batch: &[&mut Trajectory], steps: &[Step]) -> Result<Tensor> {
         let rows = steps.iter().map(|s| s.guidance.rows()).sum();
         let mut latents = Vec::with_capacity(rows);
@@ -323,11 +324,11 @@ impl Pipeline {
         self.loaded.unet.forward(&latents, &timesteps, &token_states, added.as_ref())
     }
 
-    /// `finish`: decodes the latent to a picture. Of an unfinished trajectory it decodes the finished
-    /// latent that the last step predicted: a preview.
+    /// `finish`: decodes the latent to a picture. For an unfinished trajectory it decodes the finished latent that the last
+    /// step predicted, which is a preview.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] where the latent or the picture is not; a tensor operation's.
+    /// [`Error::NotFinite`] if the latent or the picture is not finite, and [`Error::Tensor`].
     pub fn finish(&self, trajectory: &Trajectory) -> Result<Picture> {
         let latent = match &trajectory.predicted {
             Some(predicted) if !trajectory.is_finished() => predicted,
@@ -339,7 +340,7 @@ impl Pipeline {
         Picture::from_tensor(&image.squeeze(0)?)
     }
 
-    /// Encodes a picture to a denoising state that can be resumed: image-to-image.
+    /// Encodes a picture to a denoising state that can be resumed, for image-to-image.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming `size`.
@@ -353,7 +354,7 @@ impl Pipeline {
     /// The shape (C, H, W) of a picture's latent.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `size` where the model cannot paint it.
+    /// [`Error::Invalid`] naming `size`, if the model cannot paint it.
     pub fn latent_shape(&self, size: Size) -> Result<[usize; 3]> {
         self.loaded.sizes.check(size)?;
         let factor = self.loaded.vae.config().spatial_factor();
@@ -362,14 +363,15 @@ impl Pipeline {
     }
 }
 
-/// Refuses a tensor with a value that is not finite: such a value makes the sum of all not finite, too.
+/// Refuses a tensor with a value that is not finite. Such a value makes the sum of all values not finite, too.
 fn check_finite(what: &'static str, tensor: &Tensor) -> Result<()> {
     let sum: f32 = tensor.sum_all()?.to_dtype(DType::F32)?.to_scalar()?;
     if sum.is_finite() { Ok(()) } else { Err(Error::NotFinite(what)) }
 }
 
-/// Classifier-free guidance (Ho and Salimans, 2022, eq. 6, in diffusers' scale) and, where the source has a
-/// row, the way from its prediction to the prompt's: the rows of one trajectory, (rows, C, H, W), to (C, H, W).
+/// Combines the rows (rows, C, H, W) of one trajectory into its prediction (C, H, W). This is classifier-free guidance (Ho and
+/// Salimans, 2022, eq. 6, with diffusers' scale). Contrastive steering adds the difference between the prompt's and the
+/// source's prediction.
 fn guide(rows: &Tensor, guidance: Guidance) -> Result<Tensor> {
     let prompt = rows.get(usize::from(guidance.has_negative()))?;
     let guided = if guidance.has_negative() {

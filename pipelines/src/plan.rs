@@ -1,25 +1,24 @@
-//! The step plan: the explicit list of the steps a trajectory still has to take.
+//! Step plans: a step plan is the explicit list of a trajectory's remaining steps.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::schedule::{FINISHED, NoiseSchedule};
 
-/// The most steps a plan may have; DDIM gains nothing beyond the training timesteps.
+/// The most steps of a plan. DDIM gains nothing beyond the number of training timesteps.
 pub const MAX_STEPS: usize = 1000;
 
-/// Which of a model's denoisers takes a step: 0 is the model's own, others are its variants. Only 0 is
-/// built yet.
+/// The denoiser of a step: 0 is the model's own, other numbers are its variants. Only 0 is implemented.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub struct Denoiser(pub u8);
 
 /// Classifier-free guidance of one step (Ho and Salimans, 2022).
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Guidance {
-    /// How far to go from the negative prompt's prediction towards (and past) the prompt's. At 1 and
-    /// below, the negative prompt has no part and the step costs a row less.
+    /// The guidance scale: how far the prediction goes from the negative prompt's towards and beyond the prompt's. At 1 and
+    /// below the negative prompt is not used, and the step takes one row less.
     pub scale: f32,
-    /// What the prediction is steered by.
+    /// How the prediction is steered.
     #[serde(default)]
     pub steering: Steering,
 }
@@ -27,26 +26,26 @@ pub struct Guidance {
 /// The largest guidance scale of a plan.
 const MAX_GUIDANCE: f32 = 100.0;
 
-/// The largest [`Steering`] strength of a plan; far below it pictures fall apart.
+/// The largest [`Steering`] strength of a plan. Pictures already break at much smaller strengths.
 pub const MAX_STRENGTH: f32 = 8.0;
 
-/// What a step's prediction is steered by.
+/// How a step's prediction is steered.
 ///
-/// The first steps after a resume may be steered away from the *source*, the prompt of the picture whose
-/// state was resumed ([`crate::Conditioning::with_source`]), so that what the prompts differ in is painted
-/// over. With λ the strength, e a prompt's token states and v the denoiser's prediction:
+/// The first steps after a resume may be steered away from the *source*, which is the prompt of the picture whose state was
+/// resumed ([`crate::Conditioning::with_source`]). This helps to paint over what the prompts differ in. λ is the strength, e a
+/// prompt's token states and v the denoiser's prediction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Steering {
-    /// Prompt against negative prompt, as the trajectory's conditioning has them.
+    /// By prompt and negative prompt only.
     #[default]
     Prompts,
-    /// The prompt's row attends to e(prompt) + λ·(e(prompt) − e(source)). No more rows.
+    /// The prompt's row attends to e(prompt) + λ·(e(prompt) − e(source)). This takes no additional row.
     Extrapolated {
         /// λ, 0 to [`MAX_STRENGTH`].
         strength: f32,
     },
-    /// λ·(v(prompt) − v(source)) is added to what guidance predicts. One more row, the source's.
+    /// λ·(v(prompt) − v(source)) is added to the guided prediction. This takes one additional row, the source's.
     Contrastive {
         /// λ, 0 to [`MAX_STRENGTH`].
         strength: f32,
@@ -54,7 +53,7 @@ pub enum Steering {
 }
 
 impl Steering {
-    /// λ; 0 without a source.
+    /// λ; 0 without steering.
     fn strength(self) -> f32 {
         match self {
             Self::Prompts => 0.0,
@@ -66,95 +65,95 @@ impl Steering {
 /// How the first steps after a resume are steered.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct ResumeSteering {
-    /// How many steps, as a share of the full plan's.
+    /// The share of the full plan's steps that are steered, from 0 to 1.
     pub share: f32,
-    /// What they are steered by.
+    /// How these steps are steered.
     pub steering: Steering,
-    /// Their guidance scale over the plan's.
+    /// The factor of their guidance scale.
     pub guidance_factor: f32,
 }
 
 impl ResumeSteering {
-    /// What docs/benchmarks/steering.md measured to serve best on the storybook model: 8 of 50 steps, at no
-    /// more rows than a plain resume.
+    /// The setting that was best for the storybook model in docs/benchmarks/steering.md: 8 of 50 steps, without additional
+    /// rows.
     pub const DEFAULT: Self =
         Self { share: 0.16, steering: Steering::Extrapolated { strength: 1.0 }, guidance_factor: 1.5 };
 
-    /// What a state of another picture, at `timestep`, leaves to do of a full plan, steered.
+    /// The remaining steps of a full plan for another picture's state at `timestep`, with the first ones steered.
     ///
     /// # Errors
-    /// As [`StepPlan::steered`].
+    /// Those of [`StepPlan::steered`].
     pub fn plan(&self, full: &StepPlan, timestep: f64) -> Result<StepPlan> {
         full.after(timestep).steered(self.steps(full.steps.len()), self.steering, self.guidance_factor)
     }
 
-    /// How many steps are steered, of a full plan of `full` steps.
+    /// The number of steered steps for a full plan of `full` steps.
     pub fn steps(&self, full: usize) -> usize {
         (self.share * full as f32).round() as usize
     }
 }
 
 impl Guidance {
-    /// Whether the negative prompt has a part, and so a row.
+    /// Whether the negative prompt is used and takes a row.
     pub fn has_negative(self) -> bool {
         self.scale > 1.0
     }
 
-    /// Rows of a batch that this guidance takes, 1 to 3.
+    /// The rows of a batch that this guidance takes, from 1 to 3.
     pub fn rows(self) -> usize {
         let source = matches!(self.steering, Steering::Contrastive { .. });
         1 + usize::from(self.has_negative()) + usize::from(source)
     }
 }
 
-/// One step: from this timestep to the next step's.
+/// One step, from its timestep to the next step's.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Step {
-    /// Where the denoiser is asked, in training timesteps.
+    /// The timestep at which the denoiser predicts, in training timesteps.
     pub timestep: f64,
-    /// The denoiser that is asked.
+    /// The denoiser.
     #[serde(default)]
     pub denoiser: Denoiser,
     /// The step's guidance.
     pub guidance: Guidance,
-    /// Share of the tokens merged in self-attention (Bolya and Hoffman, 2023). Only 0 is built yet.
+    /// The share of the tokens merged in self-attention (Bolya and Hoffman, 2023). Only 0 is implemented.
     #[serde(default)]
     pub token_merging: f32,
-    /// Take the deep features of the step before (DeepCache, Ma et al., 2023). Only `false` is built yet.
+    /// Whether the step reuses the deep features of the step before (DeepCache, Ma et al., 2023). Only `false` is implemented.
     #[serde(default)]
     pub reuse_deep_features: bool,
 }
 
-/// Steps still to be taken, noisiest first, and the sampler's η for them.
+/// The remaining steps, noisiest first, and the sampler's η.
 ///
-/// Never empty of meaning: timesteps are finite, at least 0 and strictly decreasing, also when a plan
-/// comes out of JSON. A plan without steps is that of a finished trajectory.
+/// Timesteps are finite, at least 0 and strictly decreasing; this is also checked when a plan is read from JSON. The plan of a
+/// finished trajectory has no steps.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(try_from = "Unchecked")]
+#[serde(try_from = "UncheckedPlan")]
 pub struct StepPlan {
     steps: Vec<Step>,
     eta: f32,
 }
 
 #[derive(Deserialize)]
-struct Unchecked {
+struct UncheckedPlan {
     steps: Vec<Step>,
     #[serde(default)]
     eta: f32,
 }
 
-impl TryFrom<Unchecked> for StepPlan {
+impl TryFrom<UncheckedPlan> for StepPlan {
     type Error = Error;
-    fn try_from(plan: Unchecked) -> Result<Self> {
+    fn try_from(plan: UncheckedPlan) -> Result<Self> {
         Self::new(plan.steps, plan.eta)
     }
 }
 
 impl StepPlan {
-    /// A plan of explicit steps. `eta` is DDIM's η: 0 is deterministic, 1 is DDPM's variance.
+    /// A plan of explicit steps. `eta` is DDIM's η: 0 is deterministic, 1 has DDPM's variance.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where timesteps do not decrease, or a value is out of its bounds.
+    /// [`Error::Invalid`] naming `plan`, if timesteps do not decrease or a value is out of its bounds.
     pub fn new(steps: Vec<Step>, eta: f32) -> Result<Self> {
         let invalid = |reason: String| Err(Error::invalid("plan", reason));
         if steps.len() > MAX_STEPS {
@@ -189,7 +188,7 @@ impl StepPlan {
         Ok(Self { steps, eta })
     }
 
-    /// The full DDIM plan of `steps` steps under a schedule's own spacing, with one guidance scale.
+    /// The full DDIM plan of `steps` steps with the schedule's spacing and one guidance scale.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming `num_inference_steps` or `plan`.
@@ -202,24 +201,24 @@ impl StepPlan {
             reuse_deep_features: false,
         };
         let mut timesteps = schedule.timesteps(steps)?;
-        timesteps.dedup(); // T steps with an offset name the last timestep twice
+        timesteps.dedup(); // with an offset, T steps would contain the last timestep twice
         Self::new(timesteps.into_iter().map(step).collect(), 0.0)
     }
 
     /// The same steps with another η.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where `eta` is not between 0 and 1.
+    /// [`Error::Invalid`] naming `plan`, if `eta` is not between 0 and 1.
     pub fn with_eta(self, eta: f32) -> Result<Self> {
         Self::new(self.steps, eta)
     }
 
-    /// The same plan, its first `steps` steps steered by `steering` and with their guidance scales
-    /// `guidance_factor` times as large, up to the largest allowed: for what [`StepPlan::after`] leaves to do of
-    /// a state of another picture. A step without guidance gets none, for that would be another row.
+    /// The same plan with its first `steps` steps steered, for resuming another picture's state. The guidance scales of these
+    /// steps are multiplied by `guidance_factor`, up to the largest allowed scale. A step without guidance stays without,
+    /// because guidance would take an additional row.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `plan` where a strength, or the factor, is out of its bounds.
+    /// [`Error::Invalid`] naming `plan`, if the strength or the factor is out of its bounds.
     pub fn steered(mut self, steps: usize, steering: Steering, guidance_factor: f32) -> Result<Self> {
         if !(0.0..=MAX_GUIDANCE).contains(&guidance_factor) {
             let reason =
@@ -244,13 +243,13 @@ impl StepPlan {
         self.eta
     }
 
-    /// Rows of a batch that all its steps take together ([`Guidance::rows`]): what the plan costs.
+    /// The rows of all steps together ([`Guidance::rows`]), which are the plan's cost.
     pub fn rows(&self) -> usize {
         self.steps.iter().map(|step| step.guidance.rows()).sum()
     }
 
-    /// The share of this plan's steps that lie behind a latent at `timestep`, 0 to 1; between two of its timesteps
-    /// the share rises linearly.
+    /// The share of this plan's steps that lead to a latent at `timestep`, from 0 to 1. Between two of the plan's timesteps it
+    /// is interpolated linearly.
     pub fn share_done(&self, timestep: f64) -> f64 {
         let count = self.steps.len();
         let taken = self.steps.partition_point(|step| step.timestep > timestep);
@@ -261,9 +260,9 @@ impl StepPlan {
         ((taken - 1) as f64 + part) / count as f64
     }
 
-    /// The part of this plan that a state at `timestep` leaves to do: its later steps, those before it
-    /// being the *skipped steps*. Of a state cleaner than the last step but not finished, that step is
-    /// left, to be taken from the state's own timestep; of a finished one, nothing.
+    /// The remaining steps of this plan for a state at `timestep`. The steps before are the *skipped steps*. If the state is
+    /// cleaner than the last step but not finished, the last step remains and starts from the state's timestep. For a finished
+    /// state no step remains.
     pub fn after(&self, timestep: f64) -> Self {
         let later = self.steps.partition_point(|s| s.timestep > timestep);
         let finished = timestep < 0.0;
@@ -275,14 +274,14 @@ impl StepPlan {
         rest
     }
 
-    /// Takes the first step out of the plan.
+    /// Removes the first step.
     pub(crate) fn pop(&mut self) {
         if !self.steps.is_empty() {
             self.steps.remove(0);
         }
     }
 
-    /// Lets the first step be taken from another timestep.
+    /// Sets the timestep of the first step.
     pub(crate) fn start_from(&mut self, timestep: f64) {
         if let Some(first) = self.steps.first_mut() {
             first.timestep = timestep;

@@ -1,7 +1,7 @@
-//! A plan option: a template that becomes a step plan under a model's noise schedule.
+//! Plan options: an option is a template that becomes a step plan for a model's noise schedule.
 //!
-//! An option is plain data, so that it can be stored in a menu and sent to a worker. It says what a plan
-//! does at which noise level, and so means the same from noise, after a resume and after a replan.
+//! An option is plain data, so that it can be stored in a menu and sent to a worker. It is defined by noise levels, so that it
+//! means the same from noise, after a resume and after a replan.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::plan::{Denoiser, Guidance, MAX_STEPS, ResumeSteering, Steering, Step, StepPlan};
 use crate::schedule::NoiseSchedule;
 
-/// The longest id. Ids stand in messages, metrics and metadata, where they must stay short.
+/// The longest id. Ids appear in messages, metrics and metadata, so they must be short.
 const LONGEST_ID: usize = 64;
 
-/// How a step goes from one timestep to the next.
+/// The rule by which a step goes from one timestep to the next.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampler {
@@ -21,29 +21,29 @@ pub enum Sampler {
     Ddim,
 }
 
-/// A way to paint a picture. Fields at their defaults are not written, and a field that this version does not know
-/// is refused: a plan that lacks it would be another one.
+/// A template of a step plan. When it is written, fields with default values are left out. When it is read, an unknown field
+/// is an error, because ignoring it would give another plan.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanOption {
-    /// Its name: letters, digits and `-._+`, at most 64.
+    /// The option's name: at most 64 letters, digits and `-._+`.
     pub id: String,
     /// The sampler of all steps.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sampler: Sampler,
     /// Steps from noise to picture, 1 to [`MAX_STEPS`].
     pub steps: usize,
-    /// A noise level ([`NoiseSchedule::noise_level`], 0 to 1): steps from noisier latents are guided, the others take
-    /// the prompt's row alone. 0 guides all steps, 1 none.
+    /// A noise level from 0 to 1 ([`NoiseSchedule::noise_level`]). Steps from noisier latents are guided; the other steps take
+    /// the prompt's row only. 0 guides all steps, 1 none.
     #[serde(default, skip_serializing_if = "is_default")]
     pub guided_until: f64,
-    /// The denoiser of all steps. Only the model's own is built yet.
+    /// The denoiser of all steps. Only the model's own is implemented.
     #[serde(default, skip_serializing_if = "is_default")]
     pub denoiser: Denoiser,
-    /// Share of the tokens merged in self-attention. Only 0 is built yet.
+    /// The share of the tokens merged in self-attention. Only 0 is implemented.
     #[serde(default, skip_serializing_if = "is_default")]
     pub token_merging: f32,
-    /// Whether every other step takes the deep features of the step before. Only `false` is built yet.
+    /// Whether every second step reuses the deep features of the step before. Only `false` is implemented.
     #[serde(default, skip_serializing_if = "is_default")]
     pub reuse_deep_features: bool,
 }
@@ -53,7 +53,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl PlanOption {
-    /// The option of `steps` DDIM steps, all of them guided, called `ddim-STEPS`: what naming a number of steps means.
+    /// The option `ddim-STEPS` of `steps` guided DDIM steps. A request that names a number of steps gets this option.
     pub fn guided(steps: usize) -> Self {
         Self {
             id: format!("ddim-{steps}"),
@@ -66,14 +66,14 @@ impl PlanOption {
         }
     }
 
-    /// The option of `steps` DDIM steps whose plan from noise guides the first `guided` of them, called
-    /// `ddim-STEPS-gGUIDED`, or `ddim-STEPS` where all are guided.
+    /// The option of `steps` DDIM steps whose plan from noise guides the first `guided` steps. Its id is
+    /// `ddim-STEPS-gGUIDED`, or `ddim-STEPS` if all steps are guided.
     ///
-    /// `guided_until` lies halfway between the levels of the last guided and the first unguided step: at a
-    /// step's own level the last bits would decide, and they differ between machines.
+    /// `guided_until` is halfway between the noise levels of the last guided and the first unguided step. A step's own level
+    /// would not do, because its last bits differ between machines.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `steps`, or `guided` where it is more than the steps.
+    /// [`Error::Invalid`] naming `steps`, or `guided` if it is more than `steps`.
     pub fn ddim(schedule: &NoiseSchedule, steps: usize, guided: usize) -> Result<Self> {
         if guided > steps {
             return Err(invalid("guided", format!("must be at most the {steps} steps, not {guided}")));
@@ -91,7 +91,7 @@ impl PlanOption {
         Ok(Self { id, guided_until, ..Self::guided(steps) })
     }
 
-    /// Whether every field is within its bounds.
+    /// Checks that every field is within its bounds.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming the field.
@@ -115,31 +115,31 @@ impl PlanOption {
         Ok(())
     }
 
-    /// The plan from noise. `guidance_scale` is that of the guided steps.
+    /// The plan from noise. `guidance_scale` is the scale of the guided steps.
     ///
     /// # Errors
-    /// As [`PlanOption::check`], and [`Error::Invalid`] naming `plan` for a guidance scale out of its bounds or
-    /// for what is not built yet.
+    /// Those of [`PlanOption::check`], and [`Error::Invalid`] naming `plan`, if the guidance scale is out of its bounds or a
+    /// field is not implemented.
     pub fn plan(&self, schedule: &NoiseSchedule, guidance_scale: f32) -> Result<StepPlan> {
         self.guide(schedule, guidance_scale, self.all_steps(schedule, guidance_scale)?, 0)
     }
 
-    /// What is left to do of a latent at `timestep`, whatever plan led there: the option's later steps, the first of
-    /// them taken from `timestep`. A step is guided where it is taken from, also the first one.
+    /// The remaining steps for a latent at `timestep`, after any plan. The first one starts from `timestep`. Whether a step is
+    /// guided depends on the noise level that it starts from.
     ///
     /// # Errors
-    /// As [`PlanOption::plan`], and [`Error::Invalid`] naming `plan` where `timestep` is not a timestep.
+    /// Those of [`PlanOption::plan`], and [`Error::Invalid`] naming `plan`, if `timestep` is not a timestep.
     pub fn rest(&self, schedule: &NoiseSchedule, guidance_scale: f32, timestep: f64) -> Result<StepPlan> {
         self.guide(schedule, guidance_scale, self.steps_from(schedule, guidance_scale, timestep)?, 0)
     }
 
-    /// What is left to do of another picture's state at `timestep`, its first steps steered.
+    /// The remaining steps for another picture's state at `timestep`, of which the first ones are steered.
     ///
-    /// The steered steps are guided also below `guided_until`: the state shows another prompt, and steering was
-    /// measured with guidance (docs/benchmarks/steering.md). Later steps are as in [`PlanOption::rest`].
+    /// The steered steps are guided even below `guided_until`, because the state shows another prompt, and steering was
+    /// measured with guidance (docs/benchmarks/steering.md). The other steps are those of [`PlanOption::rest`].
     ///
     /// # Errors
-    /// As [`PlanOption::rest`] and [`StepPlan::steered`].
+    /// Those of [`PlanOption::rest`] and [`StepPlan::steered`].
     pub fn steered_rest(
         &self,
         schedule: &NoiseSchedule,
@@ -166,7 +166,7 @@ impl PlanOption {
         Ok(rest)
     }
 
-    /// Gives each step the option's guidance at its noise level; the first `always` steps are guided anyway.
+    /// Sets each step's guidance by its noise level. The first `always` steps are guided at any level.
     fn guide(
         &self,
         schedule: &NoiseSchedule,
@@ -176,14 +176,14 @@ impl PlanOption {
     ) -> Result<StepPlan> {
         let guided = |(i, step): (usize, &Step)| {
             let guided = i < always || schedule.noise_level(step.timestep) > self.guided_until;
-            // At 1 and below the negative prompt has no row.
+            // At a scale of 1 and below the negative prompt takes no row.
             let scale = if guided { guidance_scale } else { guidance_scale.min(1.0) };
             Step {
                 timestep: step.timestep,
                 denoiser: self.denoiser,
                 guidance: Guidance { scale, steering: Steering::Prompts },
                 token_merging: self.token_merging,
-                // The first step has none before it.
+                // The first step has no step before it.
                 reuse_deep_features: self.reuse_deep_features && i % 2 == 1,
             }
         };
@@ -191,7 +191,7 @@ impl PlanOption {
     }
 }
 
-/// Halfway between two noise levels, in nine decimals: so many, JSON keeps exactly.
+/// The middle of two noise levels, rounded to nine decimals, which JSON preserves exactly.
 fn between(noisier: f64, cleaner: f64) -> f64 {
     (f64::midpoint(noisier, cleaner) * 1e9).round() / 1e9
 }

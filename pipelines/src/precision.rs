@@ -1,4 +1,4 @@
-//! How exactly a model's weights are kept.
+//! The precision of a model's weights.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// The numbers that convolutions and linear layers of denoiser and VAE multiply. All else is f32: sums, norms,
-/// activations between layers, and the text encoder, so that a prompt's embedding is the same in each.
+/// The type of the factors in convolutions and linear layers of denoiser and VAE. Everything else is f32: sums, norms,
+/// activations between layers, and the text encoder. A prompt's embedding is therefore the same in each precision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As stored.
+    /// f32.
     #[default]
     F32,
-    /// Both factors rounded to bf16.
+    /// bf16: weights and inputs are rounded.
     Bf16,
 }
 
 impl Precision {
-    /// The type that weights are read as.
+    /// The type that weights are converted to when they are read.
     pub(crate) fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,

@@ -1,4 +1,4 @@
-//! Prompt to conditioning, by model family.
+//! From prompts to conditioning, for each model family.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,18 +9,18 @@ use crate::error::{Error, Result};
 use crate::manifest::Size;
 use crate::text::{ClipTextEncoder, ClipTokenizer};
 
-/// How a model turns text into conditioning.
+/// A model family, which determines how prompts become conditioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
-    /// SD1.x and SD2.x: the last token states of one text encoder.
+    /// SD1.x and SD2.x: the last layer's token states of one text encoder.
     StableDiffusion,
-    /// SDXL: the penultimate token states of two encoders side by side, the second one's pooled
-    /// embedding, and time ids.
+    /// SDXL: the penultimate layer's token states of two encoders side by side, the second encoder's pooled embedding, and time
+    /// ids.
     StableDiffusionXl,
 }
 
 impl Family {
-    /// From `_class_name` in model_index.json.
+    /// The family of a `_class_name` in model_index.json.
     pub(crate) fn from_class(class: &str) -> Result<Self> {
         match class {
             "StableDiffusionPipeline" => Ok(Self::StableDiffusion),
@@ -30,14 +30,14 @@ impl Family {
     }
 }
 
-/// Tokenizers and text encoders of one model.
+/// The tokenizers and text encoders of a model.
 #[derive(Clone)]
 pub(crate) struct PromptEncoder {
     family: Family,
     towers: Vec<(ClipTokenizer, Arc<ClipTextEncoder>)>,
-    /// SDXL: an absent negative prompt is all zeros, not the encoding of "".
+    /// Whether an absent negative prompt is all zeros instead of the encoding of "", for SDXL.
     zeros_for_absent: bool,
-    /// The encoding of "": the negative prompt of nearly every picture.
+    /// The encoding of "", which most pictures have as negative prompt.
     empty: Arc<OnceLock<EncodedPrompt>>,
 }
 
@@ -50,7 +50,7 @@ impl PromptEncoder {
         Self { family, towers, zeros_for_absent, empty: Arc::default() }
     }
 
-    /// Encodes both prompts; `size` goes into SDXL's time ids.
+    /// Encodes both prompts. SDXL's time ids contain `size`.
     pub(crate) fn encode(
         &self,
         prompt: &str,
@@ -77,7 +77,7 @@ impl PromptEncoder {
         Ok(Conditioning { prompt, negative, time_ids, source: None })
     }
 
-    /// The last tower's pooled embedding, (width,), projected where that tower has a projection.
+    /// The last tower's pooled embedding (width,), projected if the tower has a projection.
     pub(crate) fn embed(&self, text: &str, device: &Device) -> Result<Tensor> {
         let Some((tokenizer, encoder)) = self.towers.last() else {
             return Err(Error::invalid("prompt", "this model has no text encoder"));
@@ -87,7 +87,7 @@ impl PromptEncoder {
         Ok(states.projected.unwrap_or(states.pooled).squeeze(0)?)
     }
 
-    /// The suffix of that tower's folders: "" or "_2".
+    /// The suffix of the folders of the tower that [`Self::embed`] uses: "" or "_2".
     pub(crate) fn embedding_tower(&self) -> &'static str {
         match self.family {
             Family::StableDiffusion => "",
@@ -95,7 +95,7 @@ impl PromptEncoder {
         }
     }
 
-    /// One prompt, whatever it is for. That of "" is remembered.
+    /// Encodes a single prompt. The encoding of "" is stored for later calls.
     pub(crate) fn encode_one(&self, text: &str, device: &Device) -> Result<EncodedPrompt> {
         if !text.is_empty() {
             return self.encode_text(text, device);

@@ -1,20 +1,19 @@
-//! The noise schedule: how much of a latent is picture and how much noise at a timestep.
+//! Noise schedules: the shares of picture and noise in a latent at each timestep.
 //!
 //! A latent at timestep `t` is `sqrt(ᾱ(t))·x₀ + sqrt(1 − ᾱ(t))·ε` (Ho et al., 2020, eq. 4). Names and
 //! defaults are those of diffusers' `scheduler_config.json`.
 
 use serde::{Deserialize, Serialize};
-
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::unet::{check_rest, parse};
+use crate::json_config::{check_rest, parse};
 use crate::weights::hex;
 
 const FILE: &str = "scheduler/scheduler_config.json";
 
-/// Other schedulers' keys that say nothing about the noise schedule.
+/// Keys of other schedulers that do not affect the noise schedule.
 const HARMLESS: &[(&str, &str)] = &[
     ("skip_prk_steps", "any"),
     ("dynamic_thresholding_ratio", "any"),
@@ -30,11 +29,11 @@ const HARMLESS: &[(&str, &str)] = &[
     ("lambda_min_clipped", "any"),
 ];
 
-/// The timestep of a finished latent: one before 0, as diffusers counts. Its ᾱ is 1, or ᾱ(0) where
-/// the model was trained with `set_alpha_to_one = false`.
+/// The timestep of a finished latent. It is the one before 0, as in diffusers. Its ᾱ is 1, or ᾱ(0) if the configuration has
+/// `set_alpha_to_one = false`.
 pub const FINISHED: f64 = -1.0;
 
-/// What the denoiser's output stands for.
+/// What the denoiser predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prediction {
@@ -56,7 +55,7 @@ pub enum BetaSchedule {
     SquaredcosCapV2,
 }
 
-/// Which of the training timesteps a plan of N steps takes (Lin et al., 2023, table 2).
+/// The choice of training timesteps for a plan of N steps (Lin et al., 2023, table 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
@@ -64,11 +63,11 @@ pub enum Spacing {
     Leading,
     /// N timesteps from 0 to T−1, both included.
     Linspace,
-    /// T−1, T−1−T/N, …: always starts at the noisiest.
+    /// T−1, T−1−T/N, …, which always starts at the noisiest timestep.
     Trailing,
 }
 
-/// A diffusers `scheduler_config.json`, as far as DDIM reads it.
+/// The keys of a diffusers `scheduler_config.json` that DDIM uses.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct ScheduleConfig {
@@ -78,7 +77,7 @@ pub struct ScheduleConfig {
     pub beta_start: f64,
     /// β at the last timestep.
     pub beta_end: f64,
-    /// How β goes from the one to the other.
+    /// How β grows in between.
     pub beta_schedule: BetaSchedule,
     /// The β of every timestep, instead of the three values above.
     pub trained_betas: Option<Vec<f64>>,
@@ -88,16 +87,16 @@ pub struct ScheduleConfig {
     pub steps_offset: usize,
     /// Whether a finished latent has ᾱ = 1 rather than ᾱ(0).
     pub set_alpha_to_one: bool,
-    /// Which timesteps a plan takes.
+    /// The spacing of a plan's timesteps.
     pub timestep_spacing: Spacing,
     /// Zero terminal SNR: shifts ᾱ so that the last timestep is pure noise (Lin et al., 2023, algorithm 1).
     pub rescale_betas_zero_snr: bool,
-    /// Clamp the predicted x₀ to ±`clip_sample_range`; for pixel-space models. Absent it is false here,
-    /// since latents have no such range (diffusers: true).
+    /// Whether the predicted x₀ is clamped to ±`clip_sample_range`, for pixel-space models. The default here is false, because
+    /// latents have no such range; diffusers' default is true.
     pub clip_sample: bool,
     /// See `clip_sample`.
     pub clip_sample_range: f64,
-    /// Imagen's dynamic thresholding, which this engine does not do.
+    /// Imagen's dynamic thresholding, which is not supported.
     pub thresholding: bool,
 }
 
@@ -121,7 +120,7 @@ impl Default for ScheduleConfig {
     }
 }
 
-/// The configuration and the keys that it does not read.
+/// The configuration, and the file's other keys.
 #[derive(Deserialize)]
 struct ScheduleFile {
     #[serde(flatten)]
@@ -130,7 +129,7 @@ struct ScheduleFile {
     rest: Map<String, Value>,
 }
 
-/// ᾱ at every timestep, and how to walk along it.
+/// A noise schedule: ᾱ at every timestep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoiseSchedule {
     config: ScheduleConfig,
@@ -139,11 +138,10 @@ pub struct NoiseSchedule {
 }
 
 impl NoiseSchedule {
-    /// The schedule of a `scheduler_config.json`, whichever of diffusers' schedulers it names: DDIM
-    /// walks along it.
+    /// The schedule of a `scheduler_config.json`, of any of diffusers' schedulers. Only the noise schedule is used.
     ///
     /// # Errors
-    /// [`Error::Config`] where the file does not parse or asks for what DDIM cannot do here.
+    /// [`Error::Config`], if the file does not parse or needs what this DDIM does not support.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let file: ScheduleFile = parse(FILE, json, |_| Ok(()))?;
         check_rest(FILE, &file.rest, HARMLESS)?;
@@ -153,8 +151,8 @@ impl NoiseSchedule {
     /// The schedule of a configuration.
     ///
     /// # Errors
-    /// [`Error::Config`] for values that give no decreasing ᾱ, for thresholding, and for ε-prediction
-    /// with zero terminal SNR (pure noise says nothing about x₀ then).
+    /// [`Error::Config`] for values that give no decreasing ᾱ, for thresholding, and for ε-prediction with zero terminal SNR,
+    /// because then x₀ cannot be computed from pure noise.
     pub fn new(config: ScheduleConfig) -> Result<Self> {
         let bad = |reason: &str| Error::config(FILE, reason);
         if config.thresholding {
@@ -195,14 +193,14 @@ impl NoiseSchedule {
         Ok(Self { config, alpha_bars, final_alpha_bar })
     }
 
-    /// The configuration this schedule was made from.
+    /// The schedule's configuration.
     pub fn config(&self) -> &ScheduleConfig {
         &self.config
     }
 
-    /// Names the noise level of every timestep, 16 hex digits: a state of one schedule can go on under another of
-    /// the same id. A digest of what ᾱ is computed from and not of ᾱ, whose last bits differ between machines;
-    /// what the denoiser predicts and which timesteps a plan takes have no part in it.
+    /// The schedule's id, 16 hex digits. Schedules of the same id have the same noise level at every timestep, so that one can
+    /// resume states of the other. The id is a digest of the values that ᾱ is computed from, because ᾱ's own last bits differ
+    /// between machines. It does not include prediction type and spacing.
     pub fn id(&self) -> String {
         let config = &self.config;
         let mut hash = Sha256::new();
@@ -215,7 +213,7 @@ impl NoiseSchedule {
                     BetaSchedule::SquaredcosCapV2 => "squaredcos_cap_v2",
                 };
                 hash.update(format!("{name} {}", config.num_train_timesteps));
-                // The cosine has no β to start and to end at.
+                // The cosine schedule does not use these two.
                 if config.beta_schedule != BetaSchedule::SquaredcosCapV2 {
                     hash.update(config.beta_start.to_le_bytes());
                     hash.update(config.beta_end.to_le_bytes());
@@ -231,7 +229,7 @@ impl NoiseSchedule {
         self.alpha_bars.len()
     }
 
-    /// ᾱ at a timestep; linear in between two, the finished latent's below 0, the last one's above T−1.
+    /// ᾱ at a timestep, interpolated linearly. Below 0 it is that of a finished latent, above T−1 that of T−1.
     pub fn alpha_bar(&self, timestep: f64) -> f64 {
         if timestep < 0.0 {
             return self.final_alpha_bar;
@@ -243,18 +241,18 @@ impl NoiseSchedule {
         self.alpha_bars[below] * (1.0 - share) + self.alpha_bars[above] * share
     }
 
-    /// The noise level of a latent at a timestep: sqrt(1 − ᾱ), its share of noise, 0 to 1. 0 once finished.
+    /// The noise level of a latent at a timestep, which is sqrt(1 − ᾱ), from 0 to 1. It is 0 for a finished latent.
     ///
-    /// Unlike the timestep it means the same under every schedule. Its last bits differ between machines, as ᾱ's do.
+    /// Unlike a timestep it means the same in every schedule. Its last bits differ between machines, as ᾱ's do.
     pub fn noise_level(&self, timestep: f64) -> f64 {
         if timestep < 0.0 { 0.0 } else { (1.0 - self.alpha_bar(timestep)).max(0.0).sqrt() }
     }
 
-    /// The timesteps of a plan of `steps` steps, noisiest first, by the configured spacing (numpy's
-    /// rounding, half to even, as diffusers).
+    /// The timesteps of a plan of `steps` steps, noisiest first, with the configured spacing. They are rounded half to even, as
+    /// numpy and diffusers do.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `num_inference_steps` where it is 0 or more than there are timesteps.
+    /// [`Error::Invalid`] naming `num_inference_steps`, if it is 0 or more than the number of timesteps.
     pub fn timesteps(&self, steps: usize) -> Result<Vec<f64>> {
         let total = self.num_train_timesteps();
         if steps == 0 || steps > total {
@@ -267,7 +265,7 @@ impl NoiseSchedule {
                 (0..steps).rev().map(|i| (i * ratio + self.config.steps_offset) as f64).collect()
             }
             Spacing::Linspace if steps == 1 => vec![0.0],
-            // Operation by operation as numpy's linspace and arange: a half is missed by a rounding error, or not.
+            // The operations are those of numpy's linspace and arange, so that rounding errors near a half are the same.
             Spacing::Linspace => {
                 let stride = (t - 1.0) / (n - 1.0);
                 (0..steps).rev().map(|i| (i as f64 * stride).round_ties_even()).collect()
@@ -277,7 +275,7 @@ impl NoiseSchedule {
                 (0..steps).map(|i| (t + i as f64 * stride).round_ties_even() - 1.0).collect()
             }
         };
-        // With as many steps as timesteps the offset would point past the last one.
+        // With as many steps as timesteps, the offset would lead beyond the last timestep.
         Ok(timesteps.into_iter().map(|x| x.min(t - 1.0)).collect())
     }
 }
@@ -297,7 +295,7 @@ fn betas(config: &ScheduleConfig) -> Vec<f64> {
         .collect()
 }
 
-/// Lin et al., 2023, algorithm 1: sqrt(ᾱ) is shifted to end at 0 and stretched to start where it did.
+/// Lin et al., 2023, algorithm 1: shifts sqrt(ᾱ) so that it ends at 0, and scales it so that its first value is unchanged.
 fn rescale_to_zero_terminal_snr(alpha_bars: &mut [f64]) {
     let (first, last) = (alpha_bars[0].sqrt(), alpha_bars[alpha_bars.len() - 1].sqrt());
     for a in alpha_bars {

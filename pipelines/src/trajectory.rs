@@ -1,7 +1,7 @@
-//! A trajectory: one picture on its way from noise to pixels.
+//! Trajectories: a trajectory is one picture between noise and pixels.
 //!
-//! Everything the platform does is one of seven verbs on it. `snapshot`, `replan` and `fork` are here;
-//! `start`, `resume`, `step` and `finish` need the model and are [`crate::Pipeline`]'s.
+//! Everything the platform does is one of seven verbs on it. `snapshot`, `replan` and `fork` are defined here. `start`,
+//! `resume`, `step` and `finish` need the model and are methods of [`crate::Pipeline`].
 
 use std::sync::Arc;
 
@@ -13,10 +13,9 @@ use crate::error::{Error, Result};
 use crate::plan::{Denoiser, Step, StepPlan};
 use crate::schedule::FINISHED;
 
-/// A latent at one timestep: plain data that can be stored, sent and resumed from.
+/// A latent at one timestep. It is plain data, which can be stored, sent and resumed.
 ///
-/// It is identified by its timestep, not by a step number: whoever resumes it goes on with the later
-/// steps of his own plan.
+/// It has a timestep instead of a step number, so that any plan can resume it with its own later steps.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct DenoisingState {
     /// The timestep whose noise level the latent has; [`FINISHED`] after the last step.
@@ -27,7 +26,7 @@ pub struct DenoisingState {
     pub latent: Vec<f32>,
 }
 
-/// Who may share a batch: trajectories with equal keys.
+/// What trajectories must have in common to be stepped in one batch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BatchKey {
     /// The model's id.
@@ -36,17 +35,17 @@ pub struct BatchKey {
     pub denoiser: Denoiser,
     /// The latent's shape (C, H, W).
     pub latent: [usize; 3],
-    /// Tokens of the conditioning.
+    /// The number of tokens of the conditioning.
     pub tokens: usize,
 }
 
-/// One picture on its way from noise to pixels.
+/// One picture between noise and pixels.
 #[derive(Debug, Clone)]
 pub struct Trajectory {
     /// The id of the model whose latent this is.
     pub(crate) model: Arc<str>,
     pub(crate) latent: Tensor,
-    /// The finished latent as the last step predicted it.
+    /// The finished latent that the last step predicted; `None` before the first step.
     pub(crate) predicted: Option<Tensor>,
     pub(crate) timestep: f64,
     pub(crate) plan: StepPlan,
@@ -55,10 +54,10 @@ pub struct Trajectory {
 }
 
 impl Trajectory {
-    /// `snapshot`: the denoising state here. Copies the latent to the host.
+    /// `snapshot`: the present denoising state. Copies the latent to the host.
     ///
     /// # Errors
-    /// A tensor operation's.
+    /// [`Error::Tensor`].
     pub fn snapshot(&self) -> Result<DenoisingState> {
         let (c, h, w) = self.latent.dims3()?;
         Ok(DenoisingState {
@@ -68,13 +67,12 @@ impl Trajectory {
         })
     }
 
-    /// `replan`: replaces the steps still to be taken. The first of them is taken from where the
-    /// trajectory is; a plan whose first step is noisier than that is refused, for noise is only added
-    /// by `resume`, and so is an empty plan on the way.
+    /// `replan`: replaces the remaining steps. The first one starts from the trajectory's timestep.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `plan`, or `source` where a step is steered by one that the conditioning
-    /// has not.
+    /// [`Error::Invalid`] naming `plan`, if its first step is noisier than the trajectory (only `resume` adds noise), or if it
+    /// has no steps although the trajectory is not finished; or naming `source`, if a step is steered but the conditioning
+    /// has no source.
     pub fn replan(&mut self, mut plan: StepPlan) -> Result<()> {
         self.conditioning.check(&plan)?;
         if let Some(first) = plan.steps().first() {
@@ -95,28 +93,26 @@ impl Trajectory {
         Ok(())
     }
 
-    /// `fork`: a second trajectory from here, with its own conditioning and its own seed for the noise
-    /// still to come.
+    /// `fork`: a second trajectory from the present state, with its own conditioning, and its own seed for later noise.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming `source` where a step still to be taken is steered by one that the
-    /// conditioning has not.
+    /// [`Error::Invalid`] naming `source`, if a remaining step is steered but the conditioning has no source.
     pub fn fork(&self, conditioning: Arc<Conditioning>, seed: u64) -> Result<Self> {
         conditioning.check(&self.plan)?;
         Ok(Self { conditioning, seed, ..self.clone() })
     }
 
-    /// Where the trajectory is: the next step's timestep, [`FINISHED`] after the last.
+    /// The timestep of the latent, which is the next step's; [`FINISHED`] after the last step.
     pub fn timestep(&self) -> f64 {
         self.timestep
     }
 
-    /// The steps still to be taken.
+    /// The remaining steps.
     pub fn plan(&self) -> &StepPlan {
         &self.plan
     }
 
-    /// What steers it.
+    /// The trajectory's conditioning.
     pub fn conditioning(&self) -> &Arc<Conditioning> {
         &self.conditioning
     }
@@ -126,12 +122,12 @@ impl Trajectory {
         self.plan.steps().is_empty()
     }
 
-    /// The step that `step` would take next.
+    /// The next step; `None` once finished.
     pub fn next_step(&self) -> Option<&Step> {
         self.plan.steps().first()
     }
 
-    /// Who this trajectory's next step may share a batch with; `None` once finished.
+    /// The batch key of the next step; `None` once finished.
     pub fn batch_key(&self) -> Option<BatchKey> {
         let step = self.next_step()?;
         let &[c, h, w] = self.latent.dims() else { return None };
@@ -139,17 +135,17 @@ impl Trajectory {
         Some(BatchKey { model: self.model.clone(), denoiser: step.denoiser, latent: [c, h, w], tokens })
     }
 
-    /// Rows of a batch that the next step takes ([`crate::Guidance::rows`]), 0 once finished.
+    /// The rows of a batch that the next step takes ([`crate::Guidance::rows`]); 0 once finished.
     pub fn rows(&self) -> usize {
         self.next_step().map_or(0, |s| s.guidance.rows())
     }
 
-    /// Where the next step leads.
+    /// The timestep after the next step.
     pub(crate) fn timestep_after_next(&self) -> f64 {
         self.plan.steps().get(1).map_or(FINISHED, |next| next.timestep)
     }
 
-    /// The next step has been taken.
+    /// Records that the next step was taken.
     pub(crate) fn advance(&mut self, latent: Tensor, predicted: Tensor) {
         self.timestep = self.timestep_after_next();
         self.plan.pop();

@@ -1,7 +1,7 @@
 //! The autoencoder between pixels and latents: `AutoencoderKL` (Rombach et al. 2022, arXiv 2112.10752).
 //!
-//! Ours, of the UNet's blocks, because candle-transformers' keeps the mean of what it encodes to itself and only
-//! samples from it, and image-to-image must be reproducible.
+//! It consists of the UNet's blocks. candle-transformers' autoencoder is not used, because it only returns samples of an
+//! encoding and not the mean, and image-to-image must be reproducible.
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
@@ -9,32 +9,33 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::json_config::{check_rest, parse, unsupported};
 use crate::layers::{Conv2d, GroupNorm, Operators, to_picture, to_sequence};
-use crate::unet::{Attention, Downsample, NormConfig, ResnetBlock, Upsample, check_rest, parse, unsupported};
+use crate::unet::{Attention, Downsample, NormConfig, ResnetBlock, Upsample};
 
 const FILE: &str = "vae/config.json";
 
-/// An `AutoencoderKL`'s architecture.
+/// The architecture of an `AutoencoderKL`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct VaeConfig {
-    /// Channels of a picture coming in.
+    /// The channels of an input picture.
     pub in_channels: usize,
-    /// Channels of a picture going out.
+    /// The channels of an output picture.
     pub out_channels: usize,
-    /// Channels of a latent.
+    /// The channels of a latent.
     pub latent_channels: usize,
-    /// From the finest resolution to the coarsest.
+    /// The channels at each resolution, from the finest to the coarsest.
     pub block_out_channels: Vec<usize>,
-    /// ResNet blocks per resolution in the encoder (one more in the decoder).
+    /// The ResNet blocks per resolution in the encoder. The decoder has one more.
     pub layers_per_block: usize,
-    /// Groups of every group norm.
+    /// The groups of every group norm.
     pub norm_num_groups: usize,
-    /// What the denoiser's latents are multiplied by, so that their variance is about one.
+    /// The factor of the denoiser's latents, which makes their variance about one.
     pub scaling_factor: f64,
-    /// What is subtracted before that.
+    /// The number that is subtracted from a latent before it is scaled.
     pub shift_factor: f64,
-    /// Whether the middle blocks attend.
+    /// Whether the middle blocks have attention.
     pub mid_block_add_attention: bool,
     /// Whether a 1×1 convolution follows the encoder.
     pub use_quant_conv: bool,
@@ -71,14 +72,14 @@ impl Default for VaeConfig {
 const DOWN: &str = "DownEncoderBlock2D";
 const UP: &str = "UpDecoderBlock2D";
 
-/// Keys that we follow at one value only. `force_upcast` is about fp16, and we decode in f32.
+/// The keys that are supported with one value only. `force_upcast` is for fp16; this VAE decodes in f32.
 const FIXED: &[(&str, &str)] = &[("act_fn", r#""silu""#), ("sample_size", "any"), ("force_upcast", "any")];
 
 impl VaeConfig {
     /// Reads diffusers' `vae/config.json`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key where the file does not parse or asks for what this VAE cannot do.
+    /// [`Error::Config`] naming the key, if the file does not parse or needs something that is not supported.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         let config: Self = parse(FILE, bytes, |_| Ok(()))?;
         check_rest(FILE, &config.rest, FIXED)?;
@@ -102,7 +103,7 @@ impl VaeConfig {
         }
     }
 
-    /// Pixels per latent position, along each side.
+    /// The pixels per latent position along each side.
     pub fn spatial_factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
@@ -142,13 +143,13 @@ impl MidAttention {
 
 /// diffusers' `UNetMidBlock2D`.
 #[derive(Debug, Clone)]
-struct MidBlock {
+struct VaeMidBlock {
     before: ResnetBlock,
     attention: Option<MidAttention>,
     after: ResnetBlock,
 }
 
-impl MidBlock {
+impl VaeMidBlock {
     fn new(vb: VarBuilder, config: &VaeConfig) -> Result<Self> {
         let channels = config.coarsest();
         let resnet =
@@ -179,14 +180,14 @@ fn resnets(vb: VarBuilder, config: &VaeConfig, n: usize, from: usize, to: usize)
     (0..n).map(block).collect()
 }
 
-/// What ends an encoder and a decoder: norm, SiLU, convolution.
+/// The last layers of encoder and decoder: norm, SiLU, convolution.
 #[derive(Debug, Clone)]
-struct Head {
+struct OutputHead {
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
 }
 
-impl Head {
+impl OutputHead {
     fn new(vb: &VarBuilder, config: &VaeConfig, input: usize, output: usize) -> Result<Self> {
         Ok(Self {
             conv_norm_out: config.norm().load(vb.pp("conv_norm_out"), input)?,
@@ -203,8 +204,8 @@ impl Head {
 struct Encoder {
     conv_in: Conv2d,
     down: Vec<(Vec<ResnetBlock>, Option<Downsample>)>,
-    mid: MidBlock,
-    head: Head,
+    mid: VaeMidBlock,
+    head: OutputHead,
 }
 
 impl Encoder {
@@ -220,8 +221,8 @@ impl Encoder {
         Ok(Self {
             conv_in: Conv2d::same(vb.pp("conv_in"), config.in_channels, config.finest())?,
             down: (0..widths.len()).map(block).collect::<Result<_>>()?,
-            mid: MidBlock::new(vb.pp("mid_block"), config)?,
-            head: Head::new(&vb, config, config.coarsest(), 2 * config.latent_channels)?,
+            mid: VaeMidBlock::new(vb.pp("mid_block"), config)?,
+            head: OutputHead::new(&vb, config, config.coarsest(), 2 * config.latent_channels)?,
         })
     }
 
@@ -242,9 +243,9 @@ impl Encoder {
 #[derive(Debug, Clone)]
 struct Decoder {
     conv_in: Conv2d,
-    mid: MidBlock,
+    mid: VaeMidBlock,
     up: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
-    head: Head,
+    head: OutputHead,
 }
 
 impl Decoder {
@@ -259,9 +260,9 @@ impl Decoder {
         };
         Ok(Self {
             conv_in: Conv2d::same(vb.pp("conv_in"), config.latent_channels, config.coarsest())?,
-            mid: MidBlock::new(vb.pp("mid_block"), config)?,
+            mid: VaeMidBlock::new(vb.pp("mid_block"), config)?,
             up: (0..widths.len()).map(block).collect::<Result<_>>()?,
-            head: Head::new(&vb, config, config.finest(), config.out_channels)?,
+            head: OutputHead::new(&vb, config, config.finest(), config.out_channels)?,
         })
     }
 
@@ -293,10 +294,10 @@ pub struct Vae {
 }
 
 impl Vae {
-    /// Reads the weights under `vb`, whose root holds `encoder` and `decoder`. The model computes in `vb`'s type.
+    /// Reads the weights `encoder` and `decoder` under `vb`. The model computes in `vb`'s type.
     ///
     /// # Errors
-    /// [`Error::Tensor`] naming the tensor that is missing or of another shape.
+    /// [`Error::Tensor`] naming a tensor that is missing or has another shape.
     pub fn new(config: VaeConfig, vb: VarBuilder) -> Result<Self> {
         let conv = |name: &str, channels: usize| Conv2d::point(vb.pp(name), channels, channels);
         let latent = config.latent_channels;
@@ -320,8 +321,8 @@ impl Vae {
         &self.config
     }
 
-    /// Latents as the denoiser has them, (B, C, h, w), to pictures (B, 3, H, W), nominally in [-1, 1] and not
-    /// clamped; H and W are [`VaeConfig::spatial_factor`] times h and w. Undoes scaling and shift first.
+    /// Decodes the denoiser's latents (B, C, h, w) to pictures (B, 3, H, W). H and W are [`VaeConfig::spatial_factor`] times h and
+    /// w. The values are nominally in [-1, 1], but not clamped.
     ///
     /// # Errors
     /// [`Error::Tensor`].
@@ -333,9 +334,9 @@ impl Vae {
         Ok(self.operators.run(decode)?.to_dtype(dtype)?.contiguous()?)
     }
 
-    /// Pictures (B, 3, H, W) in [-1, 1], sides multiples of [`VaeConfig::spatial_factor`], to the mean of their
-    /// latents (B, C, h, w), shifted and scaled as the denoiser wants them. The mean and not a sample, so that the
-    /// same picture always gives the same latent.
+    /// Encodes pictures (B, 3, H, W) in [-1, 1] to the denoiser's latents (B, C, h, w). H and W must be multiples of
+    /// [`VaeConfig::spatial_factor`]. The latents are the means of the encodings, so that the same picture always has the same
+    /// latent.
     ///
     /// # Errors
     /// [`Error::Tensor`].

@@ -1,5 +1,5 @@
-//! Weights out of safetensors files, tensor by tensor: a model is never in memory twice, and no file is
-//! mapped (a mapped file that another process truncates ends this one).
+//! Reading weights from safetensors files, tensor by tensor, so that a model is never in memory twice. Files are not mapped
+//! into memory, because this process would crash if another process truncated a mapped file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,18 +14,18 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// The longest header that is believed, as in the safetensors crate.
+/// The longest header that is read, as in the safetensors crate.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Where a safetensors file's bytes are.
-pub(crate) enum Source {
+/// The bytes of a safetensors file.
+pub(crate) enum ByteSource {
     Embedded(&'static [u8]),
-    /// One handle for verification and reading: a file renamed over it meanwhile does not get in.
+    /// The same handle is used for verification and reading, so that the file cannot be replaced in between.
     File(Mutex<File>),
 }
 
-impl Source {
-    /// sha256 in hex of the whole file.
+impl ByteSource {
+    /// The SHA-256 of the whole file, in hex.
     pub(crate) fn digest(&self) -> std::io::Result<String> {
         let mut hash = Sha256::new();
         match self {
@@ -52,7 +52,7 @@ impl Source {
         }
     }
 
-    /// The bytes from `start` to `end`, which must lie within the file.
+    /// Calls `f` with the bytes from `start` to `end`, which must be within the file.
     fn read<T>(&self, start: u64, end: u64, f: impl FnOnce(&[u8]) -> T) -> std::io::Result<T> {
         match self {
             Self::Embedded(bytes) => {
@@ -70,23 +70,23 @@ impl Source {
     }
 }
 
-/// sha256 and the like in hex.
+/// Bytes as hex digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// One or more safetensors files (shards) as a source of tensors.
-struct Weights {
-    shards: Vec<Source>,
-    /// Tensor -> its shard, where the shard's data begins, and what it is.
+/// One or more safetensors files (shards), as a backend of candle's `VarBuilder`.
+struct WeightFiles {
+    shards: Vec<ByteSource>,
+    /// For each tensor: its shard, the offset of the shard's data, and the tensor's type, shape and offsets.
     tensors: HashMap<String, (usize, u64, TensorInfo)>,
 }
 
-/// A component's weights, as f32.
+/// Opens a component's weights. They are read as f32 by default.
 ///
 /// # Errors
-/// [`Error::Config`] naming a file that is not safetensors.
-pub(crate) fn open(files: Vec<(String, Source)>, device: &Device) -> Result<VarBuilder<'static>> {
+/// [`Error::Config`] naming a file that is not a safetensors file.
+pub(crate) fn open(files: Vec<(String, ByteSource)>, device: &Device) -> Result<VarBuilder<'static>> {
     let (mut shards, mut tensors) = (Vec::new(), HashMap::new());
     for (name, source) in files {
         let damaged =
@@ -102,11 +102,11 @@ pub(crate) fn open(files: Vec<(String, Source)>, device: &Device) -> Result<VarB
         }
         shards.push(source);
     }
-    Ok(VarBuilder::from_backend(Box::new(Weights { shards, tensors }), DType::F32, device.clone()))
+    Ok(VarBuilder::from_backend(Box::new(WeightFiles { shards, tensors }), DType::F32, device.clone()))
 }
 
-/// Where the data begins, and the header.
-fn header(source: &Source) -> std::result::Result<(u64, Metadata), String> {
+/// The offset of the data, and the header.
+fn header(source: &ByteSource) -> std::result::Result<(u64, Metadata), String> {
     let text = |e: std::io::Error| e.to_string();
     let mut length = [0; 8];
     source.read(0, 8, |bytes| length.copy_from_slice(bytes)).map_err(text)?;
@@ -118,7 +118,7 @@ fn header(source: &Source) -> std::result::Result<(u64, Metadata), String> {
     Ok((8 + length, metadata.map_err(|e| e.to_string())?))
 }
 
-impl SimpleBackend for Weights {
+impl SimpleBackend for WeightFiles {
     fn get(
         &self,
         shape: Shape,
@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn load(bytes: &'static [u8]) -> Result<VarBuilder<'static>> {
-        open(vec![("unet/x.safetensors".into(), Source::Embedded(bytes))], &Device::Cpu)
+        open(vec![("unet/x.safetensors".into(), ByteSource::Embedded(bytes))], &Device::Cpu)
     }
 
     #[test]
@@ -178,8 +178,8 @@ mod tests {
         let path =
             std::env::temp_dir().join(format!("pentimento-weights-{}.safetensors", std::process::id()));
         std::fs::write(&path, bytes).unwrap();
-        let disk = Source::File(Mutex::new(File::open(&path).unwrap()));
-        assert_eq!(disk.digest().unwrap(), Source::Embedded(bytes).digest().unwrap());
+        let disk = ByteSource::File(Mutex::new(File::open(&path).unwrap()));
+        assert_eq!(disk.digest().unwrap(), ByteSource::Embedded(bytes).digest().unwrap());
         let disk = open(vec![("x".into(), disk)], &Device::Cpu).unwrap();
         std::fs::remove_file(path).unwrap();
         for weights in [load(bytes).unwrap(), disk] {

@@ -1,4 +1,5 @@
-//! What a step asks of the allocator, once warm.
+//! The allocations of a warm denoising step. This test is a binary of its own, because it counts with a global allocator
+//! and other tests in the process would be counted too.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -9,19 +10,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use mimalloc::MiMalloc;
 use pentimento_pipelines::{Components, Device, Model, NoiseSource, Pipeline, Size};
 
-/// The binary's allocator, counted.
+/// The allocator of the `pentimento` binary, with counters.
 struct Counted;
 
 #[global_allocator]
 static ALLOCATOR: Counted = Counted;
 
-/// Blocks of more than [`LARGE`] bytes that were asked for.
+/// The number of allocated blocks of more than [`LARGE`] bytes.
 static BLOCKS: AtomicUsize = AtomicUsize::new(0);
 static LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);
 static MOST_LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);
 const LARGE: usize = 4096;
 
-// SAFETY: every call is handed to mimalloc as it came; the counts touch no memory but their own.
+// SAFETY: every call is passed to mimalloc unchanged. The counters are atomics of their own.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         BLOCKS.fetch_add(usize::from(layout.size() > LARGE), Relaxed);
@@ -38,17 +39,17 @@ unsafe impl GlobalAlloc for Counted {
     }
 }
 
-/// Pages that the kernel had to give this process. Without Linux' procfs, `None`.
+/// The process's minor page faults; `None` without Linux' procfs.
 fn page_faults() -> Option<usize> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // After the name in parentheses: state, five numbers, flags, then minor faults.
+    // The name in parentheses is followed by the state, five numbers, the flags and the minor faults.
     stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }
 
-/// candle's tensors own their memory, so that every operator's result is a block. What must hold: it is a fixed number
-/// of blocks per step, the memory of one step serves the next, and the kernel is not asked for any.
+/// Every operator's result is a block, because candle's tensors own their memory. The number of blocks per step must be
+/// constant, and each step must use the memory of the step before instead of new memory from the kernel.
 #[test]
-fn steps_live_on_the_memory_of_those_before() {
+fn steps_use_the_memory_of_earlier_steps() {
     let pipeline =
         Pipeline::load(&Model::find("storybook").unwrap(), &Components::default(), &Device::Cpu).unwrap();
     let size = Size { width: 64, height: 64 };
@@ -72,15 +73,15 @@ fn steps_live_on_the_memory_of_those_before() {
     let steps: Vec<_> = (0..20).map(|_| step()).collect();
     println!("per step: (blocks over {LARGE} bytes, bytes kept, page faults, bytes needed) {:?}", steps[0]);
     let faults: usize = steps.iter().map(|s| s.2).sum();
-    // 409 at present: results of 205 operators, their scratch, candle's own operators in between. Copies added to every
-    // block of the network would be seen.
+    // It is 409 at present: the results of 205 operators, their scratch memory, and candle's own operators. An additional
+    // copy per block of the network would exceed the limit.
     assert!(steps.iter().all(|s| s.0 == steps[0].0 && s.0 <= 450), "{steps:?}");
-    // Other threads free some bytes a step later than others.
+    // Other threads may free some bytes one step later.
     let kept: isize = steps.iter().map(|s| s.1).sum();
     assert!(kept < 1024, "{kept} bytes are kept: {steps:?}");
     assert!(steps.iter().all(|s| s.3 < 8 << 20), "{steps:?}");
-    // Where each step's memory were new to the process, all its pages would be. On a crowded machine the allocator gives
-    // some back between two steps.
+    // If each step used new memory, all its pages would be faults. The allocator may return some pages between two steps,
+    // so some faults are allowed.
     let all: usize = steps.iter().map(|s| s.3 / 4096).sum();
     assert!(faults < all / 5, "{faults} pages were asked for in {} steps, which need {all}", steps.len());
 }

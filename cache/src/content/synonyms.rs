@@ -1,45 +1,44 @@
-//! Words that an operator declares to mean the same.
+//! Synonyms: words that an operator declares to mean the same.
 //!
-//! A synonym counts as the first word of its group. That is decided when two prompts are compared, not when a prompt is
-//! stored: so a change of the groups holds for pictures that are stored already, and what no longer means the same is
-//! no longer found.
+//! Each synonym counts as the first word of its group. This is applied when two prompts are compared, not when a prompt is
+//! stored, so that a change of the groups also holds for stored pictures.
 
 use std::collections::HashMap;
 
-use super::{Content, PARTING, hash, same_content, words};
+use super::{Content, SEPARATOR, hash, same_content, words};
 
-/// Most groups, and most words of one. Groups come from a file or an admin request, whose size they bound: 256 groups of
-/// 16 words are far more than a person lists.
+/// The most groups, and the most words of a group. They bound the size of a file or an admin request. 256 groups of 16
+/// words are far more than a person lists.
 const MOST_GROUPS: usize = 256;
 const MOST_WORDS: usize = 16;
-/// Longest word, in bytes.
+/// The longest word, in bytes.
 const LONGEST_WORD: usize = 64;
 
-/// Why a list of groups is refused.
+/// The reason why a list of groups is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SynonymError {
-    /// More groups, or a larger one, than there may be; or a group of fewer than two words.
+    /// There are too many groups, a group is too large or has fewer than two words, or a word is too long.
     #[error("at most {MOST_GROUPS} groups of 2 to {MOST_WORDS} words of at most {LONGEST_WORD} bytes each")]
     Size,
-    /// Not one plain word.
+    /// A synonym is not a single plain word.
     #[error(
         "{0:?} is not one word that may stand for another: no phrases, articles, numbers, words of place or negations"
     )]
     Word(String),
-    /// A word that stands twice.
-    #[error("{0:?} stands more than once")]
+    /// A word occurs more than once.
+    #[error("{0:?} occurs more than once")]
     Twice(String),
 }
 
 /// Groups of words that mean the same, as keyed hashes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Synonyms {
-    /// From each word of a group to the group's first.
+    /// The first word of the group of each word.
     firsts: HashMap<u64, u64>,
 }
 
 impl Synonyms {
-    /// From groups of words, in any case and spelling. `key` is the one that [`Content::of`] is given.
+    /// The synonyms of groups of words, in any case and spelling. `key` must be the key given to [`Content::of`].
     ///
     /// # Errors
     /// [`SynonymError`]
@@ -63,7 +62,7 @@ impl Synonyms {
         Ok(Self { firsts })
     }
 
-    /// As [`same_content`], where a word and its synonym are one word.
+    /// [`same_content`] with each word replaced by the first of its group.
     pub fn same_content(&self, a: &Content, b: &Content) -> bool {
         if self.firsts.is_empty() || a.literal || b.literal {
             return same_content(a, b);
@@ -75,11 +74,11 @@ impl Synonyms {
         let words: Vec<u64> =
             content.words.iter().map(|word| *self.firsts.get(word).unwrap_or(word)).collect();
         match words.split_first() {
-            // A list without an order was ordered by its own words.
-            Some((&PARTING, list)) => {
-                let mut things: Vec<&[u64]> = list.split(|word| *word == PARTING).collect();
+            // The list was sorted by its own words. It is sorted again by the first words of their groups.
+            Some((&SEPARATOR, list)) => {
+                let mut things: Vec<&[u64]> = list.split(|word| *word == SEPARATOR).collect();
                 things.sort();
-                [&[PARTING], things.join(&PARTING).as_slice()].concat()
+                [&[SEPARATOR], things.join(&SEPARATOR).as_slice()].concat()
             }
             _ => words,
         }

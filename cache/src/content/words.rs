@@ -1,14 +1,18 @@
-//! From a prompt to the words that carry its meaning. Only what cannot change a picture is taken away.
+//! Extracts the meaningful words of a prompt. It removes only words that cannot change the picture.
 //!
-//! What stays, and why: prepositions, numbers, sides and negations are the picture's layout; "and" and
-//! commas part phrases ("chocolate and milk", "chocolate milk"); a plural s is a count; copulas bind ("the snow is
-//! white", "snow white") save where a place follows. Known limit: "the" and "a" are one at the start of a phrase, and
-//! so are small and capital letters, so names ("the White House", "a white house") are not told apart.
+//! What stays, and why:
+//! - Prepositions, numbers, sides and negations describe the picture's layout.
+//! - "and" and commas separate phrases: "chocolate and milk" is not "chocolate milk".
+//! - A plural s is a number.
+//! - Copulas bind, unless a place follows: "the snow is white" is not "snow white".
+//!
+//! Known limit: "the" and "a" are the same at the start of a phrase, and so are small and capital letters. Names are
+//! therefore not recognised: "the White House" is the same as "a white house".
 
 use unicode_segmentation::UnicodeSegmentation;
 
-/// What parts two phrases.
-pub const PARTING: &str = ",";
+/// The separator of two phrases.
+pub const SEPARATOR: &str = ",";
 
 const ARTICLES: &[&str] = &["a", "an", "the"];
 /// Words of place.
@@ -17,16 +21,16 @@ const PLACING: &[&str] = &[
     "behind", "before", "beside", "near", "inside", "outside", "across", "along", "around", "between",
     "among", "against", "through", "towards", "up", "down",
 ];
-/// Before these an article is a quantity: "a few trees", "few trees".
+/// Words before which an article changes the quantity: "a few trees" is not "few trees".
 const QUANTITIES: &[&str] = &["few", "little", "lot", "bit", "couple", "number"];
-/// Adjectives that a plain list's nouns may have.
+/// Adjectives that the nouns of a plain list may have.
 const ADJECTIVES: &[&str] = &[
     "red", "orange", "yellow", "green", "blue", "purple", "violet", "pink", "brown", "white", "black",
     "grey", "golden", "silver", "small", "little", "tiny", "big", "large", "huge", "old", "young", "tall",
 ];
 const NUMBERS: &[&str] =
     &["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
-/// A prompt with one of these asks for letters in the picture: there every sign counts.
+/// Words that ask for letters in the picture. In a prompt with one of them every character counts.
 const WRITING: &[&str] = &[
     "say",
     "says",
@@ -61,8 +65,8 @@ const WRITING: &[&str] = &[
     "font",
 ];
 
-/// The words of a prompt that carry its meaning, in order, parted by [`PARTING`]; `None` where the prompt quotes or asks
-/// for letters.
+/// The meaningful words of a prompt in order, with [`SEPARATOR`] between phrases. `None` if the prompt quotes or asks for
+/// letters.
 pub fn meaningful(prompt: &str) -> Option<Vec<String>> {
     let words = split(prompt)?;
     let words = without_opening(&words);
@@ -70,8 +74,8 @@ pub fn meaningful(prompt: &str) -> Option<Vec<String>> {
     Some(reduce(&words))
 }
 
-/// The one word that `text` is, as [`meaningful`] spells it; `None` where it is none, or a word that others bind by: an
-/// article, a word of place, a number, a negation, a word that asks for letters.
+/// The single word in `text`, as [`meaningful`] spells it. `None` if `text` is not a single word, or if the word is an
+/// article, a word of place, a number, a negation or a word that asks for letters.
 pub fn plain_word(text: &str) -> Option<String> {
     const BINDING: &[&str] = &[
         "with", "without", "not", "only", "there", "is", "are", "that", "which", "left", "right", "front",
@@ -82,10 +86,10 @@ pub fn plain_word(text: &str) -> Option<String> {
     let binds =
         [ARTICLES, PLACING, QUANTITIES, NUMBERS, BINDING].iter().any(|list| list.contains(&word.as_str()));
     let lettered = word.chars().all(char::is_alphabetic);
-    (lettered && !binds && word != PARTING).then_some(word)
+    (lettered && !binds && word != SEPARATOR).then_some(word)
 }
 
-/// Lower-case words and partings; `None` where the prompt quotes or asks for letters.
+/// The prompt's words in lower case, and separators. `None` if the prompt quotes or asks for letters.
 fn split(prompt: &str) -> Option<Vec<String>> {
     let text = prompt.to_lowercase().replace('’', "'");
     let mut words: Vec<String> = Vec::new();
@@ -94,28 +98,28 @@ fn split(prompt: &str) -> Option<Vec<String>> {
             "'" | "\"" | "`" | "‘" | "“" | "”" | "„" | "«" | "»" | "‹" | "›" => return None,
             word if WRITING.contains(&word) => return None,
             "," | ";" | "." | ":" | "!" | "?" | "(" | ")" | "…" | "、" | "。" | "，" | "&" | "and" => {
-                part(&mut words)
+                separate(&mut words)
             }
             space if space.trim().is_empty() => {
                 if space.contains(['\n', '\r']) {
-                    part(&mut words)
+                    separate(&mut words)
                 }
             }
             word => words.extend(spelled(word)),
         }
     }
-    words.pop_if(|last| last == PARTING);
+    words.pop_if(|last| last == SEPARATOR);
     Some(words)
 }
 
-/// One parting between words, none before the first.
-fn part(words: &mut Vec<String>) {
-    if words.last().is_some_and(|last| last != PARTING) {
-        words.push(PARTING.into());
+/// Adds a separator, unless there is no word yet or the last one is a separator.
+fn separate(words: &mut Vec<String>) {
+    if words.last().is_some_and(|last| last != SEPARATOR) {
+        words.push(SEPARATOR.into());
     }
 }
 
-/// One spelling where there are several of one word: only words that mean the same wherever they stand.
+/// Unifies the spelling of a word. It covers only words that mean the same in every context.
 fn spelled(word: &str) -> Vec<String> {
     let one = |word: &str| vec![word.to_string()];
     match word {
@@ -135,7 +139,7 @@ fn spelled(word: &str) -> Vec<String> {
     }
 }
 
-/// What follows "please show me a picture of" and the like.
+/// The words after an opening such as "please show me a picture of".
 fn without_opening(words: &[String]) -> &[String] {
     let mut rest = words;
     take(&mut rest, &["please", "kindly"]);
@@ -167,11 +171,13 @@ fn take(words: &mut &[String], any: &[&str]) -> bool {
     found
 }
 
-/// A list of nothing but things with their own article or number and adjectives means the same in every
-/// order, so it gets one. Any other word might bind across the list ("a boat left of a house and a tree").
-/// A parting in front marks such a list: in "a red house and tree", which is none, the order binds.
+/// Sorts a plain list, whose order means nothing, and marks it with a separator in front. `None` for other prompts.
+///
+/// In a plain list every item has an article or a number, then adjectives, then a noun. Any other word might bind across
+/// items, as in "a boat left of a house and a tree". "a red house and tree" is not a plain list either, because "red" may
+/// belong to both items.
 fn plain_list(words: &[String]) -> Option<Vec<String>> {
-    let mut things: Vec<&[String]> = words.split(|word| word == PARTING).collect();
+    let mut things: Vec<&[String]> = words.split(|word| word == SEPARATOR).collect();
     let adjective = |word: &String| ADJECTIVES.contains(&word.as_str());
     let is_plain = |thing: &&[String]| match thing {
         [first, adjectives @ .., noun] => {
@@ -183,34 +189,34 @@ fn plain_list(words: &[String]) -> Option<Vec<String>> {
         _ => false,
     };
     (things.len() > 1 && things.iter().all(is_plain)).then(|| {
-        // By what follows the article, so that "the" and "a" do not change the order.
+        // The article is not compared, so that "the" and "a" do not change the order.
         things.sort_by_key(|thing| match ARTICLES.contains(&thing[0].as_str()) {
             true => &thing[1..],
             false => thing,
         });
         things.insert(0, &[]);
-        things.join(&PARTING.to_string())
+        things.join(&SEPARATOR.to_string())
     })
 }
 
-/// Takes away articles, copulas and relative pronouns where nothing depends on them. Behind another word an
-/// article tells one phrase from another ("in the front of", "only the house"), so there one of them stays.
+/// Removes articles, copulas and relative pronouns that do not change the meaning. After another word an article does
+/// ("in the front of", "only the house"), so there it is replaced by "the".
 fn reduce(words: &[String]) -> Vec<String> {
     let mut kept: Vec<String> = Vec::with_capacity(words.len());
     for (i, word) in words.iter().enumerate() {
-        let next = words.get(i + 1).map_or(PARTING, String::as_str);
-        let after_next = words.get(i + 2).map_or(PARTING, String::as_str);
-        let last = kept.last().map_or(PARTING, String::as_str);
+        let next = words.get(i + 1).map_or(SEPARATOR, String::as_str);
+        let after_next = words.get(i + 2).map_or(SEPARATOR, String::as_str);
+        let last = kept.last().map_or(SEPARATOR, String::as_str);
         match word.as_str() {
-            article if ARTICLES.contains(&article) && next != PARTING => {
+            article if ARTICLES.contains(&article) && next != SEPARATOR => {
                 if QUANTITIES.contains(&next) {
                     kept.push(article.into());
-                } else if ![PARTING, "with", "without"].contains(&last) {
+                } else if ![SEPARATOR, "with", "without"].contains(&last) {
                     kept.push("the".into());
                 }
             }
-            "there" if last == PARTING && ["is", "are"].contains(&next) && after_next != PARTING => {}
-            "is" | "are" if i > 0 && words[i - 1] == "there" && last == PARTING && next != PARTING => {}
+            "there" if last == SEPARATOR && ["is", "are"].contains(&next) && after_next != SEPARATOR => {}
+            "is" | "are" if i > 0 && words[i - 1] == "there" && last == SEPARATOR && next != SEPARATOR => {}
             "that" | "which" if ["is", "are"].contains(&next) && PLACING.contains(&after_next) => {}
             "is" | "are" if PLACING.contains(&next) => {}
             "without" if last == "with" => {
@@ -249,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_nothing_is_taken_away() {
+    fn meaningless_words_are_removed() {
         same(&[
             "a red house",
             "Red house.",

@@ -1,10 +1,9 @@
-//! What every [`PromptIndex`] must do. Each function takes a maker of empty indexes;
-//! [`everything`] runs them all.
+//! The conformance suite: tests that every [`PromptIndex`] must pass. [`run_all`] runs them.
 #![allow(clippy::unwrap_used)] // A failed test panics.
 
 use std::ops::RangeInclusive;
 
-use super::{ExactHit, Filter, Holding, IndexError, PromptIndex, Sought};
+use super::{ExactHit, Filter, Holding, IndexError, PromptIndex, SearchFilter};
 use crate::content::Content;
 use crate::entry::{
     Compatibility, Entry, EntryId, FINISHED, Kept, KeptPicture, PaintedPlan, Part, ResumedFrom, Scope,
@@ -13,12 +12,12 @@ use crate::entry::{
 
 const ANY_GUIDANCE: RangeInclusive<f32> = 0.0..=f32::MAX;
 
-/// Runs the whole suite. `make` returns a new, empty index every time, and what must live as long as it:
-/// a directory, a server.
+/// Runs the whole suite. Each call of `make` returns a new, empty index, and a guard that must live as long as the index:
+/// its directory or its server.
 ///
 /// # Panics
-/// Where the index does not do what it must.
-pub async fn everything<I: PromptIndex, Place>(make: impl AsyncFn() -> (I, Place)) {
+/// If the index fails a test.
+pub async fn run_all<I: PromptIndex, Guard>(make: impl AsyncFn() -> (I, Guard)) {
     an_entry_is_found_until_it_is_removed(&make().await.0).await;
     the_nearest_come_first(&make().await.0).await;
     only_compatible_entries_are_found(&make().await.0).await;
@@ -30,10 +29,10 @@ pub async fn everything<I: PromptIndex, Place>(make: impl AsyncFn() -> (I, Place
     an_entry_may_change(&make().await.0).await;
     only_what_holds_is_found(&make().await.0).await;
     let (one, another) = (make().await, make().await);
-    assert_ne!(one.0.name(), another.0.name(), "a name is one index's only");
+    assert_ne!(one.0.name(), another.0.name(), "names are unique");
 }
 
-/// A plain entry: named `n`, of the specification `n`, with an intermediate state, the finished latent and a picture.
+/// An entry of id `n` and specification `n`, with an intermediate state, the finished latent and a picture.
 pub fn entry(n: u128, scope: &Scope, embedding: Vec<f32>) -> Entry {
     let kept = |timestep: f64, share: f32| Kept { timestep, share, bytes: 100, uses: 0 };
     Entry {
@@ -58,19 +57,19 @@ pub fn entry(n: u128, scope: &Scope, embedding: Vec<f32>) -> Entry {
     }
 }
 
-/// A specification's hash.
+/// The specification hash that holds `n`.
 pub fn specification(n: u128) -> SpecificationHash {
     let mut bytes = [0; 32];
     bytes[..16].copy_from_slice(&n.to_le_bytes());
     SpecificationHash::new(bytes)
 }
 
-/// A namespace of a tenant.
+/// The scope of a namespace of a tenant.
 pub fn scope(tenant: &str, namespace: &str) -> Scope {
     Scope { tenant: tenant.into(), namespace: namespace.into() }
 }
 
-/// A compatibility that differs by its embedder alone.
+/// A compatibility; two of them differ in their embedder only.
 pub fn compatibility(embedder: &str) -> Compatibility {
     Compatibility {
         latent_space: "space".into(),
@@ -94,13 +93,13 @@ async fn add(index: &impl PromptIndex, entry: Entry) {
 
 async fn found(index: &impl PromptIndex, scope: &Scope, embedding: &[f32], n: usize) -> Vec<EntryId> {
     let compatibility = compatibility("embedder");
-    let sought = Sought {
+    let filter = SearchFilter {
         scope,
         compatibility: &compatibility,
         guidance_scale: ANY_GUIDANCE,
         holding: Holding::Anything,
     };
-    let near = index.search(&sought, embedding, n).await.unwrap();
+    let near = index.search(&filter, embedding, n).await.unwrap();
     near.into_iter().map(|near| near.entry.id).collect()
 }
 
@@ -133,13 +132,13 @@ async fn the_nearest_come_first(index: &impl PromptIndex) {
     index.remove(&EntryId::new(10)).await.unwrap();
     assert_eq!(found(index, &scope, &at_angle(20.5), 3).await, names(&[11, 9, 12]));
     let compatibility = compatibility("embedder");
-    let sought = Sought {
+    let filter = SearchFilter {
         scope: &scope,
         compatibility: &compatibility,
         guidance_scale: ANY_GUIDANCE,
         holding: Holding::Anything,
     };
-    let near = index.search(&sought, &at_angle(22.0), 2).await.unwrap();
+    let near = index.search(&filter, &at_angle(22.0), 2).await.unwrap();
     assert!((near[0].similarity - 1.0).abs() < 1e-3, "the cosine of equal vectors");
     assert!((near[1].similarity - 2.0f32.to_radians().cos()).abs() < 1e-3 || near[1].similarity < 1.0);
 }
@@ -154,19 +153,19 @@ async fn only_compatible_entries_are_found(index: &impl PromptIndex) {
     add(index, strong).await;
     add(index, entry(3, &scope, at_angle(50.0))).await;
     let compatibility = compatibility("embedder");
-    let sought = Sought {
+    let filter = SearchFilter {
         scope: &scope,
         compatibility: &compatibility,
         guidance_scale: 3.0..=5.0,
         holding: Holding::Anything,
     };
-    let near = index.search(&sought, &at_angle(0.0), 5).await.unwrap();
+    let near = index.search(&filter, &at_angle(0.0), 5).await.unwrap();
     let names: Vec<_> = near.into_iter().map(|near| near.entry.id).collect();
     assert_eq!(names, [EntryId::new(3)]);
 }
 
 async fn no_scope_sees_another(index: &impl PromptIndex) {
-    // Names that a careless concatenation would mix up.
+    // Scopes whose concatenated names are equal.
     let scopes = [scope("a", "bc"), scope("ab", "c"), scope("abc", ""), scope("", "abc"), scope("a", "")];
     for (n, of) in scopes.iter().enumerate() {
         let mut one = entry(n as u128, of, at_angle(0.0));
@@ -206,7 +205,7 @@ async fn uses_are_counted(index: &impl PromptIndex) {
     let after = index.get(&one.id).await.unwrap().unwrap();
     assert_eq!((after.kept(801.0).unwrap().uses, after.kept(FINISHED).unwrap().uses), (3, 0));
     assert_eq!(after.picture.unwrap().uses, 7);
-    assert_eq!(after.last_used, 5000, "time does not run backwards");
+    assert_eq!(after.last_used, 5000, "the last use is never set back");
 }
 
 async fn a_scan_sees_every_entry_once(index: &impl PromptIndex) {
@@ -248,7 +247,7 @@ async fn impossible_embeddings_are_refused(index: &impl PromptIndex) {
         vec![1.0, 0.0, 0.0, 0.0, 0.0],
     ];
     let compatibility = compatibility("embedder");
-    let sought = Sought {
+    let filter = SearchFilter {
         scope: &scope,
         compatibility: &compatibility,
         guidance_scale: ANY_GUIDANCE,
@@ -257,7 +256,7 @@ async fn impossible_embeddings_are_refused(index: &impl PromptIndex) {
     for embedding in impossible {
         let refused = index.upsert(entry(2, &scope, embedding.clone())).await;
         assert!(matches!(refused, Err(IndexError::Embedding(_))), "{embedding:?}: {refused:?}");
-        let refused = index.search(&sought, &embedding, 3).await;
+        let refused = index.search(&filter, &embedding, 3).await;
         assert!(matches!(refused, Err(IndexError::Embedding(_))), "{embedding:?}");
     }
     assert_eq!(index.get(&EntryId::new(2)).await.unwrap(), None);
@@ -298,9 +297,13 @@ async fn only_what_holds_is_found(index: &impl PromptIndex) {
     }
     let compatibility = compatibility("embedder");
     let nearest = async |holding, n| {
-        let sought =
-            Sought { scope: &scope, compatibility: &compatibility, guidance_scale: ANY_GUIDANCE, holding };
-        let near = index.search(&sought, &at_angle(0.0), n).await.unwrap();
+        let filter = SearchFilter {
+            scope: &scope,
+            compatibility: &compatibility,
+            guidance_scale: ANY_GUIDANCE,
+            holding,
+        };
+        let near = index.search(&filter, &at_angle(0.0), n).await.unwrap();
         near.into_iter().map(|near| near.entry.id).collect::<Vec<_>>()
     };
     let names = |ns: &[u128]| ns.iter().map(|&n| EntryId::new(n)).collect::<Vec<_>>();
@@ -308,7 +311,11 @@ async fn only_what_holds_is_found(index: &impl PromptIndex) {
     assert_eq!(nearest(Holding::Source, 4).await, names(&[0, 2, 3, 5]));
     assert_eq!(nearest(Holding::WholePicture, 4).await, names(&[0, 1, 3, 4]));
     assert_eq!(nearest(Holding::WholePicture, 100).await.len(), 40);
-    assert_eq!(index.exact(&scope, &specification(2)).await.unwrap(), None, "its whole picture is not kept");
+    assert_eq!(
+        index.exact(&scope, &specification(2)).await.unwrap(),
+        None,
+        "its whole picture is not stored"
+    );
 
     let mut changed = index.get(&EntryId::new(0)).await.unwrap().unwrap();
     changed.states.retain(Kept::is_finished);

@@ -1,8 +1,7 @@
-//! The database file under the embedded index: its tables, and how it is opened, again too after an error
-//! of the disk.
+//! The database file of the embedded index: its tables, and how it is opened and reopened.
 //!
-//! After one such error the database refuses everything until it is opened anew, so a disk that was full for
-//! a moment would end the cache. [`DatabaseFile::reopen`] opens it anew, ever more rarely while that fails.
+//! After a disk error the database refuses every operation until it is reopened. Without that, a disk that was full for
+//! a moment would disable the cache for good. [`DatabaseFile::reopen`] reopens it, with growing pauses while that fails.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,36 +13,36 @@ use redb::{
     WriteTransaction,
 };
 
-use super::{IndexError, check_embedding};
+use super::prompt_index::{IndexError, check_embedding};
 use crate::entry::{Entry, EntryId};
 
-/// Version of the tables and of what stands in them. Raise it when [`Entry`] changes. An index of an earlier version is
-/// emptied when it is opened: a cache can be filled again, and a server must start. One of a later version is refused.
+/// Version of the tables and their rows. Raise it when [`Entry`] changes. An index of an earlier version is emptied when
+/// it is opened, because a cache can be filled again and the server must start. A later version is refused.
 const FORMAT: u32 = 2;
 const META: TableDefinition<&str, u32> = TableDefinition::new("meta");
-/// What the index is called, so that a store of states can say whose it is.
+/// The index's name, which marks the store's prefix as this index's.
 const NAMES: TableDefinition<&str, &str> = TableDefinition::new("names");
-/// Entries by name.
+/// Entries by id.
 pub(super) const ENTRIES: TableDefinition<&str, &[u8]> = TableDefinition::new("entries");
 
-/// Shortest time between two attempts to open the database again.
+/// The shortest time between two attempts to reopen the database.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest time between two.
+/// The longest time between two attempts.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
 pub(super) struct DatabaseFile {
     path: PathBuf,
-    /// Bytes of it that are kept in memory.
+    /// The size of the database's own memory cache, in bytes.
     cache: usize,
     name: String,
-    /// `None` while it is opened again, and where that failed.
+    /// `None` while the database is being reopened, and after that failed.
     database: RwLock<Option<Database>>,
-    /// Whether an operation failed since it was opened.
+    /// Whether an operation has failed since the database was opened.
     failed: AtomicBool,
     retry: Mutex<Retry>,
 }
 
-/// When it may be opened again.
+/// When the next attempt to reopen may be made.
 struct Retry {
     from: Instant,
     pause: Duration,
@@ -62,7 +61,7 @@ impl DatabaseFile {
         })
     }
 
-    /// The index's own name: random, given when the file was made.
+    /// The index's name: random, made when the file was created.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -74,7 +73,7 @@ impl DatabaseFile {
         self.within(|database| work(&database.begin_read().map_err(storage)?))
     }
 
-    /// Changes the database: visible at once, durable after the next flush.
+    /// Changes the database. The change is visible at once and durable after the next flush.
     pub(super) fn change<T>(
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, IndexError>,
@@ -96,11 +95,11 @@ impl DatabaseFile {
     }
 
     fn within<T>(&self, work: impl FnOnce(&Database) -> Result<T, IndexError>) -> Result<T, IndexError> {
-        // Nobody waits while the file is read through and opened.
+        // An operation during a reopen fails at once instead of waiting, because opening reads the whole file.
         let database = self.database.try_read();
         let database = database.as_ref().and_then(|database| database.as_ref());
         let Some(database) = database else {
-            return Err(IndexError::Storage("not open after an error of the disk".into()));
+            return Err(IndexError::Storage("not open after a disk error".into()));
         };
         let done = work(database);
         if matches!(done, Err(IndexError::Storage(_))) {
@@ -109,8 +108,8 @@ impl DatabaseFile {
         done
     }
 
-    /// Opens the database anew where an operation has failed, but not too often. Whether it did: then the
-    /// changes since the last flush are gone.
+    /// Reopens the database if an operation has failed and the pause since the last attempt is over. Returns whether it
+    /// was reopened; the changes since the last flush are then lost.
     pub(super) fn reopen(&self) -> Result<bool, IndexError> {
         let mut retry = self.retry.lock();
         let now = Instant::now();
@@ -120,12 +119,12 @@ impl DatabaseFile {
         retry.from = now + retry.pause;
         retry.pause = (2 * retry.pause).min(LAST_PAUSE);
         let mut database = self.database.write();
-        // What can still make its changes durable need not lose them.
+        // If a commit still succeeds, the database works and no change need be lost.
         if database.as_ref().is_some_and(|database| commit(database).is_ok()) {
             self.failed.store(false, Ordering::Relaxed);
             return Ok(false);
         }
-        // The old one holds the file's lock.
+        // The old database holds the file's lock.
         *database = None;
         *database = Some(open_database(&self.path, self.cache)?.0);
         drop(database);
@@ -136,7 +135,7 @@ impl DatabaseFile {
 
 fn commit(database: &Database) -> Result<(), IndexError> {
     let mut transaction = database.begin_write().map_err(storage)?;
-    // Opening after a kill then does not have to walk the whole file.
+    // With this, opening after a kill need not read the whole file.
     transaction.set_quick_repair(true);
     transaction.commit().map_err(storage)
 }
@@ -145,7 +144,7 @@ fn open_database(path: &Path, cache: usize) -> Result<(Database, String), IndexE
     let shown = path.display().to_string();
     let failed = |why: String| IndexError::Open { path: shown.clone(), why };
     make_private(path).map_err(|why| failed(why.to_string()))?;
-    // The check makes an altered file an error here, where the database would trust it.
+    // Without the check the database would trust an altered file.
     let opened = Database::builder().set_cache_size(cache).set_check_integrity_on_open(true).create(path);
     let database = opened.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => IndexError::InUse { path: shown.clone() },
@@ -168,7 +167,7 @@ fn open_database(path: &Path, cache: usize) -> Result<(Database, String), IndexE
             path = shown,
             found,
             wanted = FORMAT,
-            "the cache's index has an earlier format: it begins empty"
+            "the cache's index has an earlier format: it starts empty"
         );
         transaction.delete_table(ENTRIES).map_err(|error| failed(error.to_string()))?;
     }
@@ -191,25 +190,25 @@ fn open_database(path: &Path, cache: usize) -> Result<(Database, String), IndexE
     Ok((database, name))
 }
 
-/// Prompts stand in it: for its owner's eyes only, whoever may look into the directory.
+/// Creates the file readable by its owner only, because it contains prompts.
 fn make_private(path: &Path) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(false);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     drop(options.open(path)?);
-    crate::config::tighten(path, 0o600);
+    crate::private_files::restrict(path, 0o600);
     Ok(())
 }
 
-/// Takes rows out.
-pub(super) fn take<'a>(
+/// Removes entries.
+pub(super) fn delete<'a>(
     transaction: &WriteTransaction,
-    names: impl IntoIterator<Item = &'a str>,
+    ids: impl IntoIterator<Item = &'a str>,
 ) -> Result<(), IndexError> {
     let mut entries = transaction.open_table(ENTRIES).map_err(storage)?;
-    for name in names {
-        entries.remove(name).map_err(storage)?;
+    for id in ids {
+        entries.remove(id).map_err(storage)?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The index inside the process: entries in an embedded database, their embeddings in memory.
 //!
-//! The database is the truth. What is in memory is derived from it when the index is opened, so a process
-//! that is killed leaves nothing torn: at worst the changes since the last flush are gone.
+//! The database is the source of truth, and what is in memory is loaded from it when the index opens. A killed process
+//! therefore leaves a consistent index, which lacks at most the changes since the last flush.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,21 +11,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use redb::ReadableTable;
 
-use super::database::{DatabaseFile, ENTRIES, decode, storage, take};
+use super::database::{DatabaseFile, ENTRIES, decode, delete, storage};
 use super::exact::ExactTable;
-use super::gardener::{Gardener, SharedShelf};
-use super::saved::{self, GraphFile};
-use super::shelf::{Shelf, Traits};
-use super::{IndexError, check_embedding};
+use super::graph_file::{self, GraphFile};
+use super::maintenance::{MaintenanceThread, SharedPartition};
+use super::partition::{Partition, RowProperties};
+use super::prompt_index::{IndexError, check_embedding};
 use crate::entry::{Compatibility, Entry, EntryId, Scope};
+use crate::private_files;
 
-/// How the embedded index works.
+/// Settings of the embedded index.
 #[derive(Debug, Clone)]
 pub struct IndexOptions {
-    /// Entries of one scope and compatibility from which on a graph is searched instead of a scan. The
-    /// default is about twice where the graph begins to win: a scan is exact and takes half the memory.
+    /// The number of entries of one scope and compatibility from which on a search uses a graph instead of a scan. The
+    /// default is about twice the number at which the graph becomes faster, because a scan is exact and takes half the
+    /// memory.
     pub graph_from: usize,
-    /// Bytes of the database that are kept in memory.
+    /// The size of the database's memory cache, in bytes.
     pub database_cache: usize,
 }
 
@@ -35,56 +37,56 @@ impl Default for IndexOptions {
     }
 }
 
-/// The default [`PromptIndex`](super::PromptIndex): a database file, and in memory one shelf of embeddings for every
+/// The default [`PromptIndex`](super::PromptIndex): a database file, and in memory one partition of embeddings for each
 /// scope and compatibility.
 pub struct EmbeddedIndex {
     pub(super) file: DatabaseFile,
-    shelves: RwLock<HashMap<Scope, HashMap<Compatibility, SharedShelf>>>,
+    partitions: RwLock<HashMap<Scope, HashMap<Compatibility, SharedPartition>>>,
     pub(super) exact: ExactTable,
-    /// One writer at a time; `true`: there are changes to flush.
+    /// Locked by each change, so that there is one writer at a time. `true` if there are changes to flush.
     pub(super) writer: Mutex<bool>,
-    pub(super) gardener: Gardener,
+    pub(super) maintenance: MaintenanceThread,
     graph_from: usize,
-    /// Directory of saved graphs.
+    /// Directory of the graph files.
     graphs: Arc<PathBuf>,
-    /// Whether an entry that cannot be read was met since the last flush, which throws such entries out.
-    pub(super) damage_met: AtomicBool,
+    /// Whether an unreadable entry was found since the last flush. The next flush removes such entries.
+    pub(super) found_damage: AtomicBool,
     pub(super) damaged: AtomicU64,
     pub(super) reopened: AtomicU64,
 }
 
 impl EmbeddedIndex {
     /// Opens or creates the index in the file `path`; its graphs are saved beside it, in `graphs`. Entries that cannot
-    /// be read are thrown out, with a warning, and counted in [`super::IndexStats::damaged`]. A file of an earlier
-    /// format is emptied, with a warning: the states and pictures that no entry names any more are then swept.
+    /// be read are removed with a warning and counted in [`super::IndexStats::damaged`]. A file of an earlier format is
+    /// emptied with a warning; the cache then removes the states and pictures that no entry names any more.
     ///
     /// # Errors
     /// The file is in use by another process, of a later format, damaged, or cannot be read.
     pub fn open(path: &Path, options: &IndexOptions) -> Result<Self, IndexError> {
         let index = Self {
             file: DatabaseFile::open(path, options.database_cache)?,
-            shelves: RwLock::default(),
+            partitions: RwLock::default(),
             exact: ExactTable::default(),
             writer: Mutex::new(false),
-            gardener: Gardener::start().map_err(storage)?,
+            maintenance: MaintenanceThread::start().map_err(storage)?,
             graph_from: options.graph_from,
             graphs: Arc::new(private_directory(path.with_file_name("graphs"))),
-            damage_met: AtomicBool::new(false),
+            found_damage: AtomicBool::new(false),
             damaged: AtomicU64::new(0),
             reopened: AtomicU64::new(0),
         };
-        index.derive(&mut index.writer.lock())?;
+        index.load_entries(&mut index.writer.lock())?;
         let wanted: Vec<_> =
-            index.all_shelves().iter().filter_map(|shelf| shelf.read().file.clone()).collect();
-        if let Err(error) = saved::sweep(&index.graphs, &wanted) {
-            tracing::warn!(%error, "graphs that are of no use could not be removed");
+            index.all_partitions().iter().filter_map(|partition| partition.read().file.clone()).collect();
+        if let Err(error) = graph_file::sweep(&index.graphs, &wanted) {
+            tracing::warn!(%error, "unused graph files could not be removed");
         }
-        index.visit_all();
+        index.maintain_all();
         Ok(index)
     }
 
-    /// Makes what is in memory agree with the database, and throws out what cannot be read.
-    pub(super) fn derive(&self, dirty: &mut bool) -> Result<(), IndexError> {
+    /// Makes the tables in memory agree with the database, and removes entries that cannot be read.
+    pub(super) fn load_entries(&self, dirty: &mut bool) -> Result<(), IndexError> {
         let mut found: HashMap<Scope, HashMap<Compatibility, HashSet<EntryId>>> = HashMap::new();
         let mut damaged = Vec::new();
         let exact = ExactTable::default();
@@ -97,85 +99,89 @@ impl EmbeddedIndex {
                     continue;
                 };
                 if let Err(error) = self.check_fits(&entry.scope, &entry.compatibility, &entry.embedding) {
-                    tracing::warn!(%error, entry = id.value(), "does not fit its shelf");
+                    tracing::warn!(%error, entry = id.value(), "the entry does not fit its partition");
                     damaged.push(id.value().to_owned());
                     continue;
                 }
                 if exact.holder(&entry.scope, &entry.specification).is_some() {
-                    tracing::warn!(entry = id.value(), "another entry has its specification");
+                    tracing::warn!(entry = id.value(), "another entry has the entry's specification");
                     damaged.push(id.value().to_owned());
                     continue;
                 }
                 exact.put(&entry);
-                self.shelve(&entry);
+                self.add_row(&entry);
                 let of_scope = found.entry(entry.scope).or_default();
                 of_scope.entry(entry.compatibility).or_default().insert(entry.id);
             }
             Ok(())
         })?;
         self.exact.replace(exact);
-        self.shelves.write().retain(|scope, shelves| {
-            shelves.retain(|to, shelf| match found.get(scope).and_then(|of_scope| of_scope.get(to)) {
+        self.partitions.write().retain(|scope, partitions| {
+            partitions.retain(|to, partition| match found.get(scope).and_then(|of_scope| of_scope.get(to)) {
                 None => false,
                 Some(ids) => {
-                    shelf.write().keep(ids);
+                    partition.write().keep(ids);
                     true
                 }
             });
-            !shelves.is_empty()
+            !partitions.is_empty()
         });
         if !damaged.is_empty() {
-            tracing::warn!(entries = ?damaged, "damaged entries are thrown out of the index");
+            tracing::warn!(entries = ?damaged, "damaged entries are removed from the index");
             self.damaged.fetch_add(damaged.len() as u64, Ordering::Relaxed);
-            match self.file.change(|transaction| take(transaction, damaged.iter().map(String::as_str))) {
+            match self.file.change(|transaction| delete(transaction, damaged.iter().map(String::as_str))) {
                 Ok(()) => *dirty = true,
-                // They are left out, and met again when the index is next opened.
-                Err(error) => tracing::warn!(%error, "and could not be"),
+                // Nothing in memory names them. They are found again when the index next opens.
+                Err(error) => tracing::warn!(%error, "damaged entries could not be removed"),
             }
         }
         Ok(())
     }
 
-    pub(super) fn visit_all(&self) {
-        self.all_shelves().into_iter().for_each(|shelf| self.gardener.visit(shelf));
+    pub(super) fn maintain_all(&self) {
+        self.all_partitions().into_iter().for_each(|partition| self.maintenance.schedule(partition));
     }
 
-    pub(super) fn all_shelves(&self) -> Vec<SharedShelf> {
-        self.shelves.read().values().flat_map(|shelves| shelves.values().cloned()).collect()
+    pub(super) fn all_partitions(&self) -> Vec<SharedPartition> {
+        self.partitions.read().values().flat_map(|of_scope| of_scope.values().cloned()).collect()
     }
 
-    pub(super) fn shelf(&self, scope: &Scope, compatibility: &Compatibility) -> Option<SharedShelf> {
-        self.shelves.read().get(scope)?.get(compatibility).cloned()
+    pub(super) fn partition(&self, scope: &Scope, compatibility: &Compatibility) -> Option<SharedPartition> {
+        self.partitions.read().get(scope)?.get(compatibility).cloned()
     }
 
-    pub(super) fn shelve(&self, entry: &Entry) {
-        let shelf = self.shelf(&entry.scope, &entry.compatibility).unwrap_or_else(|| {
-            let mut shelves = self.shelves.write();
-            let of_scope = shelves.entry(entry.scope.clone()).or_default();
+    /// Adds the entry's row to its partition, or replaces it.
+    pub(super) fn add_row(&self, entry: &Entry) {
+        let partition = self.partition(&entry.scope, &entry.compatibility).unwrap_or_else(|| {
+            let mut partitions = self.partitions.write();
+            let of_scope = partitions.entry(entry.scope.clone()).or_default();
             let file = GraphFile::new(&self.graphs, &entry.scope, &entry.compatibility);
-            let new =
-                || Arc::new(RwLock::new(Shelf::new(entry.embedding.len(), self.graph_from, Some(file))));
+            let new = || {
+                let partition = Partition::new(entry.embedding.len(), self.graph_from, Some(file));
+                Arc::new(RwLock::new(partition))
+            };
             Arc::clone(of_scope.entry(entry.compatibility.clone()).or_insert_with(new))
         });
-        shelf.write().put(&entry.id, &entry.embedding, Traits::of(entry));
+        partition.write().put(&entry.id, &entry.embedding, RowProperties::of(entry));
     }
 
-    pub(super) fn unshelve(&self, entry: &Entry) {
-        let Some(shelf) = self.shelf(&entry.scope, &entry.compatibility) else { return };
-        shelf.write().remove(&entry.id);
-        if shelf.read().is_empty() {
+    /// Removes the entry's row, and its partition if that was the last row.
+    pub(super) fn remove_row(&self, entry: &Entry) {
+        let Some(partition) = self.partition(&entry.scope, &entry.compatibility) else { return };
+        partition.write().remove(&entry.id);
+        if partition.read().is_empty() {
             GraphFile::new(&self.graphs, &entry.scope, &entry.compatibility).remove();
-            let mut shelves = self.shelves.write();
-            if let Some(of_scope) = shelves.get_mut(&entry.scope) {
+            let mut partitions = self.partitions.write();
+            if let Some(of_scope) = partitions.get_mut(&entry.scope) {
                 of_scope.remove(&entry.compatibility);
             }
-            shelves.retain(|_, of_scope| !of_scope.is_empty());
+            partitions.retain(|_, of_scope| !of_scope.is_empty());
         } else {
-            self.gardener.visit(shelf);
+            self.maintenance.schedule(partition);
         }
     }
 
-    /// The embedding must be of its shelf's length.
+    /// Refuses an embedding that is malformed or not of its partition's length.
     pub(super) fn check_fits(
         &self,
         scope: &Scope,
@@ -183,8 +189,8 @@ impl EmbeddedIndex {
         embedding: &[f32],
     ) -> Result<(), IndexError> {
         check_embedding(embedding)?;
-        let Some(shelf) = self.shelf(scope, to) else { return Ok(()) };
-        let wanted = shelf.read().dimensions();
+        let Some(partition) = self.partition(scope, to) else { return Ok(()) };
+        let wanted = partition.read().dimensions();
         if wanted == embedding.len() {
             Ok(())
         } else {
@@ -200,15 +206,15 @@ impl EmbeddedIndex {
             bytes.map(|bytes| decode(id.as_str(), bytes.value())).transpose()
         });
         if matches!(found, Err(IndexError::Damaged { .. })) {
-            self.damage_met.store(true, Ordering::Relaxed);
+            self.found_damage.store(true, Ordering::Relaxed);
         }
         found
     }
 
-    /// Whether graphs serve the entries of this scope and compatibility: false while they are few, and
-    /// while a graph is being built.
+    /// Whether the partition of this scope and compatibility has a graph. It has none while its entries are few, and
+    /// while its first graph is being built.
     pub fn has_graph(&self, scope: &Scope, compatibility: &Compatibility) -> bool {
-        self.shelf(scope, compatibility).is_some_and(|shelf| shelf.read().has_graph())
+        self.partition(scope, compatibility).is_some_and(|partition| partition.read().has_graph())
     }
 }
 
@@ -220,10 +226,10 @@ impl Drop for EmbeddedIndex {
     }
 }
 
-/// Makes a directory that only its owner may look into. Where that fails graphs are not saved, which is said then.
+/// Creates a directory for its owner only. If that fails, saving a graph fails and is logged.
 fn private_directory(dir: PathBuf) -> PathBuf {
-    if crate::config::create_private(&dir).is_ok() {
-        crate::config::tighten(&dir, 0o700);
+    if private_files::create_directory(&dir).is_ok() {
+        private_files::restrict(&dir, 0o700);
     }
     dir
 }

@@ -1,4 +1,4 @@
-//! Pictures by scope and specification, in memory: an exact look-up neither blocks nor waits.
+//! The exact look-up: a table in memory from scope and specification to the stored picture. It does not block.
 
 use std::collections::HashMap;
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, EntryId, PaintedPlan, PictureKey, Scope, SpecificationHash};
 
-/// A stored picture of the very specification that was asked for.
+/// A stored picture of exactly the specification that was looked up.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct ExactHit {
-    /// Its entry.
+    /// The picture's entry.
     pub entry: EntryId,
     /// The plan that painted it.
     pub plan: PaintedPlan,
     /// See [`Entry::expected_quality`].
     pub expected_quality: Option<f32>,
-    /// Names its file; `None` where only the finished latent is kept, which a worker has to decode.
+    /// The key of its file; `None` if only the finished latent is stored, which a worker has to decode.
     pub picture: Option<PictureKey>,
     /// When it was painted, in seconds since 1970.
     pub created: u64,
 }
 
 impl ExactHit {
-    /// The entry as a hit; `None` where its whole picture is not kept.
+    /// The entry as a hit; `None` if its whole picture is not stored.
     pub fn of(entry: &Entry) -> Option<Self> {
         entry.is_whole().then(|| Self {
             entry: entry.id.clone(),
@@ -34,8 +34,7 @@ impl ExactHit {
         })
     }
 
-    /// Whether the picture is expected to be at least this good, from 0 to 1. One whose quality is not known is good
-    /// enough only where nothing is asked.
+    /// Whether the picture's expected quality is at least `quality`, from 0 to 1. An unknown quality reaches 0 only.
     pub fn reaches(&self, quality: f32) -> bool {
         reaches(self.expected_quality, quality)
     }
@@ -46,41 +45,42 @@ pub(crate) fn reaches(expected: Option<f32>, wanted: f32) -> bool {
     wanted <= 0.0 || expected.is_some_and(|expected| expected >= wanted)
 }
 
-/// The entry that has a specification, and what there is to be found of it.
-struct Held {
+/// The entry of a specification.
+struct ExactRow {
     id: EntryId,
+    /// `None` if the entry's whole picture is not stored.
     hit: Option<ExactHit>,
 }
 
-/// By scope and specification.
+/// The rows by scope and specification.
 #[derive(Default)]
-pub(super) struct ExactTable(RwLock<HashMap<Scope, HashMap<SpecificationHash, Held>>>);
+pub(super) struct ExactTable(RwLock<HashMap<Scope, HashMap<SpecificationHash, ExactRow>>>);
 
 impl ExactTable {
     pub(super) fn get(&self, scope: &Scope, specification: &SpecificationHash) -> Option<ExactHit> {
         self.0.read().get(scope)?.get(specification)?.hit.clone()
     }
 
-    /// The entry that has a specification, whether or not its whole picture is kept.
+    /// The entry of a specification, even if its whole picture is not stored.
     pub(super) fn holder(&self, scope: &Scope, specification: &SpecificationHash) -> Option<EntryId> {
         Some(self.0.read().get(scope)?.get(specification)?.id.clone())
     }
 
-    /// Puts an entry in the place of whichever has its specification, which no reader finds missing meanwhile.
+    /// Puts an entry in the place of the one that had its specification. Readers find one of the two at every moment.
     pub(super) fn put(&self, entry: &Entry) {
-        let held = Held { id: entry.id.clone(), hit: ExactHit::of(entry) };
+        let row = ExactRow { id: entry.id.clone(), hit: ExactHit::of(entry) };
         let mut scopes = self.0.write();
         match scopes.get_mut(&entry.scope) {
-            Some(of_scope) => drop(of_scope.insert(entry.specification, held)),
-            None => drop(scopes.insert(entry.scope.clone(), HashMap::from([(entry.specification, held)]))),
+            Some(of_scope) => drop(of_scope.insert(entry.specification, row)),
+            None => drop(scopes.insert(entry.scope.clone(), HashMap::from([(entry.specification, row)]))),
         }
     }
 
-    /// Takes an entry out, unless another one has its specification by now.
+    /// Removes an entry, unless another one has its specification now.
     pub(super) fn remove(&self, entry: &Entry) {
         let mut scopes = self.0.write();
         let Some(of_scope) = scopes.get_mut(&entry.scope) else { return };
-        if of_scope.get(&entry.specification).is_some_and(|held| held.id == entry.id) {
+        if of_scope.get(&entry.specification).is_some_and(|row| row.id == entry.id) {
             of_scope.remove(&entry.specification);
         }
         if of_scope.is_empty() {
@@ -88,11 +88,11 @@ impl ExactTable {
         }
     }
 
-    /// Holds what another one holds, from one moment to the next.
-    pub(super) fn replace(&self, by: Self) {
-        let outlived = std::mem::replace(&mut *self.0.write(), by.0.into_inner());
-        // A large one takes a while to free: not under the lock.
-        drop(outlived);
+    /// Replaces all rows by those of `new` at once.
+    pub(super) fn replace(&self, new: Self) {
+        let old = std::mem::replace(&mut *self.0.write(), new.0.into_inner());
+        // Freeing a large table takes a while, so it happens outside the lock.
+        drop(old);
     }
 }
 

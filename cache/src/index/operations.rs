@@ -1,19 +1,24 @@
-//! What the embedded index does as a [`PromptIndex`].
+//! [`PromptIndex`] for the embedded index.
 
 use std::sync::atomic::Ordering;
 
-use super::database::{ENTRIES, decode, put, storage, take};
-use super::{EmbeddedIndex, ExactHit, Filter, IndexError, IndexStats, MAX_NEIGHBOURS, PromptIndex, Sought};
-use crate::entry::{Entry, EntryId, Part, Scope, SpecificationHash};
-use crate::policy::Neighbour;
 use async_trait::async_trait;
 
-/// Searches of one look-up, at most: entries may go while it reads what the first has found.
-const SEARCHES: usize = 3;
+use super::database::{ENTRIES, decode, delete, put, storage};
+use super::embedded::EmbeddedIndex;
+use super::exact::ExactHit;
+use super::prompt_index::{
+    Filter, IndexError, IndexStats, MAX_NEIGHBOURS, Neighbour, PromptIndex, SearchFilter,
+};
+use crate::entry::{Entry, EntryId, Part, Scope, SpecificationHash};
+
+/// The most attempts of one search. It is repeated if entries that it found were removed before it could read them.
+const MAX_ATTEMPTS: usize = 3;
 
 impl EmbeddedIndex {
-    /// Changes the database to hold `entry`, in place of `displaced`. In memory the new entry is found before the
-    /// database has it, which hides nothing, and the displaced one until the caller removes it.
+    /// Writes `entry` to the database in place of `displaced`. The entry's row is in memory before the entry is in the
+    /// database, and the displaced entry's row stays until the caller removes it, so that a search at any moment finds
+    /// one of them.
     fn replace(
         &self,
         entry: &Entry,
@@ -21,22 +26,22 @@ impl EmbeddedIndex {
         displaced: Option<&EntryId>,
     ) -> Result<(), IndexError> {
         let bytes = postcard::to_stdvec(entry).map_err(storage)?;
-        self.shelve(entry);
+        self.add_row(entry);
         let changed = self.file.change(|transaction| {
             put(transaction, &entry.id, &bytes)?;
-            take(transaction, displaced.map(EntryId::as_str))
+            delete(transaction, displaced.map(EntryId::as_str))
         });
         if changed.is_err() {
-            if before.is_none_or(|before| !together(before, entry)) {
-                self.unshelve(entry);
+            if before.is_none_or(|before| !same_partition(before, entry)) {
+                self.remove_row(entry);
             }
-            before.into_iter().for_each(|before| self.shelve(before));
+            before.into_iter().for_each(|before| self.add_row(before));
         }
         changed
     }
 
-    /// The entry of a name, and nothing where it cannot be read.
-    fn readable(&self, id: &EntryId) -> Result<Option<Entry>, IndexError> {
+    /// The entry of an id; `None` also if it is damaged.
+    fn read_undamaged(&self, id: &EntryId) -> Result<Option<Entry>, IndexError> {
         match self.read(id) {
             Err(IndexError::Damaged { .. }) => Ok(None),
             read => read,
@@ -44,8 +49,8 @@ impl EmbeddedIndex {
     }
 }
 
-/// Whether two entries are searched together.
-fn together(a: &Entry, b: &Entry) -> bool {
+/// Whether two entries belong to the same partition.
+fn same_partition(a: &Entry, b: &Entry) -> bool {
     (&a.scope, &a.compatibility) == (&b.scope, &b.compatibility)
 }
 
@@ -53,25 +58,25 @@ fn together(a: &Entry, b: &Entry) -> bool {
 impl PromptIndex for EmbeddedIndex {
     async fn search(
         &self,
-        sought: &Sought<'_>,
+        filter: &SearchFilter<'_>,
         embedding: &[f32],
         n: usize,
     ) -> Result<Vec<Neighbour>, IndexError> {
-        self.check_fits(sought.scope, sought.compatibility, embedding)?;
+        self.check_fits(filter.scope, filter.compatibility, embedding)?;
         let n = n.min(MAX_NEIGHBOURS);
         let mut gone = 0;
         let mut neighbours = Vec::with_capacity(n);
-        for _ in 0..SEARCHES {
-            let Some(shelf) = self.shelf(sought.scope, sought.compatibility) else { return Ok(Vec::new()) };
-            let near = shelf.read().nearest(embedding, sought, n + gone);
+        for _ in 0..MAX_ATTEMPTS {
+            let Some(partition) = self.partition(filter.scope, filter.compatibility) else {
+                return Ok(Vec::new());
+            };
+            let near = partition.read().nearest(embedding, filter, n + gone);
             neighbours.clear();
             gone = 0;
             for (id, similarity) in near {
                 match self.read(&id)? {
-                    Some(entry) if is_sought(&entry, sought) => {
-                        neighbours.push(Neighbour { entry, similarity })
-                    }
-                    // It went, or changed, between the two look-ups: what has taken its place may be behind the others.
+                    Some(entry) if passes(&entry, filter) => neighbours.push(Neighbour { entry, similarity }),
+                    // The entry was removed or changed after its row was found. The next attempt asks for more rows.
                     _ => gone += 1,
                 }
             }
@@ -98,9 +103,9 @@ impl PromptIndex for EmbeddedIndex {
     async fn upsert(&self, entry: Entry) -> Result<Option<Entry>, IndexError> {
         let mut dirty = self.writer.lock();
         self.check_fits(&entry.scope, &entry.compatibility, &entry.embedding)?;
-        let before = self.readable(&entry.id)?;
+        let before = self.read_undamaged(&entry.id)?;
         let other = self.exact.holder(&entry.scope, &entry.specification).filter(|id| *id != entry.id);
-        let displaced = other.as_ref().map(|id| self.readable(id)).transpose()?.flatten();
+        let displaced = other.as_ref().map(|id| self.read_undamaged(id)).transpose()?.flatten();
         self.replace(&entry, before.as_ref(), other.as_ref())?;
         *dirty = true;
         self.exact.put(&entry);
@@ -108,13 +113,13 @@ impl PromptIndex for EmbeddedIndex {
             if (&before.scope, before.specification) != (&entry.scope, entry.specification) {
                 self.exact.remove(before);
             }
-            if !together(before, &entry) {
-                self.unshelve(before);
+            if !same_partition(before, &entry) {
+                self.remove_row(before);
             }
         }
-        displaced.iter().for_each(|gone| self.unshelve(gone));
-        if let Some(shelf) = self.shelf(&entry.scope, &entry.compatibility) {
-            self.gardener.visit(shelf);
+        displaced.iter().for_each(|displaced| self.remove_row(displaced));
+        if let Some(partition) = self.partition(&entry.scope, &entry.compatibility) {
+            self.maintenance.schedule(partition);
         }
         Ok(displaced)
     }
@@ -122,10 +127,10 @@ impl PromptIndex for EmbeddedIndex {
     async fn remove(&self, id: &EntryId) -> Result<Option<Entry>, IndexError> {
         let mut dirty = self.writer.lock();
         let Some(entry) = self.read(id)? else { return Ok(None) };
-        self.file.change(|transaction| take(transaction, [id.as_str()]))?;
+        self.file.change(|transaction| delete(transaction, [id.as_str()]))?;
         *dirty = true;
         self.exact.remove(&entry);
-        self.unshelve(&entry);
+        self.remove_row(&entry);
         Ok(Some(entry))
     }
 
@@ -160,7 +165,7 @@ impl PromptIndex for EmbeddedIndex {
                 match decode(id.value(), bytes.value()) {
                     Ok(entry) if filter.matches(&entry) => page.push(entry),
                     Ok(_) => {}
-                    Err(_) => self.damage_met.store(true, Ordering::Relaxed),
+                    Err(_) => self.found_damage.store(true, Ordering::Relaxed),
                 }
             }
             Ok(())
@@ -172,13 +177,13 @@ impl PromptIndex for EmbeddedIndex {
         let mut dirty = self.writer.lock();
         let reopened = self.file.reopen()?;
         if reopened {
-            tracing::warn!("the index was opened again after an error; its last changes are gone");
+            tracing::warn!("the index was reopened after an error; its last changes are lost");
             *dirty = false;
             self.reopened.fetch_add(1, Ordering::Relaxed);
         }
-        if reopened | self.damage_met.swap(false, Ordering::Relaxed) {
-            self.derive(&mut dirty)?;
-            self.visit_all();
+        if reopened | self.found_damage.swap(false, Ordering::Relaxed) {
+            self.load_entries(&mut dirty)?;
+            self.maintain_all();
         }
         if *dirty {
             self.file.flush()?;
@@ -197,14 +202,14 @@ impl PromptIndex for EmbeddedIndex {
             reopened: self.reopened.load(Ordering::Relaxed),
             ..IndexStats::default()
         };
-        self.all_shelves().iter().for_each(|shelf| shelf.read().count_into(&mut stats));
+        self.all_partitions().iter().for_each(|partition| partition.read().count_into(&mut stats));
         stats
     }
 }
 
-/// An entry may have changed since its row was found.
-fn is_sought(entry: &Entry, sought: &Sought<'_>) -> bool {
-    entry.scope == *sought.scope
-        && entry.compatibility == *sought.compatibility
-        && sought.holding.is_held_by(entry)
+/// Whether an entry still passes the filter. It may have changed after its row was found.
+fn passes(entry: &Entry, filter: &SearchFilter<'_>) -> bool {
+    entry.scope == *filter.scope
+        && entry.compatibility == *filter.compatibility
+        && filter.holding.is_held_by(entry)
 }

@@ -1,9 +1,9 @@
-//! Inner products, and the best of many.
+//! Inner products of vectors, and the best rows of a search.
 
-/// Numbers that are summed side by side, so that the compiler can use vector registers.
+/// Partial sums that are kept side by side, so that the compiler can use vector registers.
 const LANES: usize = 16;
 
-/// Inner product of two vectors of one length.
+/// The inner product of two vectors of the same length.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (a_parts, b_parts) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
@@ -16,40 +16,40 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// A row and its similarity to the query.
+/// A row's slot and its similarity to the query.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Hit {
+pub(crate) struct ScoredRow {
     pub slot: usize,
     pub similarity: f32,
 }
 
-/// The `n` best hits seen so far, best first; of equal ones, the older row.
-pub(crate) struct Best {
+/// The `n` most similar rows offered so far, best first. Of equally similar rows the one offered first comes first.
+pub(crate) struct TopRows {
     n: usize,
-    hits: Vec<Hit>,
+    rows: Vec<ScoredRow>,
 }
 
-impl Best {
+impl TopRows {
     pub(crate) fn new(n: usize) -> Self {
-        Self { n, hits: Vec::with_capacity(n + 1) }
+        Self { n, rows: Vec::with_capacity(n + 1) }
     }
 
-    pub(crate) fn offer(&mut self, hit: Hit) {
-        let full = self.hits.len() >= self.n;
-        if full && self.hits.last().is_none_or(|worst| hit.similarity <= worst.similarity) {
+    pub(crate) fn offer(&mut self, row: ScoredRow) {
+        let full = self.rows.len() >= self.n;
+        if full && self.rows.last().is_none_or(|worst| row.similarity <= worst.similarity) {
             return;
         }
-        let place = self.hits.partition_point(|better| better.similarity >= hit.similarity);
-        self.hits.insert(place, hit);
-        self.hits.truncate(self.n);
+        let rank = self.rows.partition_point(|better| better.similarity >= row.similarity);
+        self.rows.insert(rank, row);
+        self.rows.truncate(self.n);
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.hits.len()
+        self.rows.len()
     }
 
-    pub(crate) fn into_hits(self) -> Vec<Hit> {
-        self.hits
+    pub(crate) fn into_rows(self) -> Vec<ScoredRow> {
+        self.rows
     }
 }
 
@@ -69,11 +69,11 @@ mod tests {
 
     #[test]
     fn the_best_come_first_and_the_rest_is_forgotten() {
-        let mut best = Best::new(2);
+        let mut best = TopRows::new(2);
         for (slot, similarity) in [(0, 0.1), (1, 0.9), (2, 0.5), (3, 0.9)] {
-            best.offer(Hit { slot, similarity });
+            best.offer(ScoredRow { slot, similarity });
         }
-        let slots: Vec<usize> = best.into_hits().iter().map(|hit| hit.slot).collect();
+        let slots: Vec<usize> = best.into_rows().iter().map(|row| row.slot).collect();
         assert_eq!(slots, [1, 3]);
     }
 }

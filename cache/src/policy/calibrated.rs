@@ -1,25 +1,24 @@
-//! The policy that knows what a resume costs: the latest state whose loss is bounded by what the operator allows,
-//! and of several that one of which the least is expected to be lost.
+//! The calibrated policy: resumes the latest state whose measured loss bound is within the operator's limit, and of equally
+//! late states the one with the smallest bound.
 
 use std::sync::Arc;
 
 use super::calibration::{Calibration, ShareLoss};
 use super::config::CalibratedConfig;
-use super::{
-    Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, SAME_SHARE, pick, usable,
-};
+use super::{Decision, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, SAME_SHARE, pick, usable};
 use crate::content::Difference;
 use crate::entry::{Entry, Kept};
+use crate::index::Neighbour;
 
-/// Considers every kept state of all near pictures.
+/// Considers all stored states of the nearest entries.
 #[derive(Debug, Clone)]
 pub struct Calibrated {
     config: CalibratedConfig,
     calibrations: Vec<Arc<Calibration>>,
 }
 
-/// A state, the loss that is expected of it at most, and the mean loss of states like it.
-struct Candidate<'a> {
+/// A state, the upper bound of the loss of resuming it, and the mean loss of states like it.
+struct StateCandidate<'a> {
     neighbour: &'a Neighbour,
     state: &'a Kept,
     loss: f32,
@@ -31,34 +30,35 @@ impl Calibrated {
         Self { config, calibrations }
     }
 
-    /// What was measured of going on from states like this entry's.
+    /// The calibration table for resuming this entry's states.
     fn calibration(&self, query: &Query<'_>, entry: &Entry) -> Option<&Calibration> {
         self.calibrations.iter().map(Arc::as_ref).find(|table| table.fits(query, entry))
     }
 
-    /// All usable states of a neighbour that were measured.
-    fn candidates<'a>(&self, query: &Query<'_>, neighbour: &'a Neighbour) -> Vec<Candidate<'a>> {
+    /// The usable states of a neighbour whose shares were measured.
+    fn candidates<'a>(&self, query: &Query<'_>, neighbour: &'a Neighbour) -> Vec<StateCandidate<'a>> {
         let entry = &neighbour.entry;
         let Some(table) = self.calibration(query, entry) else { return Vec::new() };
         let difference = Difference::between(&entry.content, query.content);
         let losses = table.losses(query.embedding, &entry.embedding, &difference);
-        // A share between two measured ones costs at most what the larger does.
+        // The loss at a share between two measured ones is at most the loss at the larger one.
         let loss = |share: f32| losses.iter().find(|loss| share <= loss.share + SAME_SHARE);
-        let most = self.most(query, neighbour);
-        let worthwhile = self.config.least_share - SAME_SHARE..=most + SAME_SHARE;
+        let max_share = self.max_share(query, neighbour);
+        let allowed = self.config.least_share - SAME_SHARE..=max_share + SAME_SHARE;
         usable(query, entry)
-            .filter(|state| worthwhile.contains(&state.share))
+            .filter(|state| allowed.contains(&state.share))
             .filter_map(|state| {
                 let ShareLoss { expected, bound, .. } = *loss(state.share)?;
-                Some(Candidate { neighbour, state, loss: bound, expected })
+                Some(StateCandidate { neighbour, state, loss: bound, expected })
             })
             .collect()
     }
 
-    /// The largest share that variety allows. Whoever asks for a stored prompt again, but not with its seed, wants
-    /// another picture: from any of its states the same prompt, with no noise added on the way, paints the stored one
-    /// once more, and what it loses with noise was not measured. Whoever leaves the seed to us wants his pictures to differ, too.
-    fn most(&self, query: &Query<'_>, neighbour: &Neighbour) -> f32 {
+    /// The largest share that a request may skip so that its picture differs from the stored one.
+    ///
+    /// A request for the stored prompt itself, with another seed, must not resume any of its states: without added noise it
+    /// would paint the stored picture again. A request without a seed is limited by the setting `variety`.
+    fn max_share(&self, query: &Query<'_>, neighbour: &Neighbour) -> f32 {
         match query.seeded {
             _ if neighbour.similarity >= SAME_PROMPT => 0.0,
             false => self.config.variety,
@@ -80,21 +80,22 @@ impl ReusePolicy for Calibrated {
         let most = self.config.max_quality_loss;
         let candidates: Vec<_> = neighbours.iter().flat_map(|n| self.candidates(query, n)).collect();
         let within = || {
-            let allowed = |of: &&Candidate<'_>| of.loss <= most && of.expected <= query.most_loss;
+            let allowed = |of: &&StateCandidate<'_>| of.loss <= most && of.expected <= query.most_loss;
             candidates.iter().filter(allowed)
         };
         let Some(share) = within().map(|candidate| candidate.state.share).max_by(f32::total_cmp) else {
             return Decision::miss(self.why_none(query, neighbours, &candidates));
         };
         let latest = || within().filter(|candidate| candidate.state.share >= share - SAME_SHARE);
-        // The largest share of many is often an underestimated loss: the least expected one guards against that.
+        // Of many states the latest one within the limit is often one whose loss is underestimated. Taking the smallest
+        // bound among equally late states reduces that risk.
         let least = latest().map(|candidate| candidate.loss).fold(f32::INFINITY, f32::min);
-        // Without a seed the source is all that makes two pictures of one prompt differ.
+        // Without a seed only different sources make two pictures of one prompt differ, so any of them may be chosen.
         let any = !query.seeded;
         let ties: Vec<_> = latest().filter(|candidate| any || candidate.loss <= least).collect();
         let count = ties.len();
         match pick(ties, query.chance) {
-            Some(Candidate { neighbour, state, loss, expected }) => {
+            Some(StateCandidate { neighbour, state, loss, expected }) => {
                 let why = format!(
                     "a share of {} is expected to lose at most {loss:.4} of {most}; {count} of {} pictures allow it",
                     state.share,
@@ -108,7 +109,12 @@ impl ReusePolicy for Calibrated {
 }
 
 impl Calibrated {
-    fn why_none(&self, query: &Query<'_>, neighbours: &[Neighbour], candidates: &[Candidate<'_>]) -> String {
+    fn why_none(
+        &self,
+        query: &Query<'_>,
+        neighbours: &[Neighbour],
+        candidates: &[StateCandidate<'_>],
+    ) -> String {
         if neighbours.is_empty() {
             return "the cache holds nothing near".into();
         }
@@ -122,7 +128,7 @@ impl Calibrated {
                 "no near picture keeps a state of a measured share, worth its while, that this plan can use"
                     .into()
             }
-            Some(Candidate { neighbour, state, loss, expected }) => format!(
+            Some(StateCandidate { neighbour, state, loss, expected }) => format!(
                 "the safest state, a share of {} of a picture of similarity {:.4}, may lose {loss:.4} and is \
                  expected to lose {expected:.4}; allowed are {} and {:.4}",
                 state.share, neighbour.similarity, self.config.max_quality_loss, query.most_loss

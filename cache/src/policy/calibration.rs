@@ -1,48 +1,50 @@
-//! What a resume costs in quality, learned from measured pairs of prompts: a predictor of which changes cost more
-//! than others, and on top of it, per share of the plan, upper confidence bounds of the loss that pairs really had
-//! which the predictor had not seen.
+//! Calibration tables: bounds of the quality loss of a resume, learned from measured pairs of prompts.
+//!
+//! A predictor ranks changes of the prompt by their expected loss. For each share of the plan, the table has upper
+//! confidence bounds of the loss that pairs with similar predictions really had. The predictions of a pair come from a
+//! predictor that was not trained on it.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::predictor::{Predictor, Seen, rounded};
+use super::predictor::{Predictor, PromptFeatures, rounded};
 use super::{CalibrationFor, Query, SAME_SHARE};
 use crate::content::Difference;
 use crate::entry::Entry;
 
-/// Tables of another version are refused.
+/// Version of the tables. Others are refused.
 const VERSION: u32 = 3;
-/// Fewest measured pairs per share.
+/// The fewest measured pairs per share.
 const LEAST_ROWS: usize = 100;
-/// Each pair's loss is predicted by what was learned from the other parts.
+/// The number of folds of the cross-validation.
 const FOLDS: u64 = 5;
-/// Fewest pairs of a like predicted loss, and most bounds per share.
+/// The fewest pairs per bound, and the most bounds per share.
 const LEAST_PER_BIN: usize = 40;
 const MOST_BINS: usize = 12;
-/// One-sided 95 % of the normal distribution.
+/// The one-sided 95 % quantile of the normal distribution.
 const Z: f64 = 1.645;
 
-/// One measured resume: a prompt painted from another prompt's state.
+/// A measured resume: a prompt painted from another prompt's state.
 #[derive(Debug, Clone)]
 pub struct Measured {
-    /// Embedding of the prompt painted, of length 1.
+    /// The embedding of the painted prompt, of length 1.
     pub wanted: Vec<f32>,
-    /// Embedding of the prompt whose state was resumed, of length 1.
+    /// The embedding of the prompt whose state was resumed, of length 1.
     pub source: Vec<f32>,
-    /// From the source's words to the wanted ones.
+    /// The difference from the source's words to the painted prompt's.
     pub difference: Difference,
-    /// Share of the plan that was skipped.
+    /// The share of the plan that was skipped, between 0 and 1.
     pub share: f32,
-    /// Quality lost against the picture painted from scratch; below 0 where it won.
+    /// The quality lost against the picture painted from noise; negative if quality was gained.
     pub loss: f32,
 }
 
-/// Why there is no table.
+/// The reason why a table cannot be made or read.
 #[derive(Debug, Error)]
 pub enum CalibrationError {
-    /// Too few measurements at a share.
+    /// There are too few measurements at a share.
     #[error("{rows} measured pairs at a share of {share}: at least {LEAST_ROWS} are needed")]
     TooFew {
         /// The share.
@@ -50,52 +52,52 @@ pub enum CalibrationError {
         /// How many there are.
         rows: usize,
     },
-    /// Nothing was measured.
+    /// There are no measurements.
     #[error("nothing was measured")]
     Nothing,
-    /// Numbers that cannot be measurements.
+    /// A measured pair has impossible numbers.
     #[error("measured pair {row}: {what}")]
     Unfit {
-        /// Its place in the list.
+        /// The pair's index in the list.
         row: usize,
         /// What is wrong.
         what: &'static str,
     },
-    /// Not a table.
+    /// The text is not a table.
     #[error("not a calibration table: {0}")]
     Json(#[from] serde_json::Error),
-    /// A table of another version.
+    /// The table has another version.
     #[error("calibration table of version {0}; this one reads version {VERSION}: run `pentimento calibrate`")]
     Version(u32),
-    /// A table that contradicts itself.
+    /// The table is inconsistent.
     #[error("calibration table: {0}")]
     Damaged(&'static str),
 }
 
-/// Bounds of the quality loss by what changed between two prompts and by the share of the plan skipped.
+/// Bounds of the quality loss, by the change between two prompts and the skipped share of the plan.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
     version: u32,
-    /// What it was measured for.
+    /// What the table was measured for.
     #[serde(rename = "for")]
     pub measured_for: CalibrationFor,
-    /// Rows of the cheapest source's plan that was measured; absent where all sources had the full plan.
+    /// The rows of the cheapest measured source's plan; `None` if all sources had the full plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source_rows: Option<u32>,
     dimensions: usize,
-    /// Of the loss over all shares, less what is usual at them.
+    /// Predicts a pair's loss over all shares, relative to the mean loss at each share.
     predictor: Predictor,
-    /// By rising share.
+    /// The measured shares, rising.
     levels: Vec<Level>,
 }
 
-/// One share of the plan.
+/// The bounds at one share of the plan.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Level {
     share: f32,
-    /// By rising prediction.
+    /// The bounds by rising prediction.
     bins: Vec<Bin>,
 }
 
@@ -109,20 +111,20 @@ pub(super) struct ShareLoss {
     pub bound: f32,
 }
 
-/// Held-out pairs of a like predicted loss.
+/// Pairs with similar predicted losses.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Bin {
-    /// Predictions up to this one.
+    /// The largest prediction of the bin.
     up_to: f64,
     rows: usize,
     mean: f64,
-    /// Upper confidence bound of the mean.
+    /// The upper confidence bound of the mean loss.
     bound: f64,
 }
 
 impl Calibration {
-    /// Learns a table. The same list gives the same table.
+    /// Learns a table. The same measurements give the same table.
     pub fn fit(measured_for: CalibrationFor, measured: &[Measured]) -> Result<Self, CalibrationError> {
         let dimensions = measured.first().ok_or(CalibrationError::Nothing)?.wanted.len();
         for (row, pair) in measured.iter().enumerate() {
@@ -131,28 +133,29 @@ impl Calibration {
         let mut by_share: Vec<&Measured> = measured.iter().collect();
         by_share.sort_by(|a, b| a.share.total_cmp(&b.share));
         let by_share: Vec<&[&Measured]> = by_share.chunk_by(|a, b| b.share - a.share <= SAME_SHARE).collect();
-        let pairs = Pair::all(&by_share);
-        let learned: Vec<(&Seen, f64)> = pairs.values().map(|pair| (&pair.seen, pair.loss())).collect();
-        let predicted = predicted_unseen(&pairs);
+        let pairs = PromptPair::all(&by_share);
+        let learned: Vec<(&PromptFeatures, f64)> =
+            pairs.values().map(|pair| (&pair.features, pair.loss())).collect();
+        let predicted = cross_validate(&pairs);
         let levels = by_share.iter().map(|rows| Level::fit(rows, &predicted)).collect::<Result<_, _>>()?;
         let predictor = Predictor::fit(&learned);
         Ok(Self { version: VERSION, measured_for, source_rows: None, dimensions, predictor, levels })
     }
 
-    /// The table for pairs whose sources were painted by plans of at least so many rows (see
-    /// [`PaintedPlan::rows`](crate::PaintedPlan::rows)), instead of by the full plan.
+    /// The table of measurements whose sources were painted by plans of at least `rows` rows (see
+    /// [`PaintedPlan::rows`](crate::PaintedPlan::rows)) instead of by the full plan.
     pub fn for_sources_of(self, rows: u32) -> Self {
         Self { source_rows: Some(rows), ..self }
     }
 
-    /// Whether this says something of a request that goes on from an entry's states: it was measured for such requests
-    /// ([`CalibrationFor::fits`]), and on sources whose plans were no better than the entry's.
+    /// Whether the table applies to a request that resumes an entry's states: it was measured for such requests
+    /// ([`CalibrationFor::fits`]), and on sources whose plans had no more rows than the entry's.
     pub fn fits(&self, query: &Query<'_>, entry: &Entry) -> bool {
         let least = self.source_rows.unwrap_or_else(|| self.measured_for.full_plan().rows());
         entry.plan.rows() >= least && self.measured_for.fits(query, entry)
     }
 
-    /// Reads a table, of this version only.
+    /// Reads a table of this version.
     pub fn from_json(json: &str) -> Result<Self, CalibrationError> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -172,13 +175,13 @@ impl Calibration {
         Ok(serde_json::to_string(self)?)
     }
 
-    /// Shares that were measured, rising.
+    /// The measured shares, rising.
     pub fn shares(&self) -> impl Iterator<Item = f32> + '_ {
         self.levels.iter().map(|level| level.share)
     }
 
-    /// For each measured share, rising, the loss that is expected at most of resuming `source` at it for
-    /// `wanted`; infinite beyond what was measured. Never falls with the share.
+    /// For each measured share, rising, the bound of the loss of resuming `source` at that share for `wanted`. The bound is
+    /// infinite beyond the measured predictions. It never falls with the share.
     pub fn bounds(&self, wanted: &[f32], source: &[f32], difference: &Difference) -> Vec<(f32, f32)> {
         self.losses(wanted, source, difference).into_iter().map(|loss| (loss.share, loss.bound)).collect()
     }
@@ -189,7 +192,7 @@ impl Calibration {
         if wanted.len() != self.dimensions || source.len() != self.dimensions {
             return Vec::new();
         }
-        let prediction = self.predictor.predict(&Seen::new(wanted, source, difference));
+        let prediction = self.predictor.predict(&PromptFeatures::new(wanted, source, difference));
         let (mut expected, mut bound) = (0.0f64, f64::NEG_INFINITY);
         let loss = |level: &Level| {
             let bin = level.bins.iter().find(|bin| prediction <= bin.up_to);
@@ -206,7 +209,7 @@ impl Calibration {
             [] => Err("no shares"),
             _ if !rising => Err("shares do not rise"),
             _ if !self.predictor.check(self.dimensions) => {
-                Err("the predictor is none for embeddings of this length")
+                Err("the predictor does not fit embeddings of this length")
             }
             levels => levels.iter().try_for_each(Level::check),
         }
@@ -214,7 +217,7 @@ impl Calibration {
 }
 
 impl Measured {
-    /// Names its two prompts (FNV-1a over their embeddings' bits).
+    /// A hash that identifies the two prompts (FNV-1a over their embeddings' bits).
     fn prompts(&self) -> u64 {
         let values = self.wanted.iter().chain(&self.source);
         values.fold(0xcbf2_9ce4_8422_2325, |hash, value| {
@@ -234,24 +237,24 @@ impl Measured {
     }
 }
 
-/// Two prompts, and what was lost between them at all shares, less the mean loss of each share: noise of one picture
-/// averages out, and it does not matter which shares a pair was measured at.
-struct Pair {
-    seen: Seen,
+/// Two prompts, and the sum of their losses relative to the mean loss at each share. Averaging over shares reduces the
+/// noise of single pictures, and makes pairs comparable that were measured at different shares.
+struct PromptPair {
+    features: PromptFeatures,
     lost: f64,
     rows: usize,
 }
 
-impl Pair {
-    /// By their hash, so that their order is a drawn one, whatever the list's.
+impl PromptPair {
+    /// All pairs by their hash, so that their order is random and does not depend on the list's.
     fn all(by_share: &[&[&Measured]]) -> BTreeMap<u64, Self> {
         let mut pairs = BTreeMap::new();
         for rows in by_share {
             let mean = rows.iter().map(|row| f64::from(row.loss)).sum::<f64>() / rows.len() as f64;
             for row in *rows {
-                let seen = || Seen::new(&row.wanted, &row.source, &row.difference);
-                let pair = pairs.entry(drawn(row.prompts())).or_insert_with(|| Self {
-                    seen: seen(),
+                let features = || PromptFeatures::new(&row.wanted, &row.source, &row.difference);
+                let pair = pairs.entry(scrambled(row.prompts())).or_insert_with(|| Self {
+                    features: features(),
                     lost: 0.0,
                     rows: 0,
                 });
@@ -267,26 +270,28 @@ impl Pair {
     }
 }
 
-/// Each pair's prediction by a predictor that has not seen it.
-fn predicted_unseen(pairs: &BTreeMap<u64, Pair>) -> BTreeMap<u64, f64> {
+/// Cross-validation: the prediction for each pair by a predictor that was not trained on it.
+fn cross_validate(pairs: &BTreeMap<u64, PromptPair>) -> BTreeMap<u64, f64> {
     let mut predicted = BTreeMap::new();
     for fold in 0..FOLDS {
-        let (held_out, seen): (Vec<_>, Vec<_>) = pairs.iter().partition(|(hash, _)| *hash % FOLDS == fold);
-        let learned: Vec<(&Seen, f64)> = seen.iter().map(|(_, pair)| (&pair.seen, pair.loss())).collect();
+        let (held_out, training): (Vec<_>, Vec<_>) =
+            pairs.iter().partition(|(hash, _)| *hash % FOLDS == fold);
+        let learned: Vec<(&PromptFeatures, f64)> =
+            training.iter().map(|(_, pair)| (&pair.features, pair.loss())).collect();
         let predictor = Predictor::fit(&learned);
-        predicted.extend(held_out.iter().map(|(hash, pair)| (**hash, predictor.predict(&pair.seen))));
+        predicted.extend(held_out.iter().map(|(hash, pair)| (**hash, predictor.predict(&pair.features))));
     }
     predicted
 }
 
 impl Level {
     fn fit(rows: &[&Measured], predicted: &BTreeMap<u64, f64>) -> Result<Self, CalibrationError> {
-        // Of one share, up to rounding; the least careful of them is the largest.
+        // The rows' shares differ by rounding only. The largest one is the safest.
         let share = rows.last().map_or(0.0, |row| row.share);
         if rows.len() < LEAST_ROWS {
             return Err(CalibrationError::TooFew { share, rows: rows.len() });
         }
-        let row = |row: &&Measured| Some((*predicted.get(&drawn(row.prompts()))?, f64::from(row.loss)));
+        let row = |row: &&Measured| Some((*predicted.get(&scrambled(row.prompts()))?, f64::from(row.loss)));
         Ok(Self { share, bins: bins(rows.iter().filter_map(row).collect()) })
     }
 
@@ -300,22 +305,23 @@ impl Level {
     }
 }
 
-/// A fixed random number per number (SplitMix64's last step).
-fn drawn(number: u64) -> u64 {
+/// A pseudo-random number for each number (SplitMix64's last step).
+fn scrambled(number: u64) -> u64 {
     let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-/// Equal parts of (prediction, loss) by rising prediction, each with a bound of its mean loss; bounds rise.
+/// Sorts rows of (prediction, loss) by prediction, and divides them into bins of equal size, each with a bound of its mean
+/// loss. The bounds rise with the prediction.
 ///
-/// Pairs of a larger predicted loss lose no less: whatever bounds a part together with those that follow bounds
-/// the part alone, and on more pairs it may do so better.
+/// The bins assume that the loss does not fall with the prediction. A bound of a bin together with the bins after it is
+/// therefore also a bound of the bin alone, and may be tighter because it has more pairs.
 fn bins(mut rows: Vec<(f64, f64)>) -> Vec<Bin> {
     rows.sort_by(|a, b| a.0.total_cmp(&b.0));
     let count = (rows.len() / LEAST_PER_BIN).clamp(1, MOST_BINS);
-    // All of the quality, if none of these pairs lost any.
+    // At least 1, which is the loss of all quality.
     let worst = rows.iter().map(|(_, loss)| *loss).fold(1.0, f64::max);
     let mut least = f64::NEG_INFINITY;
     let end = |part: usize| (part + 1) * rows.len() / count;
@@ -332,8 +338,8 @@ fn bins(mut rows: Vec<(f64, f64)>) -> Vec<Bin> {
         .collect()
 }
 
-/// One-sided upper confidence bound of the mean loss. One more pair with the worst loss is counted in: few pairs
-/// without any loss do not prove that there is none.
+/// The one-sided upper confidence bound of the mean loss. One additional pair with the worst loss is included, because a
+/// few pairs without loss do not prove that there is none.
 fn bound_of_mean(rows: &[(f64, f64)], worst: f64) -> f64 {
     let count = rows.len() as f64 + 1.0;
     let losses = || rows.iter().map(|(_, loss)| *loss).chain([worst]);
@@ -347,7 +353,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_loss_seen_is_still_bounded_by_the_worst() {
+    fn without_observed_losses_the_bound_is_above_zero() {
         let few = bound_of_mean(&[(0.0, 0.0); 40], 1.0);
         let many = bound_of_mean(&[(0.0, 0.0); 4000], 1.0);
         assert!(few > 0.03 && many < 0.001, "{few} {many}");

@@ -1,11 +1,12 @@
-//! Whole pictures for prompts that mean the same, states for the others.
+//! The combined policy: a whole picture for a prompt that means the same, a state for any other.
 
-use super::{Calibrated, Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, Semantic};
+use super::{Calibrated, Decision, NeighbourCounts, Query, ReusePolicy, SAME_PROMPT, Semantic};
+use crate::index::Neighbour;
 
-/// `semantic` first, and `calibrated` where that finds nothing. The default where a model has calibration tables.
+/// Tries `semantic` first, and `calibrated` if that misses. It is the default for a model with calibration tables.
 ///
-/// A prompt that says the same in other words gets the stored picture whole. A prompt that is stored already, asked for
-/// again without its seed, wants another picture than the stored one: it goes to `calibrated`, as every other prompt does.
+/// A prompt that says the same in other words gets the stored picture whole. A prompt that is itself stored is not answered
+/// by `semantic`: with the stored seed it would have been an exact hit, so the request wants another picture.
 #[derive(Debug, Clone)]
 pub struct Combined {
     semantic: Semantic,
@@ -35,7 +36,7 @@ impl ReusePolicy for Combined {
         if !is_stored && let whole @ Decision::Semantic { .. } = self.semantic.decide(query, neighbours) {
             return whole;
         }
-        // It is to see as many neighbours as alone, whichever the others are.
+        // `calibrated` gets the same neighbours as it would alone.
         let sources: Vec<Neighbour> = neighbours
             .iter()
             .filter(|near| near.entry.is_source())

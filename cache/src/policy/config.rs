@@ -1,4 +1,4 @@
-//! The reuse policy as an operator writes it.
+//! The reuse policy's configuration.
 
 use std::sync::Arc;
 
@@ -8,31 +8,31 @@ use thiserror::Error;
 use super::{Calibrated, Calibration, Combined, Nirvana, NoStates, ReusePolicy, Semantic};
 use crate::content::{SynonymError, Synonyms};
 
-/// Which policy, and its settings: `{"policy": "nirvana", "offset": 0.02}`. What is left out has its default.
+/// A policy and its settings, for example `{"policy": "nirvana", "offset": 0.02}`. Absent settings have their defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "policy", rename_all = "snake_case", deny_unknown_fields)]
 pub enum PolicyConfig {
-    /// Nothing is answered from the cache.
+    /// The cache is not used.
     Off {},
-    /// Only the same prompt, seed and parameters.
+    /// Exact hits only.
     Exact {},
-    /// The later a state, the more similar the prompts must be.
+    /// The more similar the prompts, the later the resumed state.
     Nirvana(NirvanaConfig),
-    /// The stored picture itself where the prompts mean the same.
+    /// The stored picture of a prompt with the same meaning.
     Semantic(SemanticConfig),
-    /// The latest state whose measured quality loss is within a bound.
+    /// The latest state whose measured quality loss is within a limit.
     Calibrated(CalibratedConfig),
-    /// The stored picture itself where the prompts mean the same in other words, else as `calibrated`.
+    /// The stored picture of a prompt with the same meaning, else as `calibrated`.
     Combined(CombinedConfig),
 }
 
-/// From which similarity on a share of the plan may be skipped.
+/// A threshold of `nirvana`: from `similarity` on, `share` of the plan may be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Threshold {
-    /// Cosine, at least.
+    /// The least cosine.
     pub similarity: f32,
-    /// Share of the plan, at most: NIRVANA's K of N is K/N.
+    /// The largest share of the plan, between 0 and 1. NIRVANA's K of N steps is K/N.
     pub share: f32,
 }
 
@@ -40,9 +40,9 @@ pub struct Threshold {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NirvanaConfig {
-    /// Rising in both. The default is the published one, made for CLIP's text embeddings.
+    /// The thresholds, rising in similarity and share. The defaults are NIRVANA's published ones for CLIP text embeddings.
     pub thresholds: Vec<Threshold>,
-    /// Added to every threshold: above 0 is more careful.
+    /// A number added to every threshold's similarity. Above 0 fewer requests are hits.
     pub offset: f32,
 }
 
@@ -58,13 +58,13 @@ impl Default for NirvanaConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SemanticConfig {
-    /// Cosine, at least.
+    /// The least cosine.
     pub threshold: f32,
-    /// Whether the content words must be the same, too. Without it "a red house and a blue tree" brings back
+    /// Whether the content words must be the same too. Without this gate "a red house and a blue tree" is answered with
     /// "a blue house and a red tree".
     pub content_gate: bool,
-    /// Groups of single words that mean the same to the operator, as in `[["house", "cottage"], ["boat", "ship"]]`. They
-    /// hold for stored pictures, too.
+    /// Groups of single words with the same meaning, for example `[["house", "cottage"], ["boat", "ship"]]`. They also
+    /// apply to pictures stored before.
     pub synonyms: Vec<Vec<String>>,
 }
 
@@ -78,15 +78,15 @@ impl Default for SemanticConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CalibratedConfig {
-    /// Largest quality loss that is expected of a hit, relative to the picture painted from scratch.
+    /// The largest acceptable bound of the quality loss, relative to the picture painted from noise.
     pub max_quality_loss: f32,
-    /// Largest share skipped for a request without a seed: the later the state, the more do its pictures resemble
-    /// the source's. 1 trades variety for speed.
+    /// The largest share that a request without a seed may skip. The later the state, the more its pictures resemble the
+    /// source. 1 gives the most speed and the least variety.
     pub variety: f32,
-    /// Smallest share worth skipping. A hit is not kept itself: where everybody starts a little way into some far
-    /// picture, nobody is painted from scratch, and the cache stays without the pictures that would save more.
+    /// The smallest share worth skipping. States of resumed pictures are not reused. If every request resumed an early state
+    /// of a remote picture, the cache would not get the pictures from noise whose later states save more.
     pub least_share: f32,
-    /// How many of the nearest pictures are considered.
+    /// How many of the nearest entries are considered.
     pub neighbours: usize,
 }
 
@@ -96,31 +96,31 @@ impl Default for CalibratedConfig {
     }
 }
 
-/// Settings of `combined`: those of its parts.
+/// Settings of `combined`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CombinedConfig {
-    /// Which stored pictures are returned whole.
+    /// When a stored picture is returned whole.
     pub semantic: SemanticConfig,
-    /// Which states are resumed.
+    /// When a state is resumed.
     pub calibrated: CalibratedConfig,
 }
 
-/// Why a policy cannot be.
+/// The reason why a policy's configuration is refused.
 #[derive(Debug, Error, PartialEq)]
 pub enum PolicyError {
-    /// A setting out of its bounds.
+    /// A setting is out of its bounds.
     #[error("`{field}` must be {must}")]
     OutOfBounds {
-        /// Its name in the configuration.
+        /// The setting's name.
         field: &'static str,
-        /// What it must be.
+        /// What its value must be.
         must: &'static str,
     },
-    /// Synonyms that cannot be.
+    /// The synonyms are invalid.
     #[error("`synonyms`: {0}")]
     Synonyms(#[from] SynonymError),
-    /// No table was measured.
+    /// There is no calibration table.
     #[error("`calibrated` needs a calibration table: run `pentimento calibrate`")]
     NoCalibration,
 }
@@ -130,9 +130,9 @@ fn check(holds: bool, field: &'static str, must: &'static str) -> Result<(), Pol
 }
 
 impl PolicyConfig {
-    /// The policy. `calibrations` are all tables at hand; `calibrated` uses for each entry the one that was
-    /// measured for its embedder, latent space and model. `key` is the one that contents are hashed by
-    /// (see [`Content::of`](crate::Content::of)); synonyms need it.
+    /// Builds the policy. `calibrations` are all available tables; `calibrated` uses for each entry the table that was
+    /// measured for its embedder, latent space and model. `key` is the key of the contents' hashes (see
+    /// [`Content::of`](crate::Content::of)), which synonyms need.
     ///
     /// # Errors
     /// A setting is out of its bounds, or there is no table.
@@ -175,7 +175,7 @@ impl PolicyConfig {
     }
 }
 
-/// A wrong setting of a part of `combined`, by its name there.
+/// Names a wrong setting of a part of `combined` by its path.
 fn of_a_part(error: PolicyError) -> PolicyError {
     const NAMES: [(&str, &str); 5] = [
         ("threshold", "semantic.threshold"),

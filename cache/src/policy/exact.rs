@@ -1,13 +1,14 @@
-//! Two policies that start from noise: one answers exact hits, one nothing.
+//! Two policies without reuse of states: one allows exact hits, the other nothing.
 
-use super::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy};
+use super::{Decision, NeighbourCounts, Query, ReusePolicy};
+use crate::index::Neighbour;
 
-/// Reuses no state of another prompt.
+/// Policies that always start from noise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoStates {
-    /// The stored picture for the same prompt, seed and parameters; else noise.
+    /// Exact hits are answered with the stored picture.
     Exact,
-    /// Always noise.
+    /// Exact hits are not answered either.
     Off,
 }
 

@@ -1,33 +1,33 @@
-//! What a calibration table says something of, and what not.
+//! What a calibration table was measured for.
 
 use serde::{Deserialize, Serialize};
 
 use super::Query;
 use crate::entry::{Entry, PaintedPlan};
 
-/// A guidance scale this many times as large or as small is as good as the one measured.
+/// The largest ratio between the measured guidance scale and one that the table is used for.
 const GUIDANCE_TOLERANCE: f32 = 1.1;
 
-/// How a state of another picture is gone on from.
+/// How another picture's state is resumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {
-    /// Its first steps are steered away from the source's prompt, which must be known for that.
+    /// The first steps are steered away from the source's prompt, which must be stored.
     Steered,
-    /// With the new prompt alone.
+    /// All steps use the new prompt alone.
     Plain,
 }
 
 impl Resume {
-    /// Both.
+    /// All variants.
     pub const ALL: [Self; 2] = [Self::Steered, Self::Plain];
 
-    /// How an entry's states are gone on from: only a prompt that was kept can be steered away from.
+    /// How an entry's states are resumed. Steering needs the entry's prompt.
     pub fn of(entry: &Entry) -> Self {
         if entry.prompt.is_some() { Self::Steered } else { Self::Plain }
     }
 
-    /// Its name in tables, and in their files' names.
+    /// The name in tables and in their files' names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Steered => "steered",
@@ -36,41 +36,41 @@ impl Resume {
     }
 }
 
-/// What a table was measured for; it says nothing of anything else.
+/// What a calibration table was measured for. The table is used for nothing else.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct CalibrationFor {
-    /// Digest of what made the embeddings.
+    /// The digest of the network that made the embeddings.
     pub embedder: String,
-    /// Whose latents the states are.
+    /// The id of the states' latent space.
     pub latent_space: String,
     /// The noise schedule's id.
     pub noise_schedule: String,
     /// The model that painted.
     pub model: String,
-    /// Digest of that model's files. Entries do not carry it: whoever loads a table for a model compares it.
+    /// The digest of that model's files. Entries do not have it, so it must be checked when a table is loaded.
     pub weights: String,
-    /// Sizes of the pictures measured, width and height in pixels.
+    /// The sizes of the measured pictures, width and height in pixels.
     pub sizes: Vec<(u32, u32)>,
-    /// Guidance scale of both pictures' plans.
+    /// The guidance scale of both pictures' plans.
     pub guidance_scale: f32,
-    /// Steps of both pictures' full plans.
+    /// The steps of both pictures' full plans.
     pub steps: usize,
-    /// How the states were gone on from.
+    /// How the states were resumed.
     pub resume: Resume,
 }
 
 impl CalibrationFor {
-    /// The full plan of both pictures. With a guidance scale of 1 no step is guided.
+    /// The full plan of both pictures. At a guidance scale of 1 no step is guided.
     pub(super) fn full_plan(&self) -> PaintedPlan {
         let steps = u32::try_from(self.steps).unwrap_or(u32::MAX);
         let guided_steps = if self.guidance_scale == 1.0 { 0 } else { steps };
         PaintedPlan { option: None, steps, guided_steps }
     }
 
-    /// Whether this says something of a request that goes on from an entry's states. A plan of fewer steps than
-    /// were measured leaves fewer to paint over the source's picture: of that nothing is known. The source's own plan is
-    /// compared by [`Calibration::fits`](super::Calibration::fits).
+    /// Whether the table applies to a request that resumes an entry's states. It does not apply to plans of fewer steps
+    /// than were measured, which leave fewer steps to paint over the source's picture. The source's own plan is checked by
+    /// [`Calibration::fits`](super::Calibration::fits).
     pub fn fits(&self, query: &Query<'_>, entry: &Entry) -> bool {
         let made_for = &entry.compatibility;
         let guidance = entry.guidance_scale.max(self.guidance_scale)

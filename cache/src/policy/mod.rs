@@ -1,5 +1,5 @@
-//! Reuse policies: from the nearest entries to what a request starts from. Pure functions of what they
-//! are handed, chance included.
+//! Reuse policies: they decide what a request starts from, given the nearest entries. A policy is a pure function of its
+//! arguments, which include the random bits.
 
 mod calibrated;
 mod calibration;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
 use crate::entry::{Entry, EntryId, Kept};
+use crate::index::Neighbour;
 
 pub use calibrated::Calibrated;
 pub use calibration::{Calibration, CalibrationError, Measured};
@@ -27,89 +28,80 @@ pub use measured_for::{CalibrationFor, Resume};
 pub use nirvana::Nirvana;
 pub use semantic::Semantic;
 
-/// From this similarity on, two prompts are the same prompt.
+/// The similarity from which on two prompts count as the same prompt.
 pub const SAME_PROMPT: f32 = 0.9999;
 
-/// Shares this close are one share: they come from step counts, through f32.
+/// Shares that differ by at most this are equal. They are quotients of step counts, rounded to f32.
 const SAME_SHARE: f32 = 1e-4;
 
-/// A request, as far as reuse is concerned.
+/// What a reuse policy needs to know of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
-    /// The model that is to paint.
+    /// The model that will paint the request.
     pub model: &'a str,
     /// The prompt's embedding, of length 1.
     pub embedding: &'a [f32],
     /// The prompt's content words.
     pub content: &'a Content,
-    /// Whether the request names a seed. One that does not wants a picture, not the last one once more.
+    /// Whether the request names a seed. A request without one expects its pictures to vary.
     pub seeded: bool,
-    /// Whether a whole stored picture of another prompt may be the answer: false for a request's second and later
-    /// pictures, which are to differ from its first.
+    /// Whether a whole stored picture may be the answer. False for a request's second and later pictures, which must
+    /// differ from its first.
     pub whole: bool,
-    /// Least quality of a whole picture, from 0 to 1 (see [`Entry::expected_quality`]); 0 where any will do.
+    /// The lowest acceptable quality of a whole picture, from 0 to 1 (see [`Entry::expected_quality`]).
     pub least_quality: f32,
-    /// The largest expected loss of a resume that the request bears, from 0 to 1, as far as a policy knows losses; 1 where
-    /// the policy's own bound is enough.
+    /// The largest expected loss of a resume that the request accepts, from 0 to 1. It matters to policies that know
+    /// losses; 1 leaves the decision to the policy's own bound.
     pub most_loss: f32,
-    /// Timesteps of the request's own full plan, noisiest first.
+    /// The timesteps of the request's full plan, noisiest first.
     pub timesteps: &'a [f64],
-    /// Random bits: which of several equally good neighbours is taken.
+    /// Random bits, which choose between equally good neighbours.
     pub chance: u64,
 }
 
-/// An entry near a query.
-#[derive(Debug, Clone)]
-pub struct Neighbour {
-    /// The entry.
-    pub entry: Entry,
-    /// Cosine of both embeddings.
-    pub similarity: f32,
-}
-
-/// What a request starts from, and why, for people.
+/// What a request starts from, with an explanation for people.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Decision {
-    /// Noise.
+    /// The request starts from noise.
     Miss {
-        /// Why nothing fits, for people.
+        /// Why no entry can be reused.
         why: String,
     },
-    /// An entry's state.
+    /// The request resumes a state.
     State {
-        /// Whose.
+        /// The state's entry.
         entry: EntryId,
-        /// Which.
+        /// The state's timestep.
         timestep: f64,
-        /// Cosine of both prompts' embeddings.
+        /// The cosine of both prompts' embeddings.
         similarity: f32,
-        /// Quality that going on from it is expected to lose, from 0 to 1; `None` where the policy does not know.
+        /// The expected loss of quality of the resume, from 0 to 1; `None` if the policy does not know it.
         #[serde(default)]
         loss: Option<f32>,
-        /// Why this one.
+        /// Why this entry was chosen.
         why: String,
     },
-    /// The stored picture itself, painted from the same prompt, seed and parameters.
+    /// The stored picture of the same specification is the answer.
     Exact {
-        /// Whose.
+        /// The picture's entry.
         entry: EntryId,
-        /// Why this one.
+        /// Why this entry was chosen.
         why: String,
     },
-    /// The stored picture itself, of a prompt that means the same.
+    /// The stored picture of a prompt with the same meaning is the answer.
     Semantic {
-        /// Whose.
+        /// The picture's entry.
         entry: EntryId,
-        /// Cosine of both prompts' embeddings.
+        /// The cosine of both prompts' embeddings.
         similarity: f32,
-        /// Why this one.
+        /// Why this entry was chosen.
         why: String,
     },
 }
 
 impl Decision {
-    /// Why it was decided so.
+    /// The explanation of the decision.
     pub fn why(&self) -> &str {
         match self {
             Self::Miss { why }
@@ -119,7 +111,7 @@ impl Decision {
         }
     }
 
-    /// The entry that it names; `None` for a miss.
+    /// The entry that is reused; `None` for a miss.
     pub fn entry(&self) -> Option<&EntryId> {
         match self {
             Self::Miss { .. } => None,
@@ -144,35 +136,35 @@ impl Decision {
     }
 }
 
-/// How many of the nearest entries a policy wants to see. An entry that is both counts for both.
+/// How many of the nearest entries of each kind a policy decides on. An entry of both kinds counts for both.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NeighbourCounts {
-    /// Entries with states to go on from: see [`Entry::is_source`].
+    /// Entries with states that can be resumed: see [`Entry::is_source`].
     pub sources: usize,
-    /// Entries whose whole picture is kept: see [`Entry::is_whole`].
+    /// Entries whose whole picture is stored: see [`Entry::is_whole`].
     pub whole_pictures: usize,
 }
 
 /// Decides what a request starts from.
 pub trait ReusePolicy: Send + Sync {
-    /// Its name in configuration and answers.
+    /// The policy's name in configuration and answers.
     fn name(&self) -> &'static str;
 
-    /// How many of the nearest entries it wants to see; 0 spares the search.
+    /// How many of the nearest entries the policy decides on. For 0 the index is not searched.
     fn neighbours(&self) -> NeighbourCounts;
 
-    /// Whether the gateway answers the same picture, asked for again with its seed, by
-    /// [`Cache::exact_picture`](crate::Cache::exact_picture) before it asks this policy.
+    /// Whether the gateway answers an exact hit by [`Cache::exact_picture`](crate::Cache::exact_picture) before it uses this
+    /// policy.
     fn exact_hits(&self) -> bool {
         true
     }
 
-    /// Decides. `neighbours` are compatible and visible to the request, nearest first.
+    /// Decides what the request starts from. `neighbours` are compatible with and visible to the request, nearest first.
     fn decide(&self, query: &Query<'_>, neighbours: &[Neighbour]) -> Decision;
 }
 
-/// An entry's states that save the request a step and leave it one to take. A resumed picture has none: the losses of
-/// both resumes would add up.
+/// The states of an entry that the request can resume: those that save at least one step and leave at least one. A resumed
+/// picture has none, because the losses of both resumes would add up.
 fn usable<'a>(query: &Query<'_>, entry: &'a Entry) -> impl Iterator<Item = &'a Kept> {
     let (first, last) = match query.timesteps {
         [first, .., last] => (*first, *last),
@@ -182,7 +174,7 @@ fn usable<'a>(query: &Query<'_>, entry: &'a Entry) -> impl Iterator<Item = &'a K
     states.iter().filter(move |state| state.timestep >= last.max(0.0) && state.timestep < first)
 }
 
-/// One of several equally good candidates.
+/// Chooses one of several equally good candidates by `chance`; `None` if there are none.
 fn pick<T>(mut candidates: Vec<T>, chance: u64) -> Option<T> {
     let count = candidates.len() as u64;
     (count > 0).then(|| candidates.swap_remove((chance % count) as usize))

@@ -1,9 +1,10 @@
-//! NIRVANA's policy (Agarwal et al., NSDI 2024): the more similar the prompts, the later the state.
+//! NIRVANA's policy (Agarwal et al., NSDI 2024): the more similar the prompts, the later the resumed state.
 
 use super::config::NirvanaConfig;
-use super::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, SAME_SHARE, usable};
+use super::{Decision, NeighbourCounts, Query, ReusePolicy, SAME_SHARE, usable};
+use crate::index::Neighbour;
 
-/// Thresholds of the similarity say which share of the plan the nearest picture may stand in for.
+/// Thresholds of the similarity give the largest share of the plan that may be skipped.
 #[derive(Debug, Clone)]
 pub struct Nirvana(NirvanaConfig);
 
@@ -12,7 +13,7 @@ impl Nirvana {
         Self(config)
     }
 
-    /// The largest share that a similarity allows.
+    /// The largest share that a similarity allows; `None` below all thresholds.
     fn allowed(&self, similarity: f32) -> Option<f32> {
         let reached = |at: f32| similarity >= at + self.0.offset;
         self.0

@@ -1,14 +1,14 @@
-//! GPTCache's policy with a gate: the stored picture itself where two prompts mean the same.
+//! The semantic policy: GPTCache's, with a gate. It returns the stored picture of a prompt with the same meaning.
 
 use super::config::SemanticConfig;
-use super::{Decision, Neighbour, NeighbourCounts, Query, ReusePolicy, pick};
+use super::{Decision, NeighbourCounts, Query, ReusePolicy, pick};
 use crate::content::Synonyms;
-use crate::index::reaches;
+use crate::index::{Neighbour, reaches};
 
-/// Similarities this close are one.
+/// Similarities that differ by at most this are equal.
 const SAME_SIMILARITY: f32 = 1e-6;
 
-/// A similarity above the threshold, and the same content words, bring back the whole picture.
+/// Returns the whole picture if the similarity reaches the threshold and the content words are the same.
 #[derive(Debug, Clone)]
 pub struct Semantic {
     config: SemanticConfig,
@@ -20,13 +20,13 @@ impl Semantic {
         Self { config, synonyms }
     }
 
-    /// Why a neighbour's picture may not be returned whole; `None` if it may.
+    /// The reason why a neighbour's picture may not be returned; `None` if it may.
     fn refusal(&self, query: &Query<'_>, neighbour: &Neighbour) -> Option<String> {
         let similarity = neighbour.similarity;
-        // A state may go on under another model of its latent space; a finished picture is the other model's.
         if !query.whole {
             return Some("the request wants another picture than its first".into());
         }
+        // Models with the same latent space share states, but not finished pictures.
         if query.model != neighbour.entry.model {
             return Some(format!("it was painted by the model {:?}", neighbour.entry.model));
         }
@@ -42,7 +42,7 @@ impl Semantic {
         if !reaches(neighbour.entry.expected_quality, query.least_quality) {
             return Some(format!("its quality does not reach the {} that is asked for", query.least_quality));
         }
-        (!neighbour.entry.is_whole()).then(|| "the finished picture is no longer kept".into())
+        (!neighbour.entry.is_whole()).then(|| "the finished picture is no longer stored".into())
     }
 }
 
@@ -52,7 +52,7 @@ impl ReusePolicy for Semantic {
     }
 
     fn neighbours(&self) -> NeighbourCounts {
-        // The same words need not be the nearest: a few others may be as near.
+        // The entry with the same words need not be the nearest one.
         NeighbourCounts { sources: 0, whole_pictures: 8 }
     }
 
@@ -62,7 +62,7 @@ impl ReusePolicy for Semantic {
         };
         let passing: Vec<_> = neighbours.iter().filter(|n| self.refusal(query, n).is_none()).collect();
         let best = passing.iter().map(|n| n.similarity).fold(f32::NEG_INFINITY, f32::max);
-        // All of them mean the same. Without a seed any one will do, and not always the same one.
+        // All passing pictures mean the same. Without a seed any of them is chosen, for variety.
         let least = if query.seeded { best - SAME_SIMILARITY } else { f32::NEG_INFINITY };
         let ties = passing.into_iter().filter(|n| n.similarity >= least).collect();
         let Some(Neighbour { entry, similarity }) = pick(ties, query.chance) else {

@@ -1,7 +1,7 @@
-//! A state as a `.safetensors` file that any safetensors library reads.
+//! The file format of a state: a `.safetensors` file that any safetensors library can read.
 //!
-//! The tensor `latent` has the shape (channels, height, width), in f16, or in f32 for a finished latent, so
-//! that an exact hit is the very same picture. The metadata says what it is a state of; a SHA-256 covers the
+//! The tensor `latent` has the shape (channels, height, width). It is stored in f16, except for a finished latent, which
+//! is stored in f32 so that it decodes to exactly the same picture. The metadata describe the state. A SHA-256 covers the
 //! metadata and the tensor.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,39 +12,41 @@ use sha2::{Digest, Sha256};
 
 use crate::entry::{Entry, FINISHED};
 
-/// The format's version, as the metadata give it.
+/// The format's version, as the metadata state it.
 pub const FORMAT: &str = "1";
-/// Most numbers of a latent: a picture of 8192 by 8192 pixels, in 16 channels at an eighth of its size.
+/// The most numbers that a latent may have: those of 16 channels at an eighth of 8192 by 8192 pixels.
 pub const MAX_NUMBERS: usize = 16 << 20;
-/// Largest file that is read, in bytes: the largest latent and its header.
+/// The largest file that is read, in bytes: the largest latent and its header.
 pub const MAX_BYTES: u64 = 4 * MAX_NUMBERS as u64 + (64 << 10);
-/// Longest header that is read, in bytes.
+/// The longest header that is read, in bytes.
 const MAX_HEADER: u64 = 64 << 10;
 
 const LATENT: &str = "latent";
 const CHECKSUM: &str = "checksum";
 
-/// A latent on its way from noise to picture.
+/// A denoising state: a latent at one timestep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
-    /// Where on its way; [`FINISHED`] for a finished latent.
+    /// The latent's timestep; [`FINISHED`] for a finished latent.
     pub timestep: f64,
-    /// The share of its variance that is noise, as a standard deviation: 0 for a finished latent.
+    /// The standard deviation of the latent's noise, from 0 to 1; 0 for a finished latent.
     pub noise_level: f64,
     /// Channels, height, width.
     pub shape: [usize; 3],
-    /// The numbers, row by row.
+    /// The latent's numbers in C order.
     pub latent: Vec<f32>,
 }
 
 impl State {
-    /// Bytes that it takes in memory.
+    /// The bytes that the state takes in memory.
     pub fn bytes(&self) -> usize {
         self.latent.len() * size_of::<f32>() + size_of::<Self>()
     }
 
+    /// Checks that shape, timestep and numbers are possible.
+    ///
     /// # Errors
-    /// [`StateError::Invalid`]: no such latent can be.
+    /// [`StateError::Invalid`] naming what is impossible.
     pub fn check(&self) -> Result<(), StateError> {
         let numbers = self.shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
         match numbers {
@@ -64,31 +66,31 @@ impl State {
     }
 }
 
-/// Why a stored state or picture cannot be used. To a request it is a miss.
+/// Why a stored state or picture cannot be used. For a request it is a miss.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// No such state or picture, or no longer.
+    /// There is no such state or picture.
     #[error("there is none")]
     Missing,
-    /// Not a safetensors file, or cut short.
+    /// The file is not a safetensors file, or it is truncated.
     #[error("not a whole safetensors file: {0}")]
     Unreadable(String),
-    /// A safetensors file, but not a denoising state.
+    /// The file is no denoising state, or no picture that this cache wrote.
     #[error("not a denoising state: {0}")]
     Foreign(&'static str),
-    /// Written by another version of the format.
+    /// The file was written in another version of the format.
     #[error("format version {0:?}, this program reads {FORMAT:?}")]
     Version(String),
-    /// Its checksum is not that of its contents.
+    /// The checksum does not match the contents.
     #[error("damaged: the checksum does not agree")]
     Damaged,
-    /// Of another picture, or of another moment of it.
+    /// The state belongs to another picture or to another timestep.
     #[error("belongs elsewhere: {0}")]
     Elsewhere(&'static str),
-    /// A latent that no sampler makes.
+    /// The latent cannot be a sampler's: see [`State::check`].
     #[error("impossible {0}")]
     Invalid(&'static str),
-    /// The store did not answer in time.
+    /// The store did not answer within the time limit.
     #[error("the store did not answer in time")]
     Timeout,
     /// The store failed.
@@ -96,10 +98,10 @@ pub enum StateError {
     Store(String),
 }
 
-/// A state of an entry as a file.
+/// Encodes a state of an entry as a file.
 ///
 /// # Errors
-/// [`StateError::Invalid`]: the state is none, or too large a number for f16.
+/// [`StateError::Invalid`] if the state is impossible or has a number beyond f16.
 pub fn encode(entry: &Entry, state: &State) -> Result<Vec<u8>, StateError> {
     state.check()?;
     let (dtype, data) = if state.timestep == FINISHED {
@@ -118,10 +120,10 @@ pub fn encode(entry: &Entry, state: &State) -> Result<Vec<u8>, StateError> {
     safetensors::serialize([(LATENT, view)], Some(metadata)).map_err(unreadable)
 }
 
-/// The state of `entry` at `timestep` from a file.
+/// Decodes a file as the state of `entry` at `timestep`.
 ///
 /// # Errors
-/// Everything that may be wrong with a file: see [`StateError`].
+/// [`StateError`] for every fault of the file.
 pub fn decode(bytes: &[u8], entry: &Entry, timestep: f64) -> Result<State, StateError> {
     let header = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
     if header.is_none_or(|length| length > MAX_HEADER) {
@@ -165,7 +167,7 @@ fn numbers(tensor: &TensorView<'_>) -> Result<Vec<f32>, StateError> {
     }
 }
 
-/// What the metadata say of a state, all but the checksum.
+/// The metadata of a state, except the checksum.
 fn describe(entry: &Entry, state: &State) -> BTreeMap<String, String> {
     let to = &entry.compatibility;
     let pairs = [
@@ -185,7 +187,8 @@ fn describe(entry: &Entry, state: &State) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// SHA-256 in hex of all that a file says; lengths keep neighbours apart.
+/// The SHA-256, in hex, of metadata and tensor. Each text is hashed with its length, so that no two contents are hashed
+/// as the same bytes.
 fn checksum(metadata: &BTreeMap<String, String>, dtype: Dtype, shape: &[usize; 3], data: &[u8]) -> String {
     let mut hash = Sha256::new();
     for (key, value) in metadata {

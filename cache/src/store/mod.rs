@@ -1,7 +1,7 @@
-//! The store: states and pictures as files in a directory or an object store, and the ones used last in memory.
+//! The store: states and pictures as files in a directory or an object store, with the recently used ones in memory.
 
 pub mod format;
-mod owner;
+mod ownership;
 mod pictures;
 #[cfg(test)]
 mod tests;
@@ -15,30 +15,30 @@ use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 
 pub use format::{State, StateError};
-pub(crate) use owner::Claim;
+pub(crate) use ownership::PrefixOwner;
 pub use pictures::MAX_PICTURE_BYTES;
 pub(crate) use pictures::sha256;
 
+use crate::bounded_lru::BoundedLru;
 use crate::entry::{Entry, EntryId, Part};
-use crate::recent::Recent;
 
 /// The name of a picture's file in its entry's directory.
-const PICTURE: &str = "picture.png";
+const PICTURE_FILE: &str = "picture.png";
 
-/// Where states and pictures lie. Every operation ends within the time limit, whatever the store does.
+/// Reads and writes states and pictures. Every operation ends within the time limit, even if the object store hangs.
 pub struct StateStore {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
     time_limit: Duration,
-    /// The states used last, by entry and the bits of a timestep.
-    memory: Recent<(EntryId, u64), State>,
-    /// The pictures' files used last, by entry.
-    pictures: Recent<EntryId, Bytes>,
+    /// Recently used states, by entry and the bits of the timestep.
+    states: BoundedLru<(EntryId, u64), State>,
+    /// Recently used pictures' files, by entry.
+    pictures: BoundedLru<EntryId, Bytes>,
 }
 
 impl StateStore {
-    /// Files under `prefix` in `objects`. Up to `memory_bytes` of states and `picture_memory_bytes` of pictures are
-    /// kept in memory.
+    /// A store of the files under `prefix` in `objects`. It holds up to `memory_bytes` of states and
+    /// `picture_memory_bytes` of pictures in memory. `time_limit` bounds each operation.
     pub fn new(
         objects: Arc<dyn ObjectStore>,
         prefix: Path,
@@ -46,9 +46,9 @@ impl StateStore {
         picture_memory_bytes: usize,
         time_limit: Duration,
     ) -> Self {
-        let memory = Recent::new(memory_bytes, State::bytes);
-        let pictures = Recent::new(picture_memory_bytes, |file: &Bytes| file.len() + size_of::<Bytes>());
-        Self { objects, prefix, time_limit, memory, pictures }
+        let states = BoundedLru::new(memory_bytes, State::bytes);
+        let pictures = BoundedLru::new(picture_memory_bytes, |file: &Bytes| file.len() + size_of::<Bytes>());
+        Self { objects, prefix, time_limit, states, pictures }
     }
 
     fn directory(&self, id: &EntryId) -> Path {
@@ -58,24 +58,24 @@ impl StateStore {
     fn path(&self, id: &EntryId, part: Part) -> Path {
         let directory = self.directory(id);
         match part {
-            Part::Picture => directory.join(PICTURE),
+            Part::Picture => directory.join(PICTURE_FILE),
             Part::State(timestep) => directory.join(format!("{timestep}.safetensors")),
         }
     }
 
-    /// Writes a state, all of it or nothing, and returns its size in bytes.
+    /// Writes a state atomically and returns the file's size in bytes.
     ///
     /// # Errors
-    /// The state is none, or the store fails.
+    /// The state is impossible, or the store fails.
     pub async fn write(&self, entry: &Entry, state: &State) -> Result<u64, StateError> {
         let bytes = format::encode(entry, state)?;
         let length = bytes.len() as u64;
         let path = self.path(&entry.id, Part::State(state.timestep));
-        self.within(self.objects.put(&path, bytes.into())).await?;
+        self.within_limit(self.objects.put(&path, bytes.into())).await?;
         Ok(length)
     }
 
-    /// The state of an entry at a timestep, from memory or else from the store.
+    /// Returns the state of an entry at a timestep, from memory or else from the store.
     ///
     /// # Errors
     /// See [`StateError`].
@@ -83,72 +83,72 @@ impl StateStore {
         if let Some(state) = self.cached(&entry.id, timestep) {
             return Ok(state);
         }
-        let state = Arc::new(self.read_past_memory(entry, timestep).await?);
-        self.memory.put(key(&entry.id, timestep), Arc::clone(&state));
+        let state = Arc::new(self.read_uncached(entry, timestep).await?);
+        self.states.put(key(&entry.id, timestep), Arc::clone(&state));
         Ok(state)
     }
 
-    /// The state as the store has it; memory does not keep it, nor forget others for it.
+    /// Reads a state from the store without using memory and without adding it there.
     ///
     /// # Errors
     /// See [`StateError`].
-    pub async fn read_past_memory(&self, entry: &Entry, timestep: f64) -> Result<State, StateError> {
+    pub async fn read_uncached(&self, entry: &Entry, timestep: f64) -> Result<State, StateError> {
         let bytes = self.read_bytes(&entry.id, Part::State(timestep), format::MAX_BYTES).await?;
         format::decode(&bytes, entry, timestep)
     }
 
-    /// A file of `most` bytes at most.
-    async fn read_bytes(&self, id: &EntryId, part: Part, most: u64) -> Result<Bytes, StateError> {
+    /// Reads a file of at most `max_bytes`.
+    async fn read_bytes(&self, id: &EntryId, part: Part, max_bytes: u64) -> Result<Bytes, StateError> {
         let path = self.path(id, part);
         let load = async {
             let found = self.objects.get_opts(&path, GetOptions::default()).await?;
-            if found.meta.size > most {
+            if found.meta.size > max_bytes {
                 return Ok(None);
             }
             found.bytes().await.map(Some)
         };
-        self.within(load).await?.ok_or(StateError::Foreign("larger than any such file"))
+        self.within_limit(load).await?.ok_or(StateError::Foreign("larger than any such file"))
     }
 
-    /// The state if it is in memory; waits for nothing.
+    /// Returns the state if it is in memory. Does not block.
     pub fn cached(&self, id: &EntryId, timestep: f64) -> Option<Arc<State>> {
-        self.memory.get(&key(id, timestep))
+        self.states.get(&key(id, timestep))
     }
 
-    /// Forgets what memory holds of an entry.
+    /// Drops the files of an entry from memory.
     pub fn forget(&self, entry: &Entry) {
         entry.parts().for_each(|part| self.forget_part(&entry.id, part));
     }
 
-    /// Forgets what memory holds of a part of an entry.
+    /// Drops one file of an entry from memory.
     pub fn forget_part(&self, id: &EntryId, part: Part) {
         match part {
             Part::Picture => self.pictures.remove(id),
-            Part::State(timestep) => self.memory.remove(&key(id, timestep)),
+            Part::State(timestep) => self.states.remove(&key(id, timestep)),
         }
     }
 
-    /// Removes a file; that it is gone already is fine.
+    /// Removes a file. A missing file is no error.
     ///
     /// # Errors
     /// The store fails.
     pub async fn remove(&self, id: &EntryId, part: Part) -> Result<(), StateError> {
         self.forget_part(id, part);
-        match self.within(self.objects.delete(&self.path(id, part))).await {
+        match self.within_limit(self.objects.delete(&self.path(id, part))).await {
             Err(StateError::Missing) => Ok(()),
             done => done,
         }
     }
 
-    /// Removes every state and picture that is not wanted, and returns how many these were. Nothing may be written
-    /// meanwhile. Files of other kinds stay.
+    /// Removes every state and picture that is not `wanted`, and returns their number. Files of other kinds stay. The
+    /// caller must write nothing meanwhile.
     ///
     /// # Errors
     /// The store fails.
     pub async fn sweep(&self, wanted: impl Fn(&EntryId, Part) -> bool) -> Result<usize, StateError> {
         let mut files = self.objects.list(Some(&self.prefix));
         let mut swept = 0;
-        while let Some(file) = self.within(files.try_next()).await? {
+        while let Some(file) = self.within_limit(files.try_next()).await? {
             let found = self.parse(&file.location);
             if let Some((id, part)) = found.filter(|(id, part)| !wanted(id, *part)) {
                 self.remove(&id, part).await?;
@@ -160,7 +160,7 @@ impl StateStore {
 
     async fn holds_files(&self) -> Result<bool, StateError> {
         let mut files = self.objects.list(Some(&self.prefix));
-        while let Some(file) = self.within(files.try_next()).await? {
+        while let Some(file) = self.within_limit(files.try_next()).await? {
             if self.parse(&file.location).is_some() {
                 return Ok(true);
             }
@@ -168,15 +168,15 @@ impl StateStore {
         Ok(false)
     }
 
-    /// Where the files lie, for people.
-    pub(crate) fn place(&self) -> String {
+    /// The location of the files, for error messages.
+    pub(crate) fn location(&self) -> String {
         format!("{}, prefix {:?}", self.objects, self.prefix.as_ref())
     }
 
-    /// What a file is, by its name.
+    /// The entry and part that a file's path names; `None` for a path of another kind.
     fn parse(&self, path: &Path) -> Option<(EntryId, Part)> {
         let part = match path.filename()? {
-            PICTURE => Part::Picture,
+            PICTURE_FILE => Part::Picture,
             state => Part::State(state.strip_suffix(".safetensors")?.parse().ok()?),
         };
         let parts: Vec<_> = path.parts().collect();
@@ -185,12 +185,13 @@ impl StateStore {
         (self.path(&id, part) == *path).then_some((id, part))
     }
 
-    /// Bytes of states in memory.
+    /// The bytes of all states in memory.
     pub fn memory_bytes(&self) -> usize {
-        self.memory.bytes()
+        self.states.bytes()
     }
 
-    async fn within<T>(
+    /// Waits for an operation of the object store, within the time limit.
+    async fn within_limit<T>(
         &self,
         work: impl Future<Output = Result<T, object_store::Error>>,
     ) -> Result<T, StateError> {
@@ -203,7 +204,7 @@ impl StateStore {
     }
 }
 
-/// A state's place in memory.
+/// The key of a state in memory.
 fn key(id: &EntryId, timestep: f64) -> (EntryId, u64) {
     (id.clone(), timestep.to_bits())
 }

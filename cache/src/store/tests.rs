@@ -1,4 +1,4 @@
-//! What the store reads and refuses.
+//! Tests of the store: what it reads, refuses and removes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn state(timestep: f64) -> State {
     State { timestep, noise_level: 0.75, shape: [4, 2, 3], latent }
 }
 
-/// The file with other metadata or tensors, everything else as it was.
+/// The file with its metadata or its tensor changed.
 fn rewritten(
     file: &[u8],
     change: impl FnOnce(&mut std::collections::HashMap<String, String>, &mut Vec<u8>),
@@ -96,7 +96,7 @@ proptest! {
         let file = encode(&entry(1), &state(801.0)).unwrap();
         let mut damaged = file.clone();
         damaged[at.index(file.len())] ^= flip;
-        // A flip may leave the meaning alone, as white space in the header does, but never change it.
+        // A flipped bit may be harmless, as in the white space of the header. It must not change the state.
         if let Ok(read) = decode(&damaged, &entry(1), 801.0) {
             prop_assert_eq!(read, state(801.0));
         }
@@ -136,11 +136,11 @@ async fn states_are_written_read_removed_and_swept() {
     let keep = entry(2).id;
     let swept = store.sweep(|id, part| *id == keep && part == Part::State(FINISHED)).await.unwrap();
     assert_eq!(swept, 4);
-    assert!(objects.head(&foreign).await.is_ok(), "what is no state stays");
+    assert!(objects.head(&foreign).await.is_ok(), "files of other kinds stay");
     assert_eq!(*store.read(&entry(2), FINISHED).await.unwrap(), state(FINISHED));
 }
 
-/// An entry of a picture's file.
+/// An entry whose picture is `file`.
 fn with_file(n: u128, file: &Bytes) -> Entry {
     Entry { picture: Some(KeptPicture::new(file.len() as u64, sha256(file))), ..entry(n) }
 }

@@ -1,7 +1,8 @@
-//! The one thread that changes the cache. Requests hand it work through a bounded queue and go on.
+//! The writer: the one thread that changes the cache. Requests send it commands through a bounded queue and do not wait.
 //!
-//! The order of its writes is what keeps a killed process's cache whole: states and picture before the entry that names
-//! them; and when an entry goes, the index first, made durable, and its files after.
+//! The order of its writes keeps the cache consistent when the process is killed. States and picture are written before
+//! the entry that names them. When an entry is removed, the index is changed and flushed first, and the files are removed
+//! after that.
 
 mod changes;
 
@@ -11,61 +12,62 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use crate::accounting::Accounting;
 use crate::config::CacheError;
-use crate::entry::{Entry, EntryId};
+use crate::core::CacheCore;
+use crate::entry::{Entry, EntryId, PartKey};
 use crate::index::Filter;
-use crate::ledger::{Ledger, Victim};
-use crate::picture::Picture;
-use crate::shared::Shared;
-use crate::store::{Claim, StateError};
+use crate::pending_picture::PendingPicture;
+use crate::store::{PrefixOwner, StateError};
 
-/// Changes become durable this long after they are made, at most.
+/// The longest time until a change is durable.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
-/// How often entries are looked through for those that are too old.
+/// How often entries older than the lifetime are removed.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// Entries read from the index at once.
 const PAGE: usize = 256;
-/// Files whose removal failed that are remembered.
-const MOST_DOOMED: usize = 100_000;
+/// The most files to remove that are remembered. The sweep at the next opening removes the rest.
+const MAX_FILES_TO_REMOVE: usize = 100_000;
 
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, CacheError>>;
+pub(crate) type CommandReply<T> = oneshot::Sender<Result<T, CacheError>>;
 
-/// What the writer is asked to do.
-pub(crate) enum Work {
-    /// Its place in the queue is free again when the permit drops. Answers whether the picture is kept.
-    Insert(Box<Picture>, Option<OwnedSemaphorePermit>, Option<Reply<bool>>),
-    /// A state or a picture's file turned out to be unusable.
-    Drop(Victim),
-    Remove(EntryId, Reply<bool>),
-    Purge(Filter, Reply<usize>),
-    /// Make all that was asked for before durable.
-    Flush(Reply<()>),
+/// A command to the writer.
+pub(crate) enum Command {
+    /// Store a picture. The permit is its slot in the queue. Replies whether the picture was stored.
+    Insert(Box<PendingPicture>, Option<OwnedSemaphorePermit>, Option<CommandReply<bool>>),
+    /// Remove a state or a picture's file that cannot be used.
+    Drop(PartKey),
+    Remove(EntryId, CommandReply<bool>),
+    Purge(Filter, CommandReply<usize>),
+    /// Make the effects of all earlier commands durable.
+    Flush(CommandReply<()>),
 }
 
 pub(crate) struct Writer {
-    shared: Arc<Shared>,
-    ledger: Ledger,
-    /// Files whose entries are gone from the index, but not durably yet.
-    doomed: Vec<Victim>,
-    /// Whether the store's prefix is known to be this index's: nothing is written or swept before.
-    owned: bool,
-    /// Of the index, when stock was taken last.
-    upheavals: u64,
+    core: Arc<CacheCore>,
+    accounting: Accounting,
+    /// Files to remove once the removal of their entries from the index is durable.
+    files_to_remove: Vec<PartKey>,
+    /// Whether the store's prefix is known to be this index's. Until then no file is written or removed.
+    owns_prefix: bool,
+    /// The index's recoveries when the accounting was built.
+    recoveries: u64,
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, owned: bool) -> Self {
-        Self { shared, ledger: Ledger::default(), doomed: Vec::new(), owned, upheavals: 0 }
+    pub(crate) fn new(core: Arc<CacheCore>, owns_prefix: bool) -> Self {
+        let accounting = Accounting::default();
+        Self { core, accounting, files_to_remove: Vec::new(), owns_prefix, recoveries: 0 }
     }
 
-    /// Works until nobody is left to ask for anything, or the cache has been closed for long enough. Says
-    /// first whether the cache may open at all.
+    /// Sends on `opened` whether the cache may open. Then executes commands until all senders are dropped or the
+    /// shutdown's deadline passes.
     pub(crate) async fn run(
         mut self,
-        mut queue: mpsc::Receiver<Work>,
+        mut queue: mpsc::Receiver<Command>,
         opened: std::sync::mpsc::Sender<Result<(), CacheError>>,
     ) {
-        match self.own().await {
+        match self.claim_prefix().await {
             Err(refused @ CacheError::Open { .. }) => {
                 let _ = opened.send(Err(refused));
                 return;
@@ -74,28 +76,28 @@ impl Writer {
             Ok(()) => {}
         }
         let _ = opened.send(Ok(()));
-        let shared = Arc::clone(&self.shared);
-        // Beside the work: a slow store must not keep what is inserted from becoming durable.
-        let flusher = tokio::spawn(keep_flushing(Arc::clone(&shared)));
-        // Work that is given up leaves what a killed process leaves: states that no entry names, at most.
+        let core = Arc::clone(&self.core);
+        // The index is flushed by a task of its own, because commands may wait for a slow store.
+        let flusher = tokio::spawn(keep_flushing(Arc::clone(&core)));
+        // An interrupted command leaves at most files that no entry names, as a killed process does.
         tokio::select! {
             () = self.serve(&mut queue) => {}
-            () = shared.closing.deadline() => {}
+            () = core.shutdown.over() => {}
         }
         flusher.abort();
         queue.close();
-        while let Ok(work) = queue.try_recv() {
-            if matches!(work, Work::Insert(..)) {
-                shared.counters.insert_drops.add(1);
+        while let Ok(command) = queue.try_recv() {
+            if matches!(command, Command::Insert(..)) {
+                core.counters.insert_drops.add(1);
             }
         }
-        if let Err(error) = shared.index.flush().await {
+        if let Err(error) = core.index.flush().await {
             tracing::warn!(%error, "the index could not be flushed at the end");
         }
     }
 
-    async fn serve(&mut self, queue: &mut mpsc::Receiver<Work>) {
-        if let Err(error) = self.take_stock().await {
+    async fn serve(&mut self, queue: &mut mpsc::Receiver<Command>) {
+        if let Err(error) = self.rebuild_accounting().await {
             self.failed(&error);
         }
         let mut flush = tokio::time::interval(FLUSH_EVERY);
@@ -106,8 +108,8 @@ impl Writer {
             tokio::select! {
                 _ = flush.tick() => self.flush_or_count().await,
                 _ = expire.tick() => self.expire().await,
-                work = queue.recv() => match work {
-                    Some(work) => self.work(work).await,
+                command = queue.recv() => match command {
+                    Some(command) => self.execute(command).await,
                     None => break,
                 },
             }
@@ -115,67 +117,67 @@ impl Writer {
         self.flush_or_count().await;
     }
 
-    /// Makes sure that the store's prefix is this index's.
-    async fn own(&mut self) -> Result<(), CacheError> {
-        if self.owned {
+    /// Makes this index the owner of the store's prefix, or fails with [`CacheError::Open`].
+    pub(super) async fn claim_prefix(&mut self) -> Result<(), CacheError> {
+        if self.owns_prefix {
             return Ok(());
         }
-        let store = &self.shared.store;
-        let why = match store.claim(&self.shared.index.name()).await? {
-            Claim::Ours => {
-                self.owned = true;
+        let store = &self.core.store;
+        let why = match store.claim(&self.core.index.name()).await? {
+            PrefixOwner::ThisIndex => {
+                self.owns_prefix = true;
                 return Ok(());
             }
-            Claim::Anothers(name) => format!(
+            PrefixOwner::OtherIndex(name) => format!(
                 "holds the files of another cache, whose index is named {name}; give this one a prefix of \
                  its own, and move what it should have with an export and an import"
             ),
-            Claim::Nobodys => {
+            PrefixOwner::Unknown => {
                 "holds files, but no object \"owner\" that says which cache's; give this one an \
                                empty prefix, or remove the files"
                     .to_owned()
             }
         };
-        Err(CacheError::Open { place: store.place(), why })
+        Err(CacheError::Open { place: store.location(), why })
     }
 
-    /// Reads what the index holds, and removes states that no entry names.
-    async fn take_stock(&mut self) -> Result<(), CacheError> {
-        self.upheavals = self.index_upheavals();
-        self.ledger = Ledger::default();
-        // The sweep finds them, unless their entries have come back.
-        self.doomed.clear();
+    /// Builds the accounting from the index, and removes files that no entry names.
+    async fn rebuild_accounting(&mut self) -> Result<(), CacheError> {
+        self.recoveries = self.index_recoveries();
+        self.accounting = Accounting::default();
+        // The sweep below removes these files, unless a recovery of the index has restored their entries.
+        self.files_to_remove.clear();
         let mut after = None;
         loop {
-            let page = self.shared.index.scan(&Filter::default(), after.as_ref(), PAGE).await?;
-            page.iter().for_each(|entry| self.ledger.put(entry));
+            let page = self.core.index.scan(&Filter::default(), after.as_ref(), PAGE).await?;
+            page.iter().for_each(|entry| self.accounting.put(entry));
             let Some(last) = page.last() else { break };
             after = Some(last.id.clone());
-            if !self.shared.store_prompt_text {
-                self.forget_prompts(page).await?;
+            if !self.core.store_prompt_text {
+                self.remove_prompts(page).await?;
             }
-            tokio::task::yield_now().await; // so that a deadline can end it
+            tokio::task::yield_now().await; // lets the shutdown's deadline interrupt the loop
         }
         self.publish();
-        if self.owned {
-            self.shared.store.sweep(|id, part| self.ledger.holds(id, part)).await?;
+        if self.owns_prefix {
+            self.core.store.sweep(|id, part| self.accounting.holds(id, part)).await?;
         }
         self.evict().await;
         Ok(())
     }
 
-    /// Of entries that were stored while prompts might be.
-    async fn forget_prompts(&self, page: Vec<Entry>) -> Result<(), CacheError> {
+    /// Removes the prompts of entries that were stored when prompts were allowed.
+    async fn remove_prompts(&self, page: Vec<Entry>) -> Result<(), CacheError> {
         for entry in page.into_iter().filter(|entry| entry.prompt.is_some()) {
-            self.shared.index.upsert(Entry { prompt: None, ..entry }).await?;
+            self.core.index.upsert(Entry { prompt: None, ..entry }).await?;
         }
         Ok(())
     }
 
-    async fn work(&mut self, work: Work) {
-        match work {
-            Work::Insert(picture, permit, reply) => {
-                let done = if self.shared.closing.is_late() {
+    async fn execute(&mut self, command: Command) {
+        match command {
+            Command::Insert(picture, permit, reply) => {
+                let done = if self.core.shutdown.is_over() {
                     Err(CacheError::Full)
                 } else {
                     self.insert(*picture).await
@@ -184,21 +186,21 @@ impl Writer {
                 self.evict().await;
                 self.answer(reply, done);
             }
-            Work::Drop(victim) => {
-                let done = self.drop_part(&victim).await;
+            Command::Drop(key) => {
+                let done = self.drop_part(&key).await;
                 self.answer(None, done);
             }
-            Work::Remove(id, reply) => {
+            Command::Remove(id, reply) => {
                 let done = self.remove(&id).await;
                 let flushed = self.flush().await;
                 self.answer(Some(reply), done.and_then(|removed| flushed.map(|()| removed)));
             }
-            Work::Purge(filter, reply) => {
+            Command::Purge(filter, reply) => {
                 let done = self.purge(&filter).await;
                 let flushed = self.flush().await;
                 self.answer(Some(reply), done.and_then(|purged| flushed.map(|()| purged)));
             }
-            Work::Flush(reply) => {
+            Command::Flush(reply) => {
                 self.evict().await;
                 let done = self.flush().await;
                 self.answer(Some(reply), done);
@@ -209,33 +211,33 @@ impl Writer {
 
     async fn flush(&mut self) -> Result<(), CacheError> {
         self.count_uses().await;
-        self.shared.index.flush().await?;
-        if self.index_upheavals() != self.upheavals {
-            self.take_stock().await?;
+        self.core.index.flush().await?;
+        if self.index_recoveries() != self.recoveries {
+            self.rebuild_accounting().await?;
         }
         let mut failed = None;
-        for victim in std::mem::take(&mut self.doomed) {
-            // A store that is gone fails them all: then one attempt is enough.
+        for key in std::mem::take(&mut self.files_to_remove) {
+            // After one timeout the other removals would only time out too.
             if matches!(failed, Some(StateError::Timeout)) {
-                self.doomed.push(victim);
+                self.files_to_remove.push(key);
                 continue;
             }
-            match self.shared.store.remove(&victim.entry, victim.part).await {
+            match self.core.store.remove(&key.entry, key.part).await {
                 Ok(()) | Err(StateError::Missing) => {}
                 Err(error) => {
-                    self.doomed.push(victim);
+                    self.files_to_remove.push(key);
                     failed = Some(error);
                 }
             }
         }
-        // Tried again with the next flush; what is too many is swept when the cache is next opened.
-        self.doomed.truncate(MOST_DOOMED);
+        // The next flush tries the remaining files again.
+        self.files_to_remove.truncate(MAX_FILES_TO_REMOVE);
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// How often entries went, or came back, without the writer's doing.
-    fn index_upheavals(&self) -> u64 {
-        let stats = self.shared.index.stats();
+    /// The number of recoveries in which the index has removed or restored entries by itself.
+    fn index_recoveries(&self) -> u64 {
+        let stats = self.core.index.stats();
         stats.damaged + stats.reopened
     }
 
@@ -245,36 +247,36 @@ impl Writer {
         }
     }
 
-    fn answer<T>(&self, reply: Option<Reply<T>>, done: Result<T, CacheError>) {
+    fn answer<T>(&self, reply: Option<CommandReply<T>>, done: Result<T, CacheError>) {
         self.publish();
         match &done {
-            Err(CacheError::Full) => self.shared.counters.insert_drops.add(1),
+            Err(CacheError::Full) => self.core.counters.insert_drops.add(1),
             Err(error) => self.failed(error),
             Ok(_) => {}
         }
         if let Some(reply) = reply {
-            // Whoever asked may have gone.
+            // The receiver may have been dropped.
             let _ = reply.send(done);
         }
     }
 
     fn failed(&self, error: &CacheError) {
-        self.shared.counters.failures.add(1);
-        tracing::warn!(%error, "the cache could not do its work");
+        self.core.counters.failures.add(1);
+        tracing::warn!(%error, "the cache's writer failed");
     }
 
     fn publish(&self) {
-        self.shared.counters.bytes.set(self.ledger.bytes());
-        self.shared.counters.entries.set(self.ledger.entries() as u64);
-        self.shared.counters.pictures.set(self.ledger.pictures() as u64);
+        self.core.counters.bytes.set(self.accounting.bytes());
+        self.core.counters.entries.set(self.accounting.entries() as u64);
+        self.core.counters.pictures.set(self.accounting.pictures() as u64);
     }
 }
 
-/// Makes changes of the index durable in time. Failures show in the writer's own flush.
-async fn keep_flushing(shared: Arc<Shared>) {
+/// Flushes the index regularly. Failures are reported by the writer's own flush.
+async fn keep_flushing(core: Arc<CacheCore>) {
     loop {
         tokio::time::sleep(FLUSH_EVERY).await;
-        if let Err(error) = shared.index.flush().await {
+        if let Err(error) = core.index.flush().await {
             tracing::debug!(%error, "the index could not be flushed");
         }
     }

@@ -1,7 +1,7 @@
-//! Products of numbers rounded to bf16, summed in f32, by the matrix unit of x86 processors (AMX).
+//! Products of factors in bf16 with sums in f32, on the matrix unit of x86 processors (AMX).
 //!
-//! Its registers hold 16 rows of 64 bytes. One instruction adds the product of 16 × 32 numbers of the input and
-//! 32 × 16 weights to 16 × 16 sums. Rows of input are gathered and rounded once for all columns of the output.
+//! A matrix register holds 16 rows of 64 bytes. One instruction multiplies 16 × 32 input numbers by 32 × 16 weights and
+//! adds the product to 16 × 16 sums. The input rows are gathered and rounded once for all output columns.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -10,52 +10,30 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::gemm::{CHUNK, Product, RESIDENT, Source, even};
+use super::product::{CHUNK, Product, RESIDENT, RowSource, even};
 use super::simd::{Kernel, Simd};
 use super::tile::{load, store};
 
-/// Rows of a matrix register.
+/// The rows of a matrix register.
 const SIDE: usize = 16;
-/// Input channels of one instruction.
+/// The input channels of one instruction.
 const BLOCK: usize = 32;
-/// Rows and columns of output that the registers hold: two by two of them.
+/// The rows and columns of a tile of output: two by two registers.
 pub(super) const TILE: usize = 2 * SIDE;
-/// Rows of memory that a tile reads per block, of the input and of the weights.
+/// The register rows that a tile reads per block of channels, of the input and of the weights alike.
 const PER_BLOCK: usize = 2 * SIDE;
 
-/// A matrix register's row.
+/// A row of a matrix register.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Row([bf16; BLOCK]);
+struct TileRow([bf16; BLOCK]);
 
-/// Whether this processor has the unit and its kernel lets this process use it.
-pub(super) fn usable() -> bool {
-    // std detects these two, but not yet in its stable part.
-    const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
-    let found = __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES;
-    found && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") && granted()
-}
-
-/// Asks for the registers, for all threads.
-#[cfg(target_os = "linux")]
-fn granted() -> bool {
-    const REQUEST_PERMISSION: libc::c_long = 0x1023;
-    const TILE_DATA: libc::c_long = 18;
-    // SAFETY: takes two numbers and touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn granted() -> bool {
-    false
-}
-
-/// The registers, laid out; given back when dropped, so that the kernel need not save them.
+/// The configured matrix registers. They are released when this is dropped, so that the kernel need not save them.
 struct Registers;
 
 impl Registers {
     /// # Safety
-    /// [`usable`].
+    /// [`features::has_amx`](super::features::has_amx)
     unsafe fn configure() -> Self {
         #[repr(C, align(64))]
         struct Layout([u8; 64]);
@@ -71,7 +49,7 @@ impl Registers {
             }
             Layout(bytes)
         };
-        // SAFETY: reads 64 bytes. The compiler itself never uses these registers.
+        // SAFETY: the instruction reads 64 bytes. The compiler never uses these registers itself.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &LAYOUT, options(nostack, readonly)) };
         Self
     }
@@ -79,17 +57,17 @@ impl Registers {
 
 impl Drop for Registers {
     fn drop(&mut self) {
-        // SAFETY: made by `configure`, where the instructions exist.
+        // SAFETY: `configure` has run, so the instruction exists.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
-/// Weights in the order in which the tiles read them.
+/// AmxWeights in the order in which the tiles read them.
 #[derive(Debug)]
-pub(super) struct Weights(Vec<Row>);
+pub(super) struct AmxWeights(Vec<TileRow>);
 
-impl Weights {
-    /// As [`Packed::new`](super::gemm::Packed::new).
+impl AmxWeights {
+    /// Packs weights. `weight` returns the value at (output channel, tap, input channel).
     pub(super) fn new(
         (outer, taps, inner): (usize, usize, usize),
         weight: impl Fn(usize, usize, usize) -> f32,
@@ -103,7 +81,7 @@ impl Weights {
                     for block in (from..to).step_by(BLOCK) {
                         for (column, pair) in (0..PER_BLOCK).map(|row| (row / SIDE * SIDE, row % SIDE)) {
                             // Two neighbouring channels of 16 columns.
-                            rows.push(Row(std::array::from_fn(|i| {
+                            rows.push(TileRow(std::array::from_fn(|i| {
                                 let (c, k) = (panel + column + i / 2, block + 2 * pair + i % 2);
                                 bf16::from_f32(if c < outer && k < to { weight(c, tap, k) } else { 0.0 })
                             })));
@@ -116,33 +94,33 @@ impl Weights {
     }
 }
 
-/// One thread's part of a product, on [`Isa::Amx`](super::simd::Isa::Amx) only.
-pub(super) struct Task<'a, Src> {
+/// One thread's part of a product with bf16 weights. It runs on [`Isa::Amx`](super::simd::Isa::Amx) only.
+pub(super) struct AmxTask<'a, Src> {
     pub(super) product: &'a Product<'a, Src>,
-    pub(super) weights: &'a Weights,
+    pub(super) weights: &'a AmxWeights,
     pub(super) rows: Range<usize>,
     pub(super) panels: Range<usize>,
     pub(super) out: *mut f32,
 }
 
-impl<Src: Source> Kernel for Task<'_, Src> {
+impl<Src: RowSource> Kernel for AmxTask<'_, Src> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let packed = self.product.packed;
-        // SAFETY: an instruction set of this unit.
+        let layout = self.product.layout;
+        // SAFETY: `Isa::Amx` exists only on processors with this unit.
         let _registers = unsafe { Registers::configure() };
-        let most = packed.taps * packed.inner.min(CHUNK).div_ceil(BLOCK) * PER_BLOCK;
-        let mut gathered: Vec<Row> = Vec::with_capacity(most);
-        for panels in even(self.panels.clone(), (RESIDENT / (most * size_of::<Row>())).max(1)) {
-            for from in (0..packed.inner).step_by(CHUNK) {
-                let chunk = from..packed.inner.min(from + CHUNK);
+        let most = layout.taps * layout.inner.min(CHUNK).div_ceil(BLOCK) * PER_BLOCK;
+        let mut gathered: Vec<TileRow> = Vec::with_capacity(most);
+        for panels in even(self.panels.clone(), (RESIDENT / (most * size_of::<TileRow>())).max(1)) {
+            for from in (0..layout.inner).step_by(CHUNK) {
+                let chunk = from..layout.inner.min(from + CHUNK);
                 for rows in even(self.rows.clone(), TILE) {
                     // SAFETY: there is room for a whole chunk.
                     unsafe { self.gather(&chunk, rows.clone(), gathered.as_mut_ptr()) };
                     for panel in panels.clone() {
-                        // SAFETY: what lies in rows beyond the gathered ones only gets into sums beyond them.
+                        // SAFETY: rows beyond the gathered ones only contribute to sums beyond the output rows.
                         unsafe { self.tile::<S>(gathered.as_ptr(), &chunk, &rows, panel) };
                     }
                 }
@@ -151,42 +129,48 @@ impl<Src: Source> Kernel for Task<'_, Src> {
     }
 }
 
-impl<Src: Source> Task<'_, Src> {
-    /// The input of these rows in the order in which tiles read it.
+impl<Src: RowSource> AmxTask<'_, Src> {
+    /// Copies the input of `rows`, rounded, in the order in which the tiles read it.
     #[inline(always)]
-    unsafe fn gather(&self, chunk: &Range<usize>, rows: Range<usize>, to: *mut Row) {
+    unsafe fn gather(&self, chunk: &Range<usize>, rows: Range<usize>, to: *mut TileRow) {
         let blocks = chunk.len().div_ceil(BLOCK);
         let mut pointers = [std::ptr::null(); TILE];
-        for tap in 0..self.product.packed.taps {
+        for tap in 0..self.product.layout.taps {
             self.product.source.point(tap, rows.clone(), &mut pointers);
-            // SAFETY: the source's rows are good for the chunk; `to` has taps × blocks × rows.
+            // SAFETY: the source's rows can be read for the chunk. `to` has taps × blocks × rows.
             unsafe { round(&pointers[..rows.len()], chunk, to.add(tap * blocks * PER_BLOCK)) };
         }
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd>(&self, a: *const Row, chunk: &Range<usize>, rows: &Range<usize>, panel: usize) {
-        let packed = self.product.packed;
+    unsafe fn tile<S: Simd>(
+        &self,
+        a: *const TileRow,
+        chunk: &Range<usize>,
+        rows: &Range<usize>,
+        panel: usize,
+    ) {
+        let layout = self.product.layout;
         let column = panel * TILE;
-        let columns = (packed.outer - column).min(TILE);
-        let per_panel = packed.taps * chunk.len().div_ceil(BLOCK) * PER_BLOCK;
-        let before = chunk.start / BLOCK * packed.taps * packed.panels() * PER_BLOCK;
+        let columns = (layout.outer - column).min(TILE);
+        let per_panel = layout.taps * chunk.len().div_ceil(BLOCK) * PER_BLOCK;
+        let before = chunk.start / BLOCK * layout.taps * layout.panels() * PER_BLOCK;
         let b = &self.weights.0[before + panel * per_panel..][..per_panel];
-        let add = self.product.add.filter(|_| chunk.end == packed.inner);
+        let add = self.product.add.filter(|_| chunk.end == layout.inner);
         let whole = rows.len().is_multiple_of(SIDE) && columns == TILE;
         let mut edge = MaybeUninit::<[f32; TILE * TILE]>::uninit();
-        // SAFETY: `compute` reserved rows × outer floats, of which this task alone writes these rows' and panels'.
-        // A tile that is not whole is put together in `edge`.
+        // SAFETY: `multiply` reserved rows × outer floats, and only this task writes these rows and panels. A partial tile
+        // is computed in `edge`.
         unsafe {
-            let out = self.out.add(rows.start * packed.outer + column);
-            let (sums, stride) = if whole { (out, packed.outer) } else { (edge.as_mut_ptr().cast(), TILE) };
+            let out = self.out.add(rows.start * layout.outer + column);
+            let (sums, stride) = if whole { (out, layout.outer) } else { (edge.as_mut_ptr().cast(), TILE) };
             let start = if chunk.start == 0 {
-                (packed.bias(column), 0)
+                (layout.bias(column), 0)
             } else {
                 if !whole {
                     for row in 0..rows.len() {
                         std::ptr::copy_nonoverlapping(
-                            out.add(row * packed.outer),
+                            out.add(row * layout.outer),
                             sums.add(row * TILE),
                             columns,
                         );
@@ -201,26 +185,26 @@ impl<Src: Source> Task<'_, Src> {
             for (i, row) in rows.clone().enumerate() {
                 let mut v = load::<S, 2>(sums.add(i * stride), TILE);
                 if let Some(add) = add {
-                    let from = &add.data[row / add.rows * packed.outer + column..][..columns];
+                    let from = &add.data[row / add.rows * layout.outer + column..][..columns];
                     let more = load::<S, 2>(from.as_ptr(), columns);
                     v = [S::add(v[0], more[0]), S::add(v[1], more[1])];
                 }
-                store::<S, 2>(out.add(i * packed.outer), &v, columns);
+                store::<S, 2>(out.add(i * layout.outer), &v, columns);
             }
         }
     }
 }
 
-/// Rounds a chunk of every row to bf16, to the nearest, ties to even, and fills the last block with zeros.
+/// Rounds a chunk of every row to bf16, to the nearest with ties to even, and pads the last block with zeros.
 ///
 /// # Safety
-/// The instruction set; the pointers are good for the chunk, `to` for its blocks.
+/// The processor has the instruction set. Each pointer can be read for the chunk, and `to` written for its blocks.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn round(rows: &[*const f32], chunk: &Range<usize>, to: *mut Row) {
+unsafe fn round(rows: &[*const f32], chunk: &Range<usize>, to: *mut TileRow) {
     for (row, from) in rows.iter().enumerate() {
         let mut to = to.wrapping_add(row);
         for at in chunk.clone().step_by(BLOCK) {
-            // SAFETY: the masks keep to the chunk.
+            // SAFETY: the masks restrict the loads to the chunk.
             unsafe {
                 let mask = u32::MAX >> (BLOCK - (chunk.end - at).min(BLOCK));
                 let low = _mm512_maskz_loadu_ps(mask as u16, from.add(at));
@@ -232,18 +216,18 @@ unsafe fn round(rows: &[*const f32], chunk: &Range<usize>, to: *mut Row) {
     }
 }
 
-/// `out` = `start` + `a` × `b`, both operands of as many blocks; 32 rows or, not `tall`, 16. The latter two have
-/// a distance of rows, in floats.
+/// Computes `out` = `start` + `a` × `b` for 32 rows if `tall`, otherwise for 16. `a` and `b` have equally many blocks. The
+/// strides are the distances between rows, in floats.
 ///
 /// # Safety
-/// The registers are configured; `a` is good for what `b` is, `start` and `out` for that many rows of 32 floats.
+/// The registers are configured. `a` has as many rows as `b`; `start` and `out` have 32 or 16 rows of 32 floats.
 unsafe fn multiply(
     tall: bool,
-    (a, b): (*const Row, &[Row]),
+    (a, b): (*const TileRow, &[TileRow]),
     (start, start_stride): (*const f32, usize),
     (out, out_stride): (*mut f32, usize),
 ) {
-    // SAFETY: the caller's; the registers' contents do not outlive a block of instructions.
+    // SAFETY: the caller's promise. The registers' contents are not used after a block of instructions.
     unsafe {
         if tall {
             asm!(
@@ -271,7 +255,7 @@ unsafe fn multiply(
                 a = inout(reg) a => _, b = inout(reg) b.as_ptr() => _, end = in(reg) b.as_ptr_range().end,
                 start = in(reg) start, start2 = in(reg) start.add(SIDE * start_stride), from = in(reg) 4 * start_stride,
                 out = in(reg) out, out2 = in(reg) out.add(SIDE * out_stride), to = in(reg) 4 * out_stride,
-                row = in(reg) size_of::<Row>(), options(nostack)
+                row = in(reg) size_of::<TileRow>(), options(nostack)
             );
         } else {
             asm!(
@@ -292,7 +276,7 @@ unsafe fn multiply(
                 a = inout(reg) a => _, b = inout(reg) b.as_ptr() => _, end = in(reg) b.as_ptr_range().end,
                 start = in(reg) start, from = in(reg) 4 * start_stride,
                 out = in(reg) out, to = in(reg) 4 * out_stride,
-                row = in(reg) size_of::<Row>(), options(nostack)
+                row = in(reg) size_of::<TileRow>(), options(nostack)
             );
         }
     }

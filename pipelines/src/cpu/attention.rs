@@ -1,26 +1,28 @@
-//! Attention on projections as they come, heads side by side in a row: scores, shares and mixture of a few queries
-//! at a time, in cache; and GEGLU.
+//! Attention, and GEGLU.
+//!
+//! Attention reads the projections as they are, with the heads side by side in a row. It computes scores, their softmax and
+//! the output for a few queries at a time, so that the scores stay in the processor's cache.
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::gemm::even;
 use super::math::{exp, gelu, largest, load_part, store_part, sum};
-use super::op::{Kind, Made, View, apply1, apply3, count};
-use super::parallel::{Shared, parallel, parallel_items, threads};
+use super::op::{OpResult, OperatorKind, View, apply1, apply3, count};
+use super::parallel::{OutputPointer, parallel, parallel_items, threads};
+use super::product::even;
 use super::simd::{Isa, Kernel, Simd};
-use super::tile::{MOST_ROWS, RowPointers, Start, Tile};
+use super::tile::{MOST_ROWS, RowPointers, Tile, TileStart};
 
-/// softmax(q kᵀ / √width) v per head: (B, T, C), (B, S, C), (B, S, C) -> (B, T, C). `causal`: a query sees keys up
-/// to its own place.
+/// softmax(q kᵀ / √width) v for each head: (B, T, C), (B, S, C), (B, S, C) -> (B, T, C). If `causal`, a query attends only
+/// to keys up to its own position.
 pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     attention_on(Isa::best(), [q, k, v], heads, causal)
 }
 
 pub(super) fn attention_on(isa: Isa, qkv: [&Tensor; 3], heads: usize, causal: bool) -> Result<Tensor> {
-    apply3(Kind::Attention, qkv, |[q, k, v]| attend(isa, [q, k, v], heads, causal))
+    apply3(OperatorKind::Attention, qkv, |[q, k, v]| attend(isa, [q, k, v], heads, causal))
 }
 
-fn attend(isa: Isa, [q, k, v]: [View; 3], heads: usize, causal: bool) -> Made {
+fn attend(isa: Isa, [q, k, v]: [View; 3], heads: usize, causal: bool) -> OpResult {
     let (&[batch, queries, width], &[b, keys, w]) = (q.dims, k.dims) else {
         bail!("attention: {:?} to {:?}", q.dims, k.dims);
     };
@@ -31,10 +33,11 @@ fn attend(isa: Isa, [q, k, v]: [View; 3], heads: usize, causal: bool) -> Made {
         return Ok((Vec::new(), Shape::from(q.dims)));
     }
     let mut out = Vec::with_capacity(q.data.len());
-    let shared = Shared(out.as_mut_ptr());
+    let shared = OutputPointer(out.as_mut_ptr());
     let cost = 4 * batch * queries * keys * width;
-    count(Kind::Attention, cost);
-    // Heads are shared out; only where they are too few are queries as well, for each part packs the keys anew.
+    count(OperatorKind::Attention, cost);
+    // A task has one head. If there are fewer heads than threads, the queries are divided too, although then each task
+    // packs the keys again.
     let parts = threads(cost).div_ceil((batch * heads).max(1)).min(queries.max(1));
     let each = cost / (batch * heads * parts).max(1);
     parallel_items(batch * heads * parts, each, |item| {
@@ -42,10 +45,10 @@ fn attend(isa: Isa, [q, k, v]: [View; 3], heads: usize, causal: bool) -> Made {
         let (picture, column) = (head / heads, head % heads * (width / heads));
         let queries = queries * part / parts..queries * (part + 1) / parts;
         let of = |view: View, rows: usize| view.data[picture * rows * width + column..].as_ptr();
-        // SAFETY: each item writes its own columns of its own rows; the pointers are at a head's first feature
-        // of a picture's first row.
+        // SAFETY: each item writes its own columns of its own rows. The pointers are at the head's first feature of the
+        // picture's first row.
         unsafe {
-            isa.run(Head {
+            isa.run(HeadKernel {
                 q: of(q, q.dims[1]),
                 k: of(k, keys),
                 v: of(v, keys),
@@ -58,13 +61,13 @@ fn attend(isa: Isa, [q, k, v]: [View; 3], heads: usize, causal: bool) -> Made {
             });
         }
     });
-    // SAFETY: the items cover it.
+    // SAFETY: the items together wrote the whole output.
     unsafe { out.set_len(q.data.len()) };
     Ok((out, Shape::from(q.dims)))
 }
 
-/// Some queries of one head of one picture. Rows are `stride` apart, of which `width` are the head's.
-struct Head {
+/// Attention of some queries of one head of one picture. Rows are `stride` floats apart, and `width` of them are the head's.
+struct HeadKernel {
     q: *const f32,
     k: *const f32,
     v: *const f32,
@@ -76,14 +79,14 @@ struct Head {
     causal: bool,
 }
 
-impl Kernel for Head {
+impl Kernel for HeadKernel {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let panel = 2 * S::LANES;
         let padded = self.keys.next_multiple_of(panel);
-        // SAFETY: the fields' promises; scores have `padded` floats per row.
+        // SAFETY: the promises of the fields. `scores` has `padded` floats per row.
         unsafe {
             let keys = pack(self.width, self.keys, panel, |i, j| *self.k.add(j * self.stride + i));
             let values = pack(self.keys, self.width, panel, |i, j| *self.v.add(i * self.stride + j));
@@ -122,8 +125,8 @@ impl Kernel for Head {
     }
 }
 
-impl Head {
-    /// rows × `len` by packed `len` × `columns`.
+impl HeadKernel {
+    /// Multiplies `rows` × `len` by packed `len` × `columns`.
     #[allow(clippy::too_many_arguments)]
     #[inline(always)]
     unsafe fn product<S: Simd>(
@@ -138,14 +141,14 @@ impl Head {
     ) {
         let panel = 2 * S::LANES;
         for column in (0..columns).step_by(panel) {
-            // SAFETY: the caller's; `packed` has whole panels.
+            // SAFETY: the caller's promise. `packed` has whole panels.
             unsafe {
                 S::call(Tile {
                     taps: std::slice::from_ref(pointers),
                     rows,
                     len,
                     b: packed[column * len..].as_ptr(),
-                    start: Start::Zero,
+                    start: TileStart::Zero,
                     add: None,
                     out: out.add(column),
                     stride,
@@ -155,8 +158,8 @@ impl Head {
         }
     }
 
-    /// Scores to e^(score - largest), zero beyond the `seen`; returns their sum. Divided by it later, when there
-    /// are `width` numbers to divide and not `keys`.
+    /// Replaces the first `seen` scores by e^(score - largest) and the others by zero. Returns their sum. The division by the
+    /// sum comes later, because the output's `width` numbers are fewer than the `keys` scores.
     #[inline(always)]
     unsafe fn shares<S: Simd>(&self, scores: &mut [f32], seen: usize) -> f32 {
         scores[seen..].fill(0.0);
@@ -188,7 +191,7 @@ impl Head {
     #[inline(always)]
     unsafe fn scale<S: Simd>(&self, row: *mut f32, by: f32) {
         for c in (0..self.width).step_by(S::LANES) {
-            // SAFETY: `width` floats at `row`.
+            // SAFETY: `row` has `width` floats.
             unsafe {
                 let scaled = S::mul(load_part::<S>(row.add(c), self.width - c, 0.0), S::splat(by));
                 store_part::<S>(row.add(c), scaled, self.width - c);
@@ -197,7 +200,7 @@ impl Head {
     }
 }
 
-/// `len` × `columns` values as panels.
+/// Packs `len` × `columns` values into panels.
 #[inline(always)]
 fn pack(len: usize, columns: usize, panel: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
     let mut packed = vec![0f32; len * columns.next_multiple_of(panel)];
@@ -217,35 +220,35 @@ pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
 }
 
 pub(super) fn geglu_on(isa: Isa, x: &Tensor) -> Result<Tensor> {
-    apply1(Kind::Geglu, x, |[x]| {
+    apply1(OperatorKind::Geglu, x, |[x]| {
         let Some((&both, outside)) = x.dims.split_last().filter(|(both, _)| *both % 2 == 0 && **both > 0)
         else {
             bail!("geglu: {:?}", x.dims);
         };
         let (half, rows) = (both / 2, x.data.len() / both);
         let mut out = Vec::with_capacity(rows * half);
-        let shared = Shared(out.as_mut_ptr());
+        let shared = OutputPointer(out.as_mut_ptr());
         let parts = threads(40 * rows * half).min(rows.max(1));
         parallel(parts, |part| {
             let rows = rows * part / parts..rows * (part + 1) / parts;
             let from = &x.data[rows.start * both..rows.end * both];
             // SAFETY: each part writes its own rows.
-            unsafe { isa.run(Geglu { x: from, half, out: shared.get().add(rows.start * half) }) };
+            unsafe { isa.run(GegluKernel { x: from, half, out: shared.get().add(rows.start * half) }) };
         });
-        // SAFETY: the parts cover it.
+        // SAFETY: the parts together wrote the whole output.
         unsafe { out.set_len(rows * half) };
         Ok((out, Shape::from([outside, &[half]].concat())))
     })
 }
 
-/// Rows of 2 · `half`; `out` is good for half as many floats.
-struct Geglu<'a> {
+/// GEGLU of rows of 2 · `half` floats. `out` can be written for half as many floats as `x` has.
+struct GegluKernel<'a> {
     x: &'a [f32],
     half: usize,
     out: *mut f32,
 }
 
-impl Kernel for Geglu<'_> {
+impl Kernel for GegluKernel<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -254,7 +257,7 @@ impl Kernel for Geglu<'_> {
             let (value, gate) = row.split_at(self.half);
             for c in (0..self.half).step_by(S::LANES) {
                 let n = self.half - c;
-                // SAFETY: what is left of each half.
+                // SAFETY: `n` floats are left in each half.
                 unsafe {
                     let part = |of: &[f32]| load_part::<S>(of.as_ptr().add(c), n, 0.0);
                     let y = S::mul(part(value), gelu::<S>(part(gate)));

@@ -1,21 +1,22 @@
-//! 2-D convolutions of channels-last pictures, as products of gathered rows.
+//! 2-D convolutions of channels-last pictures, computed as products of gathered rows.
 
 use std::ops::Range;
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::gemm::{Addend, Packed, Product, Source};
-use super::op::{Kind, Made, View, apply1, apply2};
+use super::gemm::Packed;
+use super::op::{OpResult, OperatorKind, View, apply1, apply2};
+use super::product::{Addend, RowSource};
 use super::simd::Isa;
 use crate::precision::Precision;
 
-/// How a kernel moves over a picture.
+/// The stride and padding of a convolution.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Geometry {
     pub(crate) stride: usize,
-    /// Rows and columns of zeros at the top and left.
+    /// Rows and columns of zeros added at the top and left.
     pub(crate) near: usize,
-    /// At the bottom and right.
+    /// Rows and columns of zeros added at the bottom and right.
     pub(crate) far: usize,
 }
 
@@ -28,24 +29,24 @@ pub(crate) struct Conv {
     zeros: Vec<f32>,
 }
 
-/// Sizes of one call.
+/// The sizes of one call, as (height, width).
 #[derive(Clone, Copy)]
 struct Sizes {
-    /// The picture in memory.
+    /// The input in memory.
     stored: (usize, usize),
-    /// As the convolution sees it: resized to this by nearest neighbour.
+    /// The input after resizing by nearest neighbour.
     seen: (usize, usize),
     out: (usize, usize),
 }
 
-/// The stored row or column at a place as the convolution sees it; beyond the edges there is none.
+/// The stored row or column at a padded position; `None` in the padding.
 fn along(at: usize, near: usize, stored: usize, seen: usize) -> Option<usize> {
     let at = at.checked_sub(near)?;
     (at < seen).then(|| at * stored / seen)
 }
 
 impl Conv {
-    /// From a kernel (outer, inner, side, side), side 1 or 3, and a bias (outer,).
+    /// Packs a kernel (outer, inner, side, side), where side is 1 or 3, and a bias (outer,).
     pub(crate) fn new(
         precision: Precision,
         weight: &Tensor,
@@ -69,12 +70,12 @@ impl Conv {
         let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
         let taps = side * side;
         let at = |o, tap, i| weight[(o * inner + i) * taps + tap];
-        let packed = Packed::new(Kind::Convolution, how, (outer, taps, inner), at, bias.as_deref());
+        let packed = Packed::new(OperatorKind::Convolution, how, (outer, taps, inner), at, bias.as_deref());
         Ok(Self { packed, side, geometry, zeros: vec![0.0; inner] })
     }
 
-    /// (B, H, W, inner) -> (B, H', W', outer). `resize` first sees the picture at another size, nearest
-    /// neighbours repeated. `add`, (B, outer) or of the output's shape, is added.
+    /// (B, H, W, inner) -> (B, H', W', outer). If `resize` is given, the input is first resized to it by nearest neighbour.
+    /// `add`, of shape (B, outer) or of the output's shape, is added to the output.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -82,8 +83,10 @@ impl Conv {
         add: Option<&Tensor>,
     ) -> Result<Tensor> {
         match add {
-            None => apply1(Kind::Convolution, x, |[x]| self.compute(x, resize, None)),
-            Some(add) => apply2(Kind::Convolution, x, add, |[x, add]| self.compute(x, resize, Some(add))),
+            None => apply1(OperatorKind::Convolution, x, |[x]| self.compute(x, resize, None)),
+            Some(add) => {
+                apply2(OperatorKind::Convolution, x, add, |[x, add]| self.compute(x, resize, Some(add)))
+            }
         }
     }
 
@@ -97,11 +100,11 @@ impl Conv {
         }
     }
 
-    fn compute(&self, x: View, resize: Option<(usize, usize)>, add: Option<View>) -> Made {
+    fn compute(&self, x: View, resize: Option<(usize, usize)>, add: Option<View>) -> OpResult {
         let &[batch, h, w, inner] = x.dims else { bail!("convolution: {:?}", x.dims) };
-        let outer = self.packed.outer;
-        if inner != self.packed.inner {
-            bail!("convolution: {inner} channels, the kernel has {}", self.packed.inner);
+        let outer = self.packed.outer();
+        if inner != self.packed.inner() {
+            bail!("convolution: {inner} channels, the kernel has {}", self.packed.inner());
         }
         let sizes = self.sizes((h, w), resize)?;
         let out = sizes.out;
@@ -119,11 +122,11 @@ impl Conv {
             table: self.table(&sizes),
             out: out.0 * out.1,
         };
-        let product = Product { packed: &self.packed, source, add, rows: batch * out.0 * out.1 };
-        Ok((product.compute(), Shape::from(dims.to_vec())))
+        let product = self.packed.multiply(source, add, batch * out.0 * out.1);
+        Ok((product, Shape::from(dims.to_vec())))
     }
 
-    /// For every tap, the pixel that it reads for each output; `u32::MAX` where it reads zeros.
+    /// For every tap and output pixel, the input pixel that the tap reads; `u32::MAX` if it reads zeros.
     fn table(&self, sizes: &Sizes) -> Vec<u32> {
         let (side, Geometry { stride, near, .. }) = (self.side, self.geometry);
         let Sizes { stored, seen, out } = *sizes;
@@ -141,18 +144,18 @@ impl Conv {
     }
 }
 
-/// Rows of channels found through a table.
+/// Input rows of channels, found through [`Conv::table`].
 struct Pixels<'a> {
     data: &'a [f32],
     zeros: &'a [f32],
-    /// Pixels per stored picture.
+    /// Pixels per input picture.
     stored: usize,
-    /// Pixels per picture made.
+    /// Pixels per output picture.
     out: usize,
     table: Vec<u32>,
 }
 
-impl Source for Pixels<'_> {
+impl RowSource for Pixels<'_> {
     #[inline(always)]
     fn point(&self, tap: usize, rows: Range<usize>, pointers: &mut [*const f32]) {
         let inner = self.zeros.len();

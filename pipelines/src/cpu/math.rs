@@ -1,4 +1,4 @@
-//! Exponential functions of vectors, to within a few units in the last place of what they end in.
+//! Exponential functions of vectors, accurate to a few units in the last place.
 
 use super::simd::Simd;
 
@@ -6,11 +6,11 @@ use super::simd::Simd;
 #[inline(always)]
 pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
-    // SAFETY: the caller's; there are no pointers.
+    // SAFETY: the caller's promise. There are no pointers.
     unsafe {
         let x = S::min(S::max(x, S::splat(-87.0)), S::splat(87.0));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
-        // ln 2 in two parts, the first short enough that its product with n is exact.
+        // ln 2 in two parts. The first one is short enough for its product with n to be exact.
         let r = S::fma(n, S::splat(-0.693_359_4), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
         let mut p = S::splat(P[0]);
@@ -25,15 +25,15 @@ pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 /// x / (1 + e^-x)
 #[inline(always)]
 pub(super) unsafe fn silu<S: Simd>(x: S::V) -> S::V {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))) }
 }
 
-/// x Φ(x), with erf by Abramowitz and Stegun 7.1.26: within 1.5e-7.
+/// x Φ(x). erf is Abramowitz and Stegun's 7.1.26, with an error of at most 1.5e-7.
 #[inline(always)]
 pub(super) unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
     const A: [f32; 5] = [1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6];
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     unsafe {
         let zero = S::splat(0.0);
         let size = S::max(x, S::sub(zero, x));
@@ -48,7 +48,7 @@ pub(super) unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// The lanes' sum, in lane order.
+/// The sum of the lanes, added in their order.
 #[inline(always)]
 pub(super) unsafe fn sum<S: Simd>(v: S::V) -> f32 {
     let mut lanes = [0f32; 16];
@@ -66,10 +66,10 @@ pub(super) unsafe fn largest<S: Simd>(v: S::V) -> f32 {
     lanes[..S::LANES].iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The first `n` floats at `p`, the other lanes `rest`.
+/// Loads the first `n` floats at `p`; the other lanes are `rest`.
 #[inline(always)]
 pub(super) unsafe fn load_part<S: Simd>(p: *const f32, n: usize, rest: f32) -> S::V {
-    // SAFETY: `n` reads at `p` are the caller's promise; the copy is as large as the largest vector.
+    // SAFETY: the caller promises `n` floats at `p`. The copy is as large as the largest vector.
     unsafe {
         if n >= S::LANES {
             return S::load(p);

@@ -1,13 +1,13 @@
-//! Group norm of channels-last pictures, with SiLU where one follows, and layer norm.
+//! Group norm of channels-last pictures, optionally followed by SiLU, and layer norm.
 
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::math::{load_part, silu, store_part, sum};
-use super::op::{Kind, Made, View, apply1};
-use super::parallel::{Shared, parallel_items};
+use super::op::{OpResult, OperatorKind, View, apply1};
+use super::parallel::{OutputPointer, parallel_items};
 use super::simd::{Isa, Kernel, Simd};
 
-/// Pixels per partial sum: fixed, so that the sums do not depend on the threads.
+/// Pixels per partial sum. The number is fixed, so that the sums do not depend on the number of threads.
 const BLOCK: usize = 256;
 
 /// A norm's parameters.
@@ -21,7 +21,7 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    /// From (C,) and (C,). `groups` is group norm's; layer norm has none.
+    /// A norm of weight (C,) and bias (C,). `groups` is for group norm; layer norm does not use it.
     pub(crate) fn new(weight: &Tensor, bias: &Tensor, groups: usize, eps: f64) -> Result<Self> {
         Self::on(Isa::best(), weight, bias, groups, eps)
     }
@@ -34,12 +34,12 @@ impl Norm {
         Ok(Self { isa, weight, bias, groups, eps })
     }
 
-    /// Group norm of (B, H, W, C), followed by SiLU or not.
+    /// Group norm of (B, H, W, C), followed by SiLU if `with_silu`.
     pub(crate) fn group_norm(&self, x: &Tensor, with_silu: bool) -> Result<Tensor> {
-        apply1(Kind::GroupNorm, x, |[x]| self.groups(x, with_silu))
+        apply1(OperatorKind::GroupNorm, x, |[x]| self.groups(x, with_silu))
     }
 
-    fn groups(&self, x: View, with_silu: bool) -> Made {
+    fn groups(&self, x: View, with_silu: bool) -> OpResult {
         let channels = self.weight.len();
         let &[batch, h, w, c] = x.dims else { bail!("group norm: {:?}", x.dims) };
         if c != channels || h * w == 0 {
@@ -52,13 +52,13 @@ impl Norm {
             (picture, (picture + from) * c..(picture + (from + BLOCK).min(h * w)) * c)
         };
         let mut sums = vec![0f32; batch * blocks * 2 * c];
-        let shared = Shared(sums.as_mut_ptr());
+        let shared = OutputPointer(sums.as_mut_ptr());
         let isa = self.isa;
         parallel_items(batch * blocks, 4 * BLOCK * c, |item| {
             let (picture, range) = block(item);
             let base = &x.data[picture * c..(picture + 1) * c];
             let (x, base) = (&x.data[range], base);
-            // SAFETY: each item has its own 2 · c of the sums.
+            // SAFETY: each item writes its own 2 · c floats of the sums.
             unsafe { isa.run(Moments { x, base, sums: shared.get().add(item * 2 * c) }) };
         });
         let lines: Vec<f32> = (0..batch)
@@ -68,7 +68,7 @@ impl Norm {
             })
             .collect();
         let mut out = Vec::with_capacity(x.data.len());
-        let shared = Shared(out.as_mut_ptr());
+        let shared = OutputPointer(out.as_mut_ptr());
         parallel_items(batch * blocks, if with_silu { 30 } else { 4 } * BLOCK * c, |item| {
             let (_, range) = block(item);
             let lines = &lines[item / blocks * 2 * c..][..2 * c];
@@ -78,13 +78,13 @@ impl Norm {
                 isa.run(Scale { x: &x.data[range], lines, with_silu, out });
             }
         });
-        // SAFETY: the ranges cover it.
+        // SAFETY: the ranges cover the whole output.
         unsafe { out.set_len(x.data.len()) };
         Ok((out, Shape::from(x.dims)))
     }
 
-    /// Each channel's line y = a x + b of one picture: all a, then all b. `sums` are blocks of the channels' sums
-    /// and sums of squares, relative to `base`.
+    /// The coefficients of y = a x + b for each channel of one picture: all a, then all b. `sums` are blocks of the channels'
+    /// sums and sums of squares, relative to `base`.
     fn lines(&self, base: &[f32], sums: &[f32], pixels: usize) -> Vec<f32> {
         let channels = base.len();
         let per_group = channels / self.groups;
@@ -95,7 +95,7 @@ impl Norm {
             let of_group = group * per_group..(group + 1) * per_group;
             let means: Vec<f64> = of_group.clone().map(|c| f64::from(base[c]) + total(c) / n).collect();
             let mean = means.iter().sum::<f64>() / per_group as f64;
-            // Chan's sum of the channels' own variances and of their means' distances.
+            // Chan's formula: the sum of the channels' own variances and of the squared distances of their means.
             let squares: f64 = of_group
                 .clone()
                 .zip(&means)
@@ -113,26 +113,26 @@ impl Norm {
 
     /// Layer norm over the last dimension.
     pub(crate) fn layer_norm(&self, x: &Tensor) -> Result<Tensor> {
-        apply1(Kind::LayerNorm, x, |[x]| {
+        apply1(OperatorKind::LayerNorm, x, |[x]| {
             let c = self.weight.len();
             if x.dims.last() != Some(&c) {
                 bail!("layer norm: {:?}, {c} channels expected", x.dims);
             }
             let mut out = Vec::with_capacity(x.data.len());
-            let shared = Shared(out.as_mut_ptr());
+            let shared = OutputPointer(out.as_mut_ptr());
             parallel_items(x.data.len() / c, 8 * c, |row| {
                 let x = &x.data[row * c..(row + 1) * c];
                 // SAFETY: each row writes its own part of the capacity.
-                unsafe { self.isa.run(Row { norm: self, x, out: shared.get().add(row * c) }) };
+                unsafe { self.isa.run(LayerNormRow { norm: self, x, out: shared.get().add(row * c) }) };
             });
-            // SAFETY: the rows cover it.
+            // SAFETY: the rows cover the whole output.
             unsafe { out.set_len(x.data.len()) };
             Ok((out, Shape::from(x.dims)))
         })
     }
 }
 
-/// Sums and sums of squares per channel of x - base; `sums` is good for twice the channels.
+/// Computes the sums and sums of squares of x - base per channel. `sums` can be written for twice the channels.
 struct Moments<'a> {
     x: &'a [f32],
     base: &'a [f32],
@@ -146,7 +146,7 @@ impl Kernel for Moments<'_> {
     unsafe fn run<S: Simd>(self) {
         let channels = self.base.len();
         let mut c = 0;
-        // SAFETY: every access lies within a row of `channels`, `columns` of it from `c` on.
+        // SAFETY: every access is within a row of `channels` floats, from `c` on.
         unsafe {
             while c < channels {
                 let left = channels - c;
@@ -191,7 +191,7 @@ impl Moments<'_> {
     }
 }
 
-/// y = a x + b per channel, and SiLU; `out` is good for as much as `x`.
+/// Computes y = a x + b per channel, and SiLU if `with_silu`. `out` can be written for as many floats as `x` has.
 struct Scale<'a> {
     x: &'a [f32],
     lines: &'a [f32],
@@ -209,7 +209,7 @@ impl Kernel for Scale<'_> {
         for (i, row) in self.x.chunks_exact(channels).enumerate() {
             for c in (0..channels).step_by(S::LANES) {
                 let n = (channels - c).min(S::LANES);
-                // SAFETY: `n` floats from `c` on lie within rows of `channels`.
+                // SAFETY: `n` floats from `c` on are within a row of `channels` floats.
                 unsafe {
                     let part = |of: &[f32]| load_part::<S>(of.as_ptr().add(c), n, 0.0);
                     let y = S::fma(part(row), part(a), part(b));
@@ -221,24 +221,24 @@ impl Kernel for Scale<'_> {
     }
 }
 
-/// One row's layer norm; `out` is good for the row.
-struct Row<'a> {
+/// Layer norm of one row. `out` can be written for the row.
+struct LayerNormRow<'a> {
     norm: &'a Norm,
     x: &'a [f32],
     out: *mut f32,
 }
 
-impl Kernel for Row<'_> {
+impl Kernel for LayerNormRow<'_> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let n = self.x.len();
         let part = |of: &[f32], c: usize, rest: f32| {
-            // SAFETY: as many floats as are left of a row.
+            // SAFETY: `n - c` floats are left in the row.
             unsafe { load_part::<S>(of.as_ptr().add(c), n - c, rest) }
         };
-        // SAFETY: `store_part` writes what is left of the row.
+        // SAFETY: `store_part` writes only the floats that are left in the row.
         unsafe {
             let mut total = S::splat(0.0);
             for c in (0..n).step_by(S::LANES) {

@@ -1,8 +1,8 @@
-//! One network call's threads: as many tasks as pay, handed out in less than a microsecond.
+//! The threads of one network call, which divide an operator into tasks in less than a microsecond.
 //!
-//! A step is some 150 operators of some 30 µs each. A thread pool puts its idle threads to sleep between two of them,
-//! and waking one takes longer than its task. So a network call takes its helpers from rayon's pool once, and they
-//! wait for its operators' tasks spinning, until the call ends.
+//! A denoising step has some 150 operators of some 30 µs each. A thread pool puts idle threads to sleep between two
+//! operators, and waking a thread takes longer than its task. A network call therefore takes helper threads from rayon's
+//! pool once. They spin between the operators' tasks until the call ends.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,44 +13,44 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use rayon::{Scope, ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-/// Operations that a task must have to be worth handing to another thread (some two microseconds).
-const TASK: usize = 400_000;
-/// How often a thread looks before it lets others have the processor.
+/// The fewest operations of a task that is worth giving to another thread. They take some two microseconds.
+const MIN_TASK: usize = 400_000;
+/// How often a waiting thread checks before it yields the processor.
 const SPINS: usize = 2_000;
 
-/// What is to be done for every task.
-type Work = *const (dyn Fn(usize) + Sync);
+/// The function that is called for every task.
+type TaskFn = *const (dyn Fn(usize) + Sync);
 
-/// The threads of one network call, and the work they share.
-struct Crew {
+/// The threads of one network call, and the tasks of its current operator.
+struct ThreadTeam {
     size: usize,
-    /// Number of the current work in the upper half, tasks not yet taken in the lower.
+    /// The number of the current work in the upper half, and the tasks that are not taken yet in the lower half.
     open: AtomicU64,
     done: AtomicUsize,
-    work: UnsafeCell<Work>,
+    work: UnsafeCell<TaskFn>,
     panicked: AtomicBool,
     over: AtomicBool,
 }
 
-// SAFETY: all but `work` are atomics; `share` and `take` say who touches `work`, and when.
-unsafe impl Sync for Crew {}
+// SAFETY: all fields but `work` are atomics. `run_tasks` and `take` prove that accesses of `work` do not overlap.
+unsafe impl Sync for ThreadTeam {}
 
 thread_local! {
-    /// The crew of the network call that this thread leads.
-    static LED: Cell<*const Crew> = const { Cell::new(ptr::null()) };
+    /// The team that this thread leads; null if it leads none.
+    static LED_TEAM: Cell<*const ThreadTeam> = const { Cell::new(ptr::null()) };
 }
 
-/// Whether there is a crew. One at a time: it leaves the pool a thread, so that whatever else needs the pool goes on.
-/// Two crews could take all of it, and each wait for an operator of candle's that wants a thread.
-static TAKEN: AtomicBool = AtomicBool::new(false);
+/// Whether there is a team. There is at most one, and it leaves one thread of the pool free. Two teams could occupy all
+/// threads while each waits for an operator of candle's that needs one.
+static TEAM_EXISTS: AtomicBool = AtomicBool::new(false);
 
-/// Threads that help the network calls of the thread that they are lent to, instead of those of rayon's global pool. So
-/// several threads can each have a network call with helpers at one time.
+/// Threads that help the network calls of the thread that they are lent to, instead of those of rayon's global pool. With
+/// them several threads can each have a network call with helpers at one time.
 #[derive(Debug)]
 pub struct HelperThreads {
     pool: ThreadPool,
-    /// As [`TAKEN`], of this pool.
-    taken: AtomicBool,
+    /// As [`TEAM_EXISTS`], of this pool.
+    team_exists: AtomicBool,
 }
 
 thread_local! {
@@ -59,16 +59,16 @@ thread_local! {
 }
 
 impl HelperThreads {
-    /// `threads` threads, of which a network call has the use of one less: the thread that makes it works, too.
+    /// `threads` threads. A network call uses one less, since the thread that makes the call works, too.
     ///
     /// # Errors
-    /// No thread is to be had.
+    /// The system gives no thread.
     pub fn new(threads: usize) -> Result<Arc<Self>, ThreadPoolBuildError> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build()?;
-        Ok(Arc::new(Self { pool, taken: AtomicBool::new(false) }))
+        Ok(Arc::new(Self { pool, team_exists: AtomicBool::new(false) }))
     }
 
-    /// Runs `call`; network calls that it makes on this thread have these helpers.
+    /// Runs `call`. The network calls that it makes on this thread have these helpers.
     pub fn lend<T>(self: &Arc<Self>, call: impl FnOnce() -> T) -> T {
         struct Return(Option<Arc<HelperThreads>>);
         impl Drop for Return {
@@ -81,66 +81,72 @@ impl HelperThreads {
     }
 }
 
-/// Ends a crew, however the call ended.
-struct Lead<'a>(&'a Crew, &'a AtomicBool);
+/// Ends a team when it is dropped, also during a panic.
+struct TeamGuard<'a>(&'a ThreadTeam, &'a AtomicBool);
 
-impl Drop for Lead<'_> {
+impl Drop for TeamGuard<'_> {
     fn drop(&mut self) {
-        LED.set(ptr::null());
+        LED_TEAM.set(ptr::null());
         self.0.over.store(true, Release);
         self.1.store(false, Release);
     }
 }
 
-/// Runs a network call with helpers: those lent to this thread, or else of rayon's pool. Where another call has them, it
-/// runs without.
+/// Runs a network call with helper threads: those lent to this thread, or else those of rayon's pool. If another call has
+/// them, it runs without.
 pub(crate) fn with_helpers<T>(call: impl FnOnce() -> T) -> T {
     let lent = LENT.with_borrow(Option::clone);
-    let (size, taken) = match &lent {
-        Some(helpers) => (helpers.pool.current_num_threads(), &helpers.taken),
-        None => (rayon::current_num_threads(), &TAKEN),
+    let (size, team_exists) = match &lent {
+        Some(helpers) => (helpers.pool.current_num_threads(), &helpers.team_exists),
+        None => (rayon::current_num_threads(), &TEAM_EXISTS),
     };
-    // A worker of the pool that leads could, waiting for an operator of candle's, be given its own call for help.
-    if size == 1 || rayon::current_thread_index().is_some() || taken.swap(true, Acquire) {
+    // A thread of the pool must not lead. While it waited for an operator of candle's, rayon could give it a helper's job
+    // of its own team, which ends only after the call.
+    if size == 1 || rayon::current_thread_index().is_some() || team_exists.swap(true, Acquire) {
         return call();
     }
     fn nothing(_: usize) {}
-    let crew = Crew {
+    let team = ThreadTeam {
         size,
         open: AtomicU64::new(0),
         done: AtomicUsize::new(0),
-        work: UnsafeCell::new(&nothing as Work),
+        work: UnsafeCell::new(&nothing as TaskFn),
         panicked: AtomicBool::new(false),
         over: AtomicBool::new(false),
     };
     match &lent {
-        Some(helpers) => helpers.pool.in_place_scope(|scope| lead(scope, &crew, taken, call)),
-        None => rayon::in_place_scope(|scope| lead(scope, &crew, taken, call)),
+        Some(helpers) => helpers.pool.in_place_scope(|scope| lead(scope, &team, team_exists, call)),
+        None => rayon::in_place_scope(|scope| lead(scope, &team, team_exists, call)),
     }
 }
 
-/// Runs `call` while the others of the crew help.
-fn lead<'a, T>(scope: &Scope<'a>, crew: &'a Crew, taken: &'a AtomicBool, call: impl FnOnce() -> T) -> T {
-    let _lead = Lead(crew, taken);
-    (1..crew.size).for_each(|_| scope.spawn(|_| crew.help()));
-    LED.set(crew);
+/// Runs `call` while the other threads of the team help.
+fn lead<'a, T>(
+    scope: &Scope<'a>,
+    team: &'a ThreadTeam,
+    team_exists: &'a AtomicBool,
+    call: impl FnOnce() -> T,
+) -> T {
+    let _guard = TeamGuard(team, team_exists);
+    (1..team.size).for_each(|_| scope.spawn(|_| team.help()));
+    LED_TEAM.set(team);
     call()
 }
 
-impl Crew {
-    /// Takes a task of the current work, if one is open, and does it.
+impl ThreadTeam {
+    /// Runs one task of the current work, if one is open. Returns whether it did.
     fn take(&self) -> bool {
         let open = self.open.load(Acquire);
         let left = open as u32 as usize;
         if left == 0 || self.open.compare_exchange(open, open - 1, AcqRel, Relaxed).is_err() {
             return false;
         }
-        // SAFETY: the exchange made this task ours, of the work whose number `open` had. `share` wrote that work
-        // before it opened its tasks, and neither returns nor opens others before ours is counted as done.
+        // SAFETY: the exchange gave this thread a task of the work whose number `open` had. `run_tasks` wrote that work
+        // before it opened the tasks. It does not return, or open other tasks, before this task is counted as done.
         let work = unsafe { &**self.work.get() };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| work(left - 1))) {
             self.panicked.store(true, Relaxed);
-            std::mem::forget(payload); // whose drop could panic before the task is counted
+            std::mem::forget(payload); // its drop could panic before the task is counted
         }
         self.done.fetch_add(1, Release);
         true
@@ -153,13 +159,13 @@ impl Crew {
         }
     }
 
-    /// Does `tasks` tasks together with the helpers.
-    fn share(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
-        let led = LED.replace(ptr::null()); // a task that wants tasks of its own does them alone
+    /// Runs `tasks` tasks on this thread and the helpers, and waits for all of them.
+    fn run_tasks(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        let led = LED_TEAM.replace(ptr::null()); // a task that has tasks itself runs them on its own thread
         self.done.store(0, Relaxed);
-        // SAFETY: only the leading thread comes here, and no task is open or being done, so nobody reads the work.
-        // The lifetime is forgotten, but this returns only after the last task is done.
-        unsafe { *self.work.get() = std::mem::transmute::<&(dyn Fn(usize) + Sync), Work>(work) };
+        // SAFETY: only the leading thread calls this, and no task is open or running, so no other thread reads the work.
+        // The lifetime is erased, but this function returns only after the last task is done.
+        unsafe { *self.work.get() = std::mem::transmute::<&(dyn Fn(usize) + Sync), TaskFn>(work) };
         let number = (self.open.load(Relaxed) >> 32).wrapping_add(1);
         self.open.store(number << 32 | tasks as u64, Release);
         while self.open.load(Relaxed) as u32 > 0 {
@@ -169,12 +175,12 @@ impl Crew {
         while self.done.load(Acquire) < tasks {
             spins = wait(spins);
         }
-        LED.set(led);
+        LED_TEAM.set(led);
         assert!(!self.panicked.swap(false, Relaxed), "a task of an operator panicked");
     }
 }
 
-/// Waits a little, or lets another thread run after `spins` times.
+/// Spins once, or yields the processor if `spins` has reached the limit. Returns the new number of spins.
 fn wait(spins: usize) -> usize {
     if spins < SPINS {
         std::hint::spin_loop();
@@ -184,46 +190,46 @@ fn wait(spins: usize) -> usize {
     spins
 }
 
-/// Calls `f` with the crew that this thread leads.
-fn with_crew<T>(f: impl FnOnce(Option<&Crew>) -> T) -> T {
-    // SAFETY: `Lead` clears the pointer before its crew goes.
-    f(unsafe { LED.get().as_ref() })
+/// Calls `f` with the team that this thread leads.
+fn with_team<T>(f: impl FnOnce(Option<&ThreadTeam>) -> T) -> T {
+    // SAFETY: `TeamGuard` clears the pointer before its team is dropped.
+    f(unsafe { LED_TEAM.get().as_ref() })
 }
 
-/// Into how many equal tasks `cost` operations are to be cut.
+/// The number of equal tasks that `cost` operations should be divided into.
 pub(super) fn threads(cost: usize) -> usize {
-    (cost / TASK).clamp(1, with_crew(|crew| crew.map_or(1, |crew| crew.size)))
+    (cost / MIN_TASK).clamp(1, with_team(|team| team.map_or(1, |team| team.size)))
 }
 
-/// Calls `f` for every task, with whoever helps.
+/// Calls `f` for every task, on the team's threads if this thread leads a team.
 pub(super) fn parallel(tasks: usize, f: impl Fn(usize) + Sync) {
-    with_crew(|crew| match crew {
-        Some(crew) if tasks > 1 && u32::try_from(tasks).is_ok() => crew.share(tasks, &f),
+    with_team(|team| match team {
+        Some(team) if tasks > 1 && u32::try_from(tasks).is_ok() => team.run_tasks(tasks, &f),
         _ => (0..tasks).for_each(f),
     });
 }
 
-/// Calls `f` for every one of `items`, many of which may be too small for a task of their own.
+/// Calls `f` for every item. Several items form one task, because an item may be too small for a task of its own.
 pub(super) fn parallel_items(items: usize, cost_each: usize, f: impl Fn(usize) + Sync) {
     let threads = threads(items * cost_each);
     if threads < 2 {
         return (0..items).for_each(f);
     }
-    // Four per thread, so that a thread that was called away does not keep the others waiting.
+    // Four tasks per thread, so that the others take over the tasks of a thread that loses its processor.
     let tasks = (4 * threads).min(items);
     parallel(tasks, |task| (items * task / tasks..items * (task + 1) / tasks).for_each(&f));
 }
 
-/// A place that tasks write to, each to its own part.
+/// A pointer to output that several tasks write, each its own part.
 #[derive(Clone, Copy)]
-pub(super) struct Shared(pub(super) *mut f32);
+pub(super) struct OutputPointer(pub(super) *mut f32);
 
-// SAFETY: a pointer alone is harmless; who writes through it proves that tasks keep apart.
-unsafe impl Send for Shared {}
+// SAFETY: a pointer alone is harmless. Code that writes through it proves that the parts do not overlap.
+unsafe impl Send for OutputPointer {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for OutputPointer {}
 
-impl Shared {
+impl OutputPointer {
     pub(super) fn get(self) -> *mut f32 {
         self.0
     }
@@ -234,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_task_is_done_once_whoever_does_it() {
+    fn every_task_runs_once() {
         with_helpers(|| {
             for tasks in (0..400).chain([5000]) {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_beside_and_inside_each_other_end_and_leave_the_pool_a_thread() {
+    fn concurrent_and_nested_calls_end() {
         let sum = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {

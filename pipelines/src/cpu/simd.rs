@@ -1,16 +1,19 @@
-//! Vectors of three widths behind one trait, and the choice between them, made once.
+//! Vectors of three instruction sets behind one trait, and the choice of the best set.
 
 use std::sync::OnceLock;
 
-/// What a kernel needs of an instruction set.
+#[cfg(target_arch = "x86_64")]
+use super::features;
+
+/// The vector operations that kernels use.
 ///
 /// # Safety
-/// Of every function: the processor has the instruction set, and pointers are good for `LANES` elements.
-/// They are only called, through `#[inline(always)]` code, from within [`Isa::run`].
+/// For every function: the processor has the instruction set, and pointers can be accessed for `LANES` elements. The
+/// functions are only called from [`Isa::run`], through `#[inline(always)]` code.
 pub(super) trait Simd: 'static {
     type V: Copy;
     const LANES: usize;
-    /// Rows of the largest tile of two vectors per row that the registers hold.
+    /// The rows of the largest tile of two vectors per row that fits into the registers.
     const ROWS: usize;
 
     unsafe fn splat(x: f32) -> Self::V;
@@ -24,23 +27,23 @@ pub(super) trait Simd: 'static {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// a · b + c
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// To the nearest integer.
+    /// Rounds to the nearest integer.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// Two to the power of integers in [-126, 127].
+    /// Two to the power of `n`, an integer from -126 to 127.
     unsafe fn pow2(n: Self::V) -> Self::V;
     /// Runs a kernel compiled for this instruction set.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Out;
 }
 
-/// Code written once for every instruction set. Implementations are `#[inline(always)]`.
+/// Code that is compiled for every instruction set. Implementations must be `#[inline(always)]`.
 pub(super) trait Kernel {
     type Out;
     /// # Safety
-    /// As [`Simd`]'s functions, and what the kernel's own fields say of their pointers.
+    /// Those of [`Simd`]'s functions, and those that the kernel's fields document for their pointers.
     unsafe fn run<S: Simd>(self) -> Self::Out;
 }
 
-/// An instruction set that this build knows and this processor has.
+/// An instruction set that this processor has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Isa {
     /// AVX-512, and the matrix unit for bf16.
@@ -54,33 +57,29 @@ pub(super) enum Isa {
 }
 
 impl Isa {
-    /// All there are, the best first.
+    /// All instruction sets that this processor has, the best first.
     pub(super) fn all() -> Vec<Self> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            if avx2 && is_x86_feature_detected!("avx512f") {
-                if super::amx::usable() {
-                    found.push(Self::Amx);
-                }
-                found.push(Self::Avx512);
-            }
-            if avx2 {
-                found.push(Self::Avx2);
-            }
+            let sets = [
+                (Self::Amx, features::has_amx()),
+                (Self::Avx512, features::has_avx512()),
+                (Self::Avx2, features::has_avx2()),
+            ];
+            found.extend(sets.into_iter().filter_map(|(isa, has)| has.then_some(isa)));
         }
         found.push(Self::Portable);
         found
     }
 
-    /// The best, decided once.
+    /// The best instruction set. It is detected once.
     pub(super) fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::all()[0])
     }
 
-    /// Columns of a packed panel: two vectors.
+    /// The columns of a panel, which are two vectors.
     pub(super) fn panel(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -91,7 +90,7 @@ impl Isa {
         }
     }
 
-    /// Rows of a register tile.
+    /// The rows of a register tile.
     pub(super) fn rows(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -105,10 +104,10 @@ impl Isa {
     /// Runs a kernel on this instruction set.
     ///
     /// # Safety
-    /// What the kernel's fields say of their pointers.
+    /// Those that the kernel's fields document for their pointers.
     #[inline]
     pub(super) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Out {
-        // SAFETY: `all` alone makes values of all but the last, after it found the instructions.
+        // SAFETY: values other than `Portable` are only made by `all`, which detects the instruction sets.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
@@ -121,8 +120,8 @@ impl Isa {
     }
 }
 
-/// Multiplications and additions per second of this thread, with nothing but registers in use: what no kernel can
-/// exceed.
+/// The peak of this thread in multiplications and additions per second. It is measured in registers only, so no kernel can
+/// exceed it.
 pub(crate) fn peak_flops() -> f64 {
     const ROUNDS: usize = 4_000_000;
     struct Peak;
@@ -131,7 +130,7 @@ pub(crate) fn peak_flops() -> f64 {
 
         #[inline(always)]
         unsafe fn run<S: Simd>(self) -> Self::Out {
-            // SAFETY: there are no pointers, but for one to 16 floats on the stack.
+            // SAFETY: the only pointer is to 16 floats on the stack.
             unsafe {
                 let (x, y) = (S::splat(std::hint::black_box(0.5)), S::splat(std::hint::black_box(1.0)));
                 let mut sums = [y; 12];
@@ -157,7 +156,7 @@ pub(crate) fn peak_flops() -> f64 {
     flops as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Four lanes of plain Rust, which compilers make vectors of.
+/// Four lanes of plain Rust, which compilers vectorise.
 pub(super) struct Portable;
 
 #[inline(always)]
@@ -208,7 +207,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // Without the instruction `mul_add` is a library call.
+        // Without the instruction `mul_add` would be a slow library call.
         if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
             lanes(|i| a[i].mul_add(b[i], c[i]))
         } else {
@@ -249,7 +248,7 @@ mod x86 {
         unsafe { kernel.run::<Avx2>() }
     }
 
-    /// What is the same but for the intrinsics' prefix.
+    /// The functions that differ only in the intrinsics' prefix.
     macro_rules! common {
         ($v:ty, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
          $max:ident, $min:ident, $fma:ident, $call:ident) => {

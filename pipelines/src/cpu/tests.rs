@@ -1,16 +1,16 @@
-//! Every operator against candle's own on odd and random shapes, on every instruction set that this processor has.
+//! Every operator is compared with candle's, on random shapes and on every instruction set that this processor has.
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{Module, ops};
 
 use super::attention::{attention_on, geglu_on};
 use super::conv::{Conv, Geometry};
-use super::linear::Linear;
+use super::linear::PackedLinear;
 use super::norm::Norm;
 use super::simd::Isa;
 use crate::precision::Precision;
 
-/// Numbers by a small generator, so that a failure replays.
+/// A pseudo-random generator, so that a failure can be repeated.
 struct Random(u64);
 
 impl Random {
@@ -23,7 +23,7 @@ impl Random {
         from + self.next() as usize % (to - from + 1)
     }
 
-    /// Values in [-2, 2), at an offset into their storage that no vector is aligned to.
+    /// Values in [-2, 2), at an unaligned offset in their storage.
     fn tensor(&mut self, dims: &[usize]) -> Tensor {
         let n: usize = dims.iter().product();
         let values: Vec<f32> = (0..=n).map(|_| self.next() as f32 / (1u64 << 29) as f32 - 2.0).collect();
@@ -48,14 +48,14 @@ fn each(mut test: impl FnMut(Isa, &mut Random)) {
     }
 }
 
-/// As [`each`], in every precision, which each instruction set has in its own way.
+/// [`each`] in every precision.
 fn each_precision(mut test: impl FnMut((Isa, Precision), &mut Random)) {
     for precision in [Precision::F32, Precision::Bf16] {
         each(|isa, random| test((isa, precision), random));
     }
 }
 
-/// What a product takes a factor for, as f32.
+/// A factor as a product rounds it, as f32.
 fn rounded(precision: Precision, x: &Tensor) -> Tensor {
     x.to_dtype(precision.dtype()).unwrap().to_dtype(DType::F32).unwrap()
 }
@@ -69,7 +69,7 @@ fn last(x: &Tensor) -> Tensor {
 }
 
 #[test]
-fn linear_is_candles() {
+fn linear_equals_candles() {
     each_precision(|how, random| {
         let (rows, inner, outer) = (random.within(1, 40), random.within(1, 300), random.within(1, 70));
         let (weight, bias) = (random.tensor(&[outer, inner]), random.tensor(&[outer]));
@@ -77,16 +77,16 @@ fn linear_is_candles() {
         let what = format!("{how:?} {rows}x{inner}x{outer}");
         let theirs = candle_nn::Linear::new(rounded(how.1, &weight), Some(bias.clone()));
         let theirs = theirs.forward(&rounded(how.1, &x)).unwrap();
-        let ours = Linear::on(how, &weight, Some(&bias)).unwrap();
+        let ours = PackedLinear::on(how, &weight, Some(&bias)).unwrap();
         close(&what, &ours.forward(&x, None).unwrap(), &theirs);
         close(&what, &ours.forward(&x, Some(&add)).unwrap(), &(theirs + add).unwrap());
     });
 }
 
 #[test]
-fn convolution_is_candles() {
+fn convolution_equals_candles() {
     each_precision(|how, random| {
-        // Now and then more channels than one chunk of the product holds.
+        // Sometimes there are more channels than one chunk of the product holds.
         let channels = if random.within(0, 7) == 0 { 600 } else { 70 };
         let (batch, inner, outer) = (random.within(1, 3), random.within(1, channels), random.within(1, 70));
         let (h, w) = (random.within(2, 12), random.within(2, 12));
@@ -118,7 +118,7 @@ fn convolution_is_candles() {
 }
 
 #[test]
-fn norms_are_candles() {
+fn norms_equal_candles() {
     each(|isa, random| {
         let groups = random.within(1, 9);
         let (batch, channels) = (random.within(1, 3), groups * random.within(1, 20));
@@ -133,7 +133,8 @@ fn norms_are_candles() {
         close(&what, &ours.group_norm(&last(&x), true).unwrap(), &last(&theirs.silu().unwrap()));
 
         if channels > 1 {
-            // In f64 by single operations: candle's own layer norm subtracts squares, and is off in a few channels.
+            // The reference is computed in f64, because candle's layer norm subtracts squares and is inaccurate for few
+            // channels.
             let x = last(&x);
             let d = x.to_dtype(DType::F64).unwrap();
             let d = d.broadcast_sub(&d.mean_keepdim(D::Minus1).unwrap()).unwrap();
@@ -147,7 +148,7 @@ fn norms_are_candles() {
 }
 
 #[test]
-fn attention_is_candles() {
+fn attention_equals_candles() {
     each(|isa, random| {
         let (batch, heads, width) = (random.within(1, 3), random.within(1, 4), random.within(1, 40));
         let (queries, keys, causal) = (random.within(1, 40), random.within(1, 90), random.within(0, 1) == 0);
@@ -175,7 +176,7 @@ fn attention_is_candles() {
 }
 
 #[test]
-fn geglu_is_candles() {
+fn geglu_equals_candles() {
     each(|isa, random| {
         let (rows, half) = (random.within(1, 30), random.within(1, 90));
         let x = (random.tensor(&[rows, 2 * half]) * 3.0).unwrap();
@@ -186,7 +187,7 @@ fn geglu_is_candles() {
 }
 
 #[test]
-fn a_row_does_not_see_its_batch() {
+fn a_row_does_not_depend_on_its_batch() {
     each_precision(|how, random| {
         let (batch, inner, outer) = (random.within(2, 5), random.within(1, 80), random.within(1, 80));
         let (h, w) = (random.within(2, 17), random.within(2, 17));
@@ -201,7 +202,7 @@ fn a_row_does_not_see_its_batch() {
     });
 }
 
-/// To the last bit: whether a call has helpers depends on its company, and must not be seen in its result.
+/// Helper threads must not change a result in any bit, because whether a call has them depends on other calls.
 #[test]
 fn helpers_change_nothing() {
     let mut random = Random(7);
@@ -210,7 +211,7 @@ fn helpers_change_nothing() {
         let (pixels, inner, outer) = (random.within(9, 33), 8 * random.within(8, 20), random.within(30, 200));
         let geometry = Geometry { stride: 1, near: 1, far: 1 };
         let conv = Conv::on((isa, precision), &random.tensor(&[outer, inner, 3, 3]), None, geometry).unwrap();
-        let linear = Linear::on((isa, precision), &random.tensor(&[outer, inner]), None).unwrap();
+        let linear = PackedLinear::on((isa, precision), &random.tensor(&[outer, inner]), None).unwrap();
         let norm = Norm::on(isa, &random.tensor(&[inner]), &random.tensor(&[inner]), 8, 1e-5).unwrap();
         let x = random.tensor(&[2, pixels, pixels, inner]);
         let rows = x.flatten(1, 2).unwrap();
@@ -235,7 +236,7 @@ fn helpers_change_nothing() {
 #[test]
 fn wrong_shapes_are_refused() {
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
-    let linear = Linear::new(Precision::F32, &zeros(&[3, 2]), None).unwrap();
+    let linear = PackedLinear::new(Precision::F32, &zeros(&[3, 2]), None).unwrap();
     assert!(linear.forward(&zeros(&[4, 3]), None).is_err());
     assert!(linear.forward(&zeros(&[4, 2]), Some(&zeros(&[4, 2]))).is_err());
     assert!(linear.forward(&zeros(&[4, 2]).to_dtype(DType::F64).unwrap(), None).is_err());

@@ -1,35 +1,37 @@
-//! The register tile: some rows of a product by a panel of its columns.
+//! The register tile: the kernel that computes some rows of one panel of a product.
 
 use super::simd::{Kernel, Simd};
 
-/// Rows of the largest register tile of any instruction set.
+/// The rows of the largest register tile of all instruction sets.
 pub(super) const MOST_ROWS: usize = 14;
 
-/// Where each row of a tile begins.
+/// The first element of each row of a tile.
 pub(super) type RowPointers = [*const f32; MOST_ROWS];
 
-/// What a tile's sums begin with.
+/// The initial values of a tile's sums.
 #[derive(Clone, Copy)]
-pub(super) enum Start {
+pub(super) enum TileStart {
     Zero,
-    /// The same for every row; good for a whole panel of columns.
+    /// The same values for every row. A whole panel of columns can be read.
     Row(*const f32),
-    /// What the output holds.
+    /// The output's present values.
     Output,
 }
 
-/// One register tile: `rows` × at most a panel of columns.
+/// A register tile of `rows` rows and at most a panel of columns.
 ///
 /// # Safety
-/// Of running it: every row pointer of every tap is good for `len` reads, `b` for taps × `len` × panel, `add`'s
-/// (per row, already at the tile's first column) for `columns`; `out` for `columns` writes at each of `rows`
-/// strides. 0 < `rows` <= [`Simd::ROWS`], 0 < `columns` <= panel.
+/// To run it:
+/// - each row pointer of each tap can be read for `len` floats, and `b` for taps × `len` × panel floats;
+/// - each pointer of `add`, which points to the tile's first column, can be read for `columns` floats;
+/// - `out` can be written for `columns` floats at each of `rows` strides;
+/// - 0 < `rows` <= [`Simd::ROWS`] and 0 < `columns` <= panel.
 pub(super) struct Tile<'a> {
     pub(super) taps: &'a [RowPointers],
     pub(super) rows: usize,
     pub(super) len: usize,
     pub(super) b: *const f32,
-    pub(super) start: Start,
+    pub(super) start: TileStart,
     pub(super) add: Option<RowPointers>,
     pub(super) out: *mut f32,
     pub(super) stride: usize,
@@ -44,7 +46,7 @@ impl Kernel for Tile<'_> {
         macro_rules! by_rows {
             ($($m:literal)*) => {
                 match self.rows {
-                    // The guard is a constant: tiles that the registers do not hold are not compiled.
+                    // The guard is a constant, so tiles that do not fit into the registers are not compiled.
                     $($m if $m <= S::ROWS => unsafe {
                         if self.columns <= S::LANES {
                             self.sum::<S, $m, 1>()
@@ -64,7 +66,7 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn sum<S: Simd, const M: usize, const N: usize>(&self) {
         let panel = 2 * S::LANES;
-        // Written out row by row: in a loop that the compiler does not unroll the sums would live in memory.
+        // The rows are written out, because in a loop that the compiler does not unroll the sums would be in memory.
         macro_rules! each_row {
             ($do:ident $(, $arg:tt)*) => {
                 each_row!(@ $do ($($arg)*) 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
@@ -73,15 +75,15 @@ impl Tile<'_> {
                 $(if $i < M { $do!($i $args); })*
             };
         }
-        // SAFETY: the struct's contract; `load` and `store` keep to `columns` in a partial panel.
+        // SAFETY: the struct's contract. In a partial panel `load` and `store` access `columns` floats only.
         unsafe {
             let mut sums = [[S::splat(0.0); N]; M];
             macro_rules! begin {
                 ($i:literal ()) => {
                     match self.start {
-                        Start::Zero => {}
-                        Start::Row(row) => sums[$i] = load::<S, N>(row, N * S::LANES),
-                        Start::Output => {
+                        TileStart::Zero => {}
+                        TileStart::Row(row) => sums[$i] = load::<S, N>(row, N * S::LANES),
+                        TileStart::Output => {
                             sums[$i] = load::<S, N>(self.out.add($i * self.stride), self.columns)
                         }
                     }
@@ -138,18 +140,18 @@ impl Tile<'_> {
     }
 }
 
-/// The first `n` floats at `p`, zeros after them.
+/// Loads the first `n` floats at `p`, followed by zeros.
 #[inline(always)]
 pub(super) unsafe fn load<S: Simd, const N: usize>(p: *const f32, n: usize) -> [S::V; N] {
     let mut edge = [0f32; 32];
-    // SAFETY: `n` reads are the caller's promise; the copy is as large as the largest panel.
+    // SAFETY: the caller promises `n` floats at `p`. The copy is as large as the largest panel.
     unsafe {
         let mut from = p;
         if n < N * S::LANES {
             std::ptr::copy_nonoverlapping(p, edge.as_mut_ptr(), n);
             from = edge.as_ptr();
         }
-        // No closure: it would be compiled without the instruction set, and called.
+        // A closure here would be compiled without the instruction set and not be inlined.
         let mut v = [S::splat(0.0); N];
         for (j, v) in v.iter_mut().enumerate() {
             *v = S::load(from.add(j * S::LANES));

@@ -6,7 +6,7 @@ fn plan(n: usize) -> StepPlan {
 }
 
 #[test]
-fn a_state_of_one_plan_leaves_the_later_steps_of_another() {
+fn a_state_leaves_the_later_steps_of_any_plan() {
     let rest = plan(20).after(655.0);
     assert_eq!(rest.steps()[0].timestep, 650.0);
     assert_eq!(rest.steps().len(), 14);
@@ -31,7 +31,7 @@ fn a_state_cleaner_than_the_last_step_still_leaves_one() {
     assert_eq!(plan.steps()[3].timestep, 249.0);
     let rest = plan.after(98.0);
     assert_eq!(rest.steps().len(), 1);
-    assert_eq!(rest.steps()[0].timestep, 98.0, "taken from where the state is");
+    assert_eq!(rest.steps()[0].timestep, 98.0, "it starts from the state");
     assert_eq!(plan.after(249.0).steps(), &plan.steps()[3..]);
 }
 
@@ -48,7 +48,7 @@ fn steering_adds_no_row_and_fits_any_guidance() {
 }
 
 #[test]
-fn json_cannot_smuggle_in_an_impossible_plan() {
+fn an_impossible_plan_in_json_is_refused() {
     let good = serde_json::to_string(&plan(3)).unwrap();
     assert_eq!(serde_json::from_str::<StepPlan>(&good).unwrap(), plan(3));
     for bad in [
@@ -66,7 +66,7 @@ fn json_cannot_smuggle_in_an_impossible_plan() {
 }
 
 #[test]
-fn rows_are_the_prompts_that_are_asked_for() {
+fn rows_are_the_prompts_that_guidance_uses() {
     let rows = |steering| [0.0, 1.0, 1.01, 7.5].map(|scale| Guidance { scale, steering }.rows());
     assert_eq!(rows(Steering::Prompts), [1, 1, 2, 2]);
     assert_eq!(rows(Steering::Extrapolated { strength: 1.0 }), [1, 1, 2, 2]);

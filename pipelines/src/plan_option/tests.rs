@@ -57,7 +57,7 @@ fn a_fully_guided_option_is_the_full_plan() {
     assert_eq!(unguided.rows(), 20, "without guidance every step takes one row");
 }
 
-/// The noise level decides, wherever the plan is taken up and by whatever steps the latent came there.
+/// The noise level alone decides whether a step is guided, for any start of the remaining steps.
 #[test]
 fn the_rest_is_guided_down_to_the_same_noise_level() {
     let (schedule, option) = (schedule(), option(10, 6));
@@ -74,7 +74,7 @@ fn the_rest_is_guided_down_to_the_same_noise_level() {
             assert_eq!(step.guidance.has_negative(), level > option.guided_until, "{step:?}");
         }
     }
-    // The steps are 900, 800, … 0; the last guided one is 400. The step planned for 300 is taken from where the latent is.
+    // The steps are 900, 800, … 0, and the last guided one is 400. The step planned for 300 starts from the latent's timestep.
     assert_eq!(guided(&option.rest(&schedule, SCALE, 380.0).unwrap()), "g---");
     assert_eq!(guided(&option.rest(&schedule, SCALE, 320.0).unwrap()), "----");
     assert!(option.rest(&schedule, SCALE, FINISHED).unwrap().steps().is_empty());
@@ -86,11 +86,11 @@ fn steered_steps_are_guided_and_later_ones_by_their_level() {
     let (schedule, option) = (schedule(), option(50, 30));
     let steering = ResumeSteering::DEFAULT;
     let steered = |timestep| option.steered_rest(&schedule, SCALE, timestep, &steering).unwrap();
-    // From 720, 17 of the 30 guided steps are left; 8 of 50 steps are steered.
+    // At 720, 17 of the 30 guided steps remain. 8 of 50 steps are steered.
     let early = steered(720.0);
     assert_eq!(guided(&early), "g".repeat(17) + &"-".repeat(20));
     assert_eq!(early.steps()[8..], option.rest(&schedule, SCALE, 720.0).unwrap().steps()[8..]);
-    // From 200 none is left: the steered ones are guided all the same.
+    // At 200 no guided step remains, but the steered steps are guided.
     let late = steered(200.0);
     assert_eq!(guided(&late), "gggggggg---");
     assert_eq!(late.rows(), 19);
@@ -122,7 +122,7 @@ fn an_option_is_plain_data() {
 }
 
 #[test]
-fn what_is_wrong_with_an_option_is_named() {
+fn a_wrong_field_is_named() {
     let good = option(20, 12);
     let error = |option: PlanOption| option.plan(&schedule(), SCALE).unwrap_err().to_string();
     for id in ["", "a b", "ü", &"a".repeat(65)] {

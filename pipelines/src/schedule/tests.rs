@@ -14,9 +14,9 @@ fn stable_diffusion(spacing: Spacing) -> NoiseSchedule {
 }
 
 #[test]
-fn alpha_bars_of_stable_diffusion() {
+fn alpha_bars_equal_diffusers() {
     let s = stable_diffusion(Spacing::Leading);
-    // Values from diffusers 0.42.1's DDIMScheduler.alphas_cumprod.
+    // The values come from diffusers 0.42.1's DDIMScheduler.alphas_cumprod.
     for (t, want) in [(0.0, 0.99915), (500.0, 0.27633), (999.0, 0.00466)] {
         assert!((s.alpha_bar(t) - want).abs() < 1e-5, "ᾱ({t}) = {}", s.alpha_bar(t));
     }
@@ -57,9 +57,9 @@ fn other_schedulers_keys_pass_and_unknown_ones_are_named() {
 }
 
 #[test]
-fn an_id_names_noise_levels_and_nothing_else() {
+fn an_id_depends_on_the_noise_levels_only() {
     let schedule = stable_diffusion(Spacing::Leading);
-    assert_eq!(schedule.id(), "6b95b97fa90c6b39", "stored states carry it: it must not change");
+    assert_eq!(schedule.id(), "6b95b97fa90c6b39", "it must not change, because stored states contain it");
     let id = |change: fn(&mut ScheduleConfig)| {
         let mut config = schedule.config().clone();
         change(&mut config);

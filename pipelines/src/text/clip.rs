@@ -1,17 +1,17 @@
 //! CLIP's text tower with transformers' parameter names.
 //!
-//! Ours, because candle-transformers' general `clip::text_model` knows only the quick GELU, takes layer norm's
-//! epsilon for granted, and shows neither the penultimate layer's states (SDXL's conditioning) nor the projection.
+//! candle-transformers' `clip::text_model` is not used. It supports only the quick GELU and one epsilon, and it returns neither
+//! the penultimate layer's states, which SDXL needs, nor the projection.
 
 use candle_core::{Module, Tensor};
 use candle_nn::{Embedding, VarBuilder, embedding, ops};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::json_config::{parse, unsupported};
 use crate::layers::{Heads, LayerNorm, Linear, Operators};
-use crate::unet::{parse, unsupported};
 
-/// The feed-forward layers' activation.
+/// The activation of the feed-forward layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Activation {
@@ -28,32 +28,32 @@ impl Activation {
     }
 }
 
-/// A `CLIPTextModel`'s or `CLIPTextModelWithProjection`'s architecture.
+/// The architecture of a `CLIPTextModel` or `CLIPTextModelWithProjection`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct ClipTextConfig {
-    /// Tokens in the vocabulary.
+    /// The number of tokens in the vocabulary.
     pub vocab_size: usize,
-    /// Width of the token states.
+    /// The width of the token states.
     pub hidden_size: usize,
-    /// Width inside the feed-forward layers.
+    /// The width inside the feed-forward layers.
     pub intermediate_size: usize,
-    /// Width of the projected embedding.
+    /// The width of the projected embedding.
     pub projection_dim: usize,
-    /// Layers.
+    /// The number of layers.
     pub num_hidden_layers: usize,
-    /// Heads of each layer's attention.
+    /// The heads of each layer's attention.
     pub num_attention_heads: usize,
-    /// The most tokens that a text may have.
+    /// The most tokens of a text.
     pub max_position_embeddings: usize,
-    /// Epsilon of the layer norms.
+    /// The epsilon of the layer norms.
     pub layer_norm_eps: f64,
     hidden_act: Activation,
     eos_token_id: u32,
 }
 
 impl Default for ClipTextConfig {
-    /// transformers' defaults, which files may leave out.
+    /// transformers' defaults, which apply to absent keys.
     fn default() -> Self {
         Self {
             vocab_size: 49408,
@@ -71,8 +71,8 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    /// Reads transformers' `config.json` of a text tower; `file` is what errors call it. Keys that do not touch
-    /// inference are ignored: these files carry everything that transformers' base class knows.
+    /// Reads transformers' `config.json` of a text tower. Errors name it `file`. Unknown keys are ignored, because these files
+    /// contain all keys of transformers' base class.
     ///
     /// # Errors
     /// [`Error::Config`] naming the key.
@@ -111,7 +111,7 @@ impl SelfAttention {
         })
     }
 
-    /// (B, T, D) -> (B, T, D), plus `residual`.
+    /// (B, T, D) -> (B, T, D). `residual` is added.
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
         self.out_proj.forward_add(&self.heads.attend(&q, &k, &v)?, residual)
@@ -119,7 +119,7 @@ impl SelfAttention {
 }
 
 #[derive(Debug, Clone)]
-struct Layer {
+struct ClipLayer {
     layer_norm1: LayerNorm,
     self_attn: SelfAttention,
     layer_norm2: LayerNorm,
@@ -128,7 +128,7 @@ struct Layer {
     activation: Activation,
 }
 
-impl Layer {
+impl ClipLayer {
     fn new(vb: VarBuilder, config: &ClipTextConfig) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let norm = |name: &str| LayerNorm::new(vb.pp(name), width, config.layer_norm_eps);
@@ -149,16 +149,16 @@ impl Layer {
     }
 }
 
-/// What the text tower makes of a batch of texts.
+/// The text tower's output for a batch of texts.
 #[derive(Debug, Clone)]
 pub struct TextStates {
-    /// (B, T, D): every token's state after the final norm. Stable Diffusion 1 and 2 condition on these.
+    /// (B, T, D): the token states after the final norm. Stable Diffusion 1 and 2 use these.
     pub last: Tensor,
-    /// (B, T, D): every token's state before the last layer, not normed. SDXL conditions on these.
+    /// (B, T, D): the token states before the last layer, without norm. SDXL uses these.
     pub penultimate: Tensor,
-    /// (B, D): the state at each text's end, after the final norm.
+    /// (B, D): the state of each text's end token, after the final norm.
     pub pooled: Tensor,
-    /// (B, projection_dim): `pooled` in the space that text and image share, where the model has the projection.
+    /// (B, projection_dim): `pooled`, projected into the common space of texts and images; `None` without a projection.
     pub projected: Option<Tensor>,
 }
 
@@ -167,7 +167,7 @@ pub struct TextStates {
 pub struct ClipTextEncoder {
     token_embedding: Embedding,
     position_embedding: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<ClipLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
     operators: Operators,
@@ -175,11 +175,11 @@ pub struct ClipTextEncoder {
 }
 
 impl ClipTextEncoder {
-    /// Reads the weights under `vb`. transformers up to 4 puts `text_model.` before the names of a
-    /// `CLIPTextModel`, transformers 5 does not; both are read.
+    /// Reads the weights under `vb`. The names of a `CLIPTextModel` may begin with `text_model.`, as in transformers up to 4, or
+    /// not, as in transformers 5.
     ///
     /// # Errors
-    /// [`Error::Tensor`] naming the tensor that is missing or of another shape.
+    /// [`Error::Tensor`] naming a tensor that is missing or has another shape.
     pub fn new(config: ClipTextConfig, vb: VarBuilder) -> Result<Self> {
         let prefixed = vb.contains_tensor("text_model.embeddings.token_embedding.weight");
         let tower = if prefixed { vb.pp("text_model") } else { vb.clone() };
@@ -191,7 +191,7 @@ impl ClipTextEncoder {
             token_embedding: embedding(config.vocab_size, width, embeddings.pp("token_embedding"))?,
             position_embedding: embeddings.get((positions, width), "position_embedding.weight")?,
             layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::new(layers.pp(i), &config))
+                .map(|i| ClipLayer::new(layers.pp(i), &config))
                 .collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::new(tower.pp("final_layer_norm"), width, config.layer_norm_eps)?,
             text_projection: vb.contains_tensor("text_projection.weight").then(project).transpose()?,
@@ -205,10 +205,10 @@ impl ClipTextEncoder {
         &self.config
     }
 
-    /// Encodes `ids` (B, T), u32, each row from the start of text to padding.
+    /// Encodes `ids` (B, T), u32. Each row begins with the start of text and ends with padding.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where a row is longer than the tower, [`Error::Tensor`] from below.
+    /// [`Error::Invalid`], if the rows are too long for the tower, or [`Error::Tensor`].
     pub fn forward(&self, ids: &Tensor) -> Result<TextStates> {
         let (batch, length) = ids.dims2()?;
         let most = self.config.max_position_embeddings;
@@ -227,7 +227,7 @@ impl ClipTextEncoder {
             x = layer.forward(&penultimate)?;
         }
         let last = self.final_layer_norm.forward(&x)?;
-        // One row of the states viewed as (B × T, D) per text.
+        // The end tokens' rows when the states are viewed as (B × T, D).
         let ends = self.ends(ids)?.into_iter().enumerate().map(|(row, end)| (row * length) as u32 + end);
         let ends = Tensor::from_vec(ends.collect::<Vec<_>>(), batch, ids.device())?;
         let pooled = last.flatten_to(1)?.index_select(&ends, 0)?;
@@ -235,8 +235,8 @@ impl ClipTextEncoder {
         Ok(TextStates { last, penultimate, pooled, projected })
     }
 
-    /// Where each text ends: the first end-of-text token. Old files say 2 there, which is not that token, and mean
-    /// the highest id, which is.
+    /// The position of each text's first end-of-text token. In old files `eos_token_id` is wrongly 2; then the end-of-text token
+    /// is the one with the highest id.
     fn ends(&self, ids: &Tensor) -> Result<Vec<u32>> {
         let eos = self.config.eos_token_id;
         let end = |row: Vec<u32>| {

@@ -1,4 +1,4 @@
-//! From a prompt to token states: CLIP's tokenizer and text tower (Radford et al. 2021, arXiv 2103.00020).
+//! From prompts to token states: CLIP's tokenizer and text tower (Radford et al. 2021, arXiv 2103.00020).
 
 mod clip;
 mod tokenizer;

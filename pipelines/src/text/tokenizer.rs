@@ -1,4 +1,4 @@
-//! CLIP's tokenizer from a model folder's files, whichever generation of them the folder has.
+//! CLIP's tokenizer, read from the files of a model's folder in their old or new form.
 
 use std::borrow::Cow;
 
@@ -7,17 +7,17 @@ use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
 
-/// What CLIP pads and truncates to where no file says otherwise.
+/// The default length that texts are padded and truncated to.
 const CLIP_LENGTH: usize = 77;
 
-/// CLIP's way of cutting text into words, before the merges.
+/// The pattern that splits text into words, before the merges.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// Reads a file of a component's folder by its name there: its bytes, or `None` where there is no such file.
+/// Reads a file of a component's folder by its name; returns `None` if there is no such file.
 pub type ReadFile<'a> = dyn Fn(&str) -> Result<Option<Cow<'static, [u8]>>> + 'a;
 
-/// Text to token ids of one length: start of text, the tokens, end of text, padding.
+/// Converts text to token ids of a fixed length: start of text, tokens, end of text, padding.
 #[derive(Debug, Clone)]
 pub struct ClipTokenizer {
     inner: Tokenizer,
@@ -28,23 +28,23 @@ pub struct ClipTokenizer {
 }
 
 impl ClipTokenizer {
-    /// The files that a tokenizer may be read from.
+    /// The files that a tokenizer may have.
     pub const FILES: [&str; 5] =
         ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
 
-    /// Reads a tokenizer's folder through `files`: `tokenizer.json` or else `vocab.json` and `merges.txt`, and
-    /// `tokenizer_config.json` and `special_tokens_map.json` where they exist.
+    /// Reads a tokenizer through `files`: `tokenizer.json`, or else `vocab.json` and `merges.txt`; and `tokenizer_config.json` and
+    /// `special_tokens_map.json` if they exist.
     ///
     /// # Errors
-    /// Those of `files`; [`Error::Config`] naming the file that is missing or does not parse;
-    /// [`Error::Tokenizer`] where a special token is not in the vocabulary.
+    /// Those of `files`, [`Error::Config`] naming a file that is missing or does not parse, and [`Error::Tokenizer`] if a special
+    /// token is not in the vocabulary.
     pub fn from_files(files: &ReadFile<'_>) -> Result<Self> {
-        let settings = Settings::read(files)?;
+        let settings = TokenizerSettings::read(files)?;
         let mut inner = match files("tokenizer.json")? {
             Some(bytes) => load("tokenizer.json", &bytes)?,
             None => load("vocab.json", definition(files, &settings)?.to_string().as_bytes())?,
         };
-        // Truncation, padding and the special tokens around the text are ours, the same for every kind of file.
+        // `encode` itself truncates, pads and adds special tokens, so that this does not depend on the kind of file.
         inner.with_truncation(None).map_err(|e| Error::Tokenizer(e.to_string()))?;
         inner.with_padding(None);
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
@@ -56,8 +56,7 @@ impl ClipTokenizer {
         Ok(Self { start, end, pad, max_length: settings.max_length, inner })
     }
 
-    /// The ids of `text`, exactly [`Self::max_length`] of them. What does not fit is cut off before the end of
-    /// text.
+    /// The ids of `text`, exactly [`Self::max_length`] of them. Tokens that do not fit are dropped.
     ///
     /// # Errors
     /// [`Error::Tokenizer`].
@@ -72,8 +71,7 @@ impl ClipTokenizer {
         Ok(ids)
     }
 
-    /// How many ids `text` needs with start and end; more than [`Self::max_length`] means that
-    /// [`Self::encode`] cuts some off.
+    /// The number of ids of `text` with start and end. If it exceeds [`Self::max_length`], [`Self::encode`] drops tokens.
     ///
     /// # Errors
     /// [`Error::Tokenizer`].
@@ -100,11 +98,11 @@ fn parse(file: &str, bytes: &[u8]) -> Result<Map<String, Value>> {
     serde_json::from_slice(bytes).map_err(|e| Error::config(file, e.to_string()))
 }
 
-/// A special token: a plain string, or an object that also says how it is matched.
+/// A special token. In the files it is a string or an object.
 #[derive(Debug, Clone)]
 struct SpecialToken {
     content: String,
-    /// Matched in the text after lower-casing, rather than as typed.
+    /// Whether it is matched in the normalised (lower-case) text instead of the original.
     normalized: bool,
 }
 
@@ -116,8 +114,8 @@ impl SpecialToken {
     }
 }
 
-/// What the small files beside the vocabulary say.
-struct Settings {
+/// The settings in the files beside the vocabulary.
+struct TokenizerSettings {
     bos: SpecialToken,
     eos: SpecialToken,
     unk: SpecialToken,
@@ -125,9 +123,9 @@ struct Settings {
     max_length: usize,
 }
 
-impl Settings {
+impl TokenizerSettings {
     fn read(files: &ReadFile<'_>) -> Result<Self> {
-        // The later file wins, as in transformers.
+        // The second file overrides the first, as in transformers.
         let mut map = Map::new();
         for file in ["special_tokens_map.json", "tokenizer_config.json"] {
             if let Some(bytes) = files(file)? {
@@ -139,7 +137,7 @@ impl Settings {
                 .and_then(SpecialToken::parse)
                 .unwrap_or_else(|| SpecialToken { content: default.to_owned(), normalized: false })
         };
-        // "No limit" is written as 1e30.
+        // The value 1e30 means no limit.
         let length = map.get("model_max_length").and_then(Value::as_u64).filter(|n| *n < 100_000);
         let max_length = length.map_or(CLIP_LENGTH, |n| n as usize);
         if max_length < 2 {
@@ -155,8 +153,8 @@ impl Settings {
     }
 }
 
-/// `vocab.json` and `merges.txt` as a `tokenizer.json`: what transformers builds from the two.
-fn definition(files: &ReadFile<'_>, settings: &Settings) -> Result<Value> {
+/// The `tokenizer.json` that transformers builds from `vocab.json` and `merges.txt`.
+fn definition(files: &ReadFile<'_>, settings: &TokenizerSettings) -> Result<Value> {
     let require = |file: &str| files(file)?.ok_or_else(|| Error::config(file, "not found"));
     let vocab = parse("vocab.json", &require("vocab.json")?)?;
     let merges = require("merges.txt")?;
@@ -186,10 +184,9 @@ fn definition(files: &ReadFile<'_>, settings: &Settings) -> Result<Value> {
     }))
 }
 
-/// The special tokens, each once; a later role's way of matching replaces an earlier's, as in transformers. The
-/// padding is one of them: where it is "!" (Stable Diffusion 2), an exclamation mark in a prompt is that token and
-/// not the word "!".
-fn added_tokens(vocab: &Map<String, Value>, settings: &Settings) -> Result<Vec<Value>> {
+/// The special tokens, each once. If a token has several roles, the last role's way of matching applies, as in transformers.
+/// The padding is one of them. In Stable Diffusion 2 it is "!", so that an exclamation mark in a prompt is this token.
+fn added_tokens(vocab: &Map<String, Value>, settings: &TokenizerSettings) -> Result<Vec<Value>> {
     let mut added: Vec<Value> = Vec::new();
     for token in [&settings.bos, &settings.eos, &settings.unk, &settings.pad] {
         let SpecialToken { content, normalized } = token;

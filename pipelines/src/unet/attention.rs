@@ -1,4 +1,4 @@
-//! Attention over a latent's positions, and from there to the prompt's token states.
+//! The UNet's transformers: attention between a latent's positions, and from these to the token states.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -19,7 +19,7 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// The UNet's: no bias on the projections in, `width` channels attend to `source` wide states.
+    /// The UNet's attention. Its input projections have no bias. `source` is the width of the states that it attends to.
     pub(crate) fn new(vb: VarBuilder, width: usize, source: usize, heads: usize) -> Result<Self> {
         Ok(Self {
             to_q: Linear::without_bias(vb.pp("to_q"), width, width)?,
@@ -30,7 +30,7 @@ impl Attention {
         })
     }
 
-    /// The VAE's: one head, biases, and in files older than diffusers 0.15 other names.
+    /// The VAE's attention. It has one head and biases. In files older than diffusers 0.15 it has other names.
     pub(crate) fn single_head(vb: VarBuilder, width: usize) -> Result<Self> {
         let names = match vb.contains_tensor("query.weight") {
             true => ["query", "key", "value", "proj_attn"],
@@ -40,14 +40,14 @@ impl Attention {
         Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: Heads::new(&vb, 1, false) })
     }
 
-    /// (B, T, width), (B, S, source) -> (B, T, width), plus `residual`.
+    /// (B, T, width), (B, S, source) -> (B, T, width). `residual` is added.
     pub(crate) fn forward(&self, x: &Tensor, source: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(source)?, self.to_v.forward(source)?);
         self.to_out.forward_add(&self.heads.attend(&q, &k, &v)?, residual)
     }
 }
 
-/// diffusers' `FeedForward` with GEGLU, four times as wide inside.
+/// diffusers' `FeedForward` with GEGLU. Its inner width is four times the outer one.
 #[derive(Debug, Clone)]
 struct FeedForward {
     proj: Linear,
@@ -94,10 +94,10 @@ impl TransformerBlock {
         })
     }
 
-    /// (B, T, width) -> the same.
+    /// (B, T, width) -> (B, T, width).
     ///
-    /// Token merging (Bolya & Hoffman 2023, arXiv 2303.17604) belongs around `attn1`: merge `h`, attend,
-    /// unmerge before the residual. Nothing outside this function would see it.
+    /// Token merging (Bolya & Hoffman 2023, arXiv 2303.17604) would go around `attn1`: merge `h`, attend, and unmerge before the
+    /// residual. It would not affect code outside this function.
     fn forward(&self, x: &Tensor, token_states: &Tensor) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
         let x = self.attn1.forward(&h, &h, x)?;
@@ -106,7 +106,7 @@ impl TransformerBlock {
     }
 }
 
-/// diffusers' `Transformer2DModel`: a latent's positions as a sequence, and back.
+/// diffusers' `Transformer2DModel`. It treats a latent's positions as a sequence.
 #[derive(Debug, Clone)]
 pub(crate) struct SpatialTransformer {
     norm: GroupNorm,
@@ -129,7 +129,7 @@ impl SpatialTransformer {
         })
     }
 
-    /// (B, C, H, W) -> the same.
+    /// (B, C, H, W) -> (B, C, H, W).
     pub(crate) fn forward(&self, x: &Tensor, token_states: &Tensor) -> Result<Tensor> {
         let mut h = self.proj_in.forward(&to_sequence(&self.norm.forward(x)?)?)?;
         for block in &self.blocks {
@@ -139,7 +139,7 @@ impl SpatialTransformer {
     }
 }
 
-/// A projection that files store as a linear layer or as a 1×1 convolution; on a sequence both are the former.
+/// A projection, which files store as a linear layer or as a 1×1 convolution. On a sequence both are a linear layer.
 fn projection(vb: VarBuilder, width: usize, stored_linear: bool) -> Result<Linear> {
     if stored_linear { Linear::new(vb, width, width) } else { Linear::stored_conv(vb, width, width) }
 }

@@ -1,4 +1,4 @@
-//! The UNet's blocks on the way down, in the middle and on the way up.
+//! The UNet's down, middle and up blocks.
 
 use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
@@ -9,15 +9,15 @@ use super::resnet::{Downsample, NormConfig, ResnetBlock, Upsample};
 use crate::error::{Error, Result};
 use crate::layers::join_channels;
 
-/// What every block of one call is conditioned on.
+/// The conditioning of all blocks in one call.
 pub(super) struct Condition<'a> {
     /// (B, time width): the time embedding after its SiLU.
     pub(super) time: &'a Tensor,
-    /// (B, T, D)
+    /// (B, T, D): the token states.
     pub(super) token_states: &'a Tensor,
 }
 
-/// Reads blocks by a model's common settings.
+/// Makes blocks with a model's common settings.
 pub(super) struct Loader<'a> {
     pub(super) config: &'a UNetConfig,
     pub(super) time_width: usize,
@@ -35,14 +35,14 @@ impl Loader<'_> {
     }
 }
 
-/// A ResNet block and, where the stage attends, its transformer.
+/// A ResNet block, and a transformer if the stage has attention.
 #[derive(Debug, Clone)]
-struct Layer {
+struct BlockLayer {
     resnet: ResnetBlock,
     transformer: Option<SpatialTransformer>,
 }
 
-impl Layer {
+impl BlockLayer {
     fn forward(&self, x: &Tensor, condition: &Condition) -> Result<Tensor> {
         let h = self.resnet.forward(x, Some(condition.time))?;
         match &self.transformer {
@@ -55,19 +55,19 @@ impl Layer {
 /// `DownBlock2D` or `CrossAttnDownBlock2D`.
 #[derive(Debug, Clone)]
 pub(super) struct DownBlock {
-    layers: Vec<Layer>,
+    layers: Vec<BlockLayer>,
     downsample: Option<Downsample>,
 }
 
 impl DownBlock {
-    /// The block of stage `index`; all but the last halve the latent.
+    /// The block of stage `index`. All blocks but the last halve the latent.
     pub(super) fn new(vb: VarBuilder, loader: &Loader, index: usize) -> Result<Self> {
         let stages = &loader.config.stages;
         let stage = &stages[index];
         let from = stages[index.saturating_sub(1)].channels;
         let layer = |i| {
             let input = if i == 0 { from } else { stage.channels };
-            Ok(Layer {
+            Ok(BlockLayer {
                 resnet: loader.resnet(&vb, i, input, stage.channels)?,
                 transformer: stage.down_attention.then(|| loader.transformer(&vb, i, stage)).transpose()?,
             })
@@ -80,7 +80,7 @@ impl DownBlock {
         })
     }
 
-    /// Pushes what the way up will want on `skips`.
+    /// Pushes its skips, which the up blocks use.
     pub(super) fn forward(
         &self,
         x: Tensor,
@@ -103,7 +103,7 @@ impl DownBlock {
 /// `UNetMidBlock2DCrossAttn`.
 #[derive(Debug, Clone)]
 pub(super) struct MidBlock {
-    before: Layer,
+    before: BlockLayer,
     after: ResnetBlock,
 }
 
@@ -112,7 +112,7 @@ impl MidBlock {
         let channels = stage.channels;
         let transformer = Some(loader.transformer(&vb, 0, stage)?);
         Ok(Self {
-            before: Layer { resnet: loader.resnet(&vb, 0, channels, channels)?, transformer },
+            before: BlockLayer { resnet: loader.resnet(&vb, 0, channels, channels)?, transformer },
             after: loader.resnet(&vb, 1, channels, channels)?,
         })
     }
@@ -126,22 +126,22 @@ impl MidBlock {
 /// `UpBlock2D` or `CrossAttnUpBlock2D`.
 #[derive(Debug, Clone)]
 pub(super) struct UpBlock {
-    layers: Vec<Layer>,
+    layers: Vec<BlockLayer>,
     upsample: Option<Upsample>,
 }
 
 impl UpBlock {
-    /// The block that goes up to stage `index`; all but stage 0's double the latent.
+    /// The block of stage `index`. All blocks but stage 0's double the latent.
     pub(super) fn new(vb: VarBuilder, loader: &Loader, index: usize) -> Result<Self> {
         let stages = &loader.config.stages;
         let stage = &stages[index];
         let below = stages[(index + 1).min(stages.len() - 1)].channels;
-        // The last skip of a stage is what the stage before it handed down.
-        let handed_down = stages[index.saturating_sub(1)].channels;
+        // The last skip of a stage is the output of the finer stage's down block.
+        let from_finer = stages[index.saturating_sub(1)].channels;
         let layer = |i| {
             let from = if i == 0 { below } else { stage.channels };
-            let skip = if i == stage.layers { handed_down } else { stage.channels };
-            Ok(Layer {
+            let skip = if i == stage.layers { from_finer } else { stage.channels };
+            Ok(BlockLayer {
                 resnet: loader.resnet(&vb, i, from + skip, stage.channels)?,
                 transformer: stage.up_attention.then(|| loader.transformer(&vb, i, stage)).transpose()?,
             })
@@ -153,14 +153,14 @@ impl UpBlock {
         })
     }
 
-    /// Pops its skips. Upsampling goes to the next skip's size, which is not twice its own where a side was odd.
+    /// Pops its skips. The output is upsampled to the next skip's size, which is not twice its own if a side was odd.
     pub(super) fn forward(
         &self,
         x: Tensor,
         condition: &Condition,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
-        let exhausted = || Error::config("unet/config.json", "layers_per_block: the way up lacks a skip");
+        let exhausted = || Error::config("unet/config.json", "layers_per_block: an up block lacks a skip");
         let mut x = x;
         for layer in &self.layers {
             let skip = skips.pop().ok_or_else(exhausted)?;

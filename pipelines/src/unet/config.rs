@@ -1,71 +1,71 @@
-//! diffusers' `unet/config.json`, resolved per resolution and refused where we cannot follow it.
+//! diffusers' `unet/config.json`, resolved per resolution. Unsupported values are refused.
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::json_config::{check_rest, parse, unsupported};
 
 const FILE: &str = "unet/config.json";
 
-/// One resolution of the UNet: its blocks on the way down and on the way up.
+/// One resolution of the UNet, with its down and up blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
-    /// Channels at this resolution.
+    /// The channels at this resolution.
     pub channels: usize,
-    /// ResNet blocks on the way down (one more on the way up).
+    /// The ResNet blocks of the down block. The up block has one more.
     pub layers: usize,
-    /// Whether the way down attends to the token states (`CrossAttnDownBlock2D`).
+    /// Whether the down block attends to the token states (`CrossAttnDownBlock2D`).
     pub down_attention: bool,
-    /// Whether the way up attends to the token states (`CrossAttnUpBlock2D`).
+    /// Whether the up block attends to the token states (`CrossAttnUpBlock2D`).
     pub up_attention: bool,
-    /// Attention heads. diffusers writes them under the key `attention_head_dim`.
+    /// The attention heads. In diffusers' files the key is `attention_head_dim`.
     pub heads: usize,
-    /// Transformer blocks per attention layer.
+    /// The transformer blocks per attention layer.
     pub transformer_layers: usize,
-    /// Width of the token states.
+    /// The width of the token states.
     pub token_width: usize,
 }
 
 /// SDXL's additional conditioning, `addition_embed_type: "text_time"` (Podell et al. 2023, arXiv 2307.01952).
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextTimeConfig {
-    /// Sinusoid width of each time id.
+    /// The sinusoid width of each time id.
     pub time_id_width: usize,
-    /// Width of the pooled embedding and all time ids' sinusoids together.
+    /// The width of the pooled embedding and all time ids' sinusoids together.
     pub input_width: usize,
 }
 
-/// A `UNet2DConditionModel`'s architecture.
+/// The architecture of a `UNet2DConditionModel`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UNetConfig {
-    /// Channels of the latent going in.
+    /// The channels of the input latent.
     pub in_channels: usize,
-    /// Channels coming out.
+    /// The channels of the output.
     pub out_channels: usize,
-    /// The latent's (height, width) that the model was trained on, where the file says it.
+    /// The latent's (height, width) in training; `None` if the file does not state it.
     pub sample_size: Option<(usize, usize)>,
-    /// From the finest resolution to the coarsest.
+    /// The resolutions, from the finest to the coarsest.
     pub stages: Vec<Stage>,
     /// Whether there is a middle block.
     pub mid_block: bool,
-    /// Groups of every group norm.
+    /// The groups of every group norm.
     pub norm_num_groups: usize,
-    /// Epsilon of the group norms outside the transformers.
+    /// The epsilon of the group norms outside the transformers.
     pub norm_eps: f64,
-    /// Zeros around a downsampling convolution; 0 means one row and column at the far edges only.
+    /// The padding of a downsampling convolution. 0 means one row and one column at the bottom and right only.
     pub downsample_padding: usize,
-    /// Whether the time embedding puts cosines first.
+    /// Whether cosines come first in the time embedding.
     pub flip_sin_to_cos: bool,
     /// diffusers' `freq_shift` of the time embedding.
     pub freq_shift: f64,
     /// Whether the transformers' projections are stored as linear layers instead of 1×1 convolutions.
     pub use_linear_projection: bool,
-    /// SDXL's additional conditioning.
+    /// SDXL's additional conditioning; `None` for other models.
     pub text_time: Option<TextTimeConfig>,
 }
 
-/// A value for every stage, or one for all.
+/// One value for all stages, or one per stage.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum PerStage {
@@ -86,10 +86,10 @@ impl PerStage {
     }
 }
 
-/// The file's keys with diffusers' defaults.
+/// The file's keys, with diffusers' defaults.
 #[derive(Deserialize)]
 #[serde(default)]
-struct Raw {
+struct UNetFile {
     in_channels: usize,
     out_channels: usize,
     sample_size: Option<PerStage>,
@@ -114,7 +114,7 @@ struct Raw {
     rest: Map<String, Value>,
 }
 
-impl Default for Raw {
+impl Default for UNetFile {
     fn default() -> Self {
         let types = |names: [&str; 4]| names.map(String::from).to_vec();
         let (down, up) = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D");
@@ -146,8 +146,8 @@ impl Default for Raw {
 
 const MID_BLOCK: &str = "UNetMidBlock2DCrossAttn";
 
-/// Keys that we follow at one value only. `any` marks those that change nothing at inference:
-/// attention is always computed in f32, whatever `upcast_attention` says.
+/// The keys that are supported with one value only. `any` marks keys that do not change inference. `upcast_attention` is one of
+/// them, because attention is always computed in f32.
 const FIXED: &[(&str, &str)] = &[
     ("act_fn", r#""silu""#),
     ("addition_embed_type_num_heads", "any"),
@@ -166,12 +166,12 @@ impl UNetConfig {
     /// Reads diffusers' `unet/config.json`.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key where the file does not parse or asks for what this UNet cannot do.
+    /// [`Error::Config`] naming the key, if the file does not parse or needs something that is not supported.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let raw: Raw = parse(FILE, bytes, |map| {
+        let raw: UNetFile = parse(FILE, bytes, |map| {
             for key in ["mid_block_type", "norm_num_groups"] {
                 match map.get(key) {
-                    // Here null is a choice, not an absent key: a UNet without a middle, without norms.
+                    // For these two keys null is not the same as absent: it means no middle block, or no norms.
                     Some(Value::Null) if key == "mid_block_type" => map[key] = Value::from("none"),
                     Some(Value::Null) => return Err(unsupported(FILE, key, &Value::Null)),
                     _ => {}
@@ -183,13 +183,13 @@ impl UNetConfig {
         raw.resolve()
     }
 
-    /// How often the latent is halved on its way to the middle.
+    /// How often the down blocks halve the latent.
     pub fn downsamples(&self) -> usize {
         self.stages.len() - 1
     }
 }
 
-impl Raw {
+impl UNetFile {
     fn resolve(self) -> Result<UNetConfig> {
         let mid_block = match self.mid_block_type.as_str() {
             MID_BLOCK => true,
@@ -285,7 +285,7 @@ impl Raw {
     }
 }
 
-/// Which blocks are the attending of the two types.
+/// For each block, whether its type is the one with attention.
 fn attends(key: &str, types: &[String], [plain, attending]: [&str; 2], n: usize) -> Result<Vec<bool>> {
     if types.len() != n {
         return Err(Error::config(
@@ -299,53 +299,6 @@ fn attends(key: &str, types: &[String], [plain, attending]: [&str; 2], n: usize)
         other => Err(unsupported(FILE, key, &other.into())),
     };
     types.iter().map(which).collect()
-}
-
-/// Parses a component's `config.json`. A null means the same as an absent key, except where `adjust`, which sees
-/// the file as it is, says otherwise.
-pub(crate) fn parse<T: DeserializeOwned>(
-    file: &str,
-    bytes: &[u8],
-    adjust: impl FnOnce(&mut Map<String, Value>) -> Result<()>,
-) -> Result<T> {
-    let mut map: Map<String, Value> =
-        serde_json::from_slice(bytes).map_err(|e| Error::config(file, e.to_string()))?;
-    adjust(&mut map)?;
-    map.retain(|_, value| !value.is_null());
-    // Key by key first, so that a value of the wrong type is reported under its name.
-    serde_json::from_value(Value::Object(map.clone())).map_err(|e| {
-        let culprit = map.iter().find(|(key, value)| {
-            let alone = Map::from_iter([((*key).clone(), (*value).clone())]);
-            serde_json::from_value::<T>(Value::Object(alone))
-                .is_err_and(|e| !e.to_string().contains("missing"))
-        });
-        let key = culprit.map(|(key, _)| format!("{key}: ")).unwrap_or_default();
-        Error::config(file, format!("{key}{e}"))
-    })
-}
-
-/// Refuses every key that [`parse`] left over, unless `fixed` allows its value, it is switched off (null, false),
-/// or it is diffusers' note to itself (`_class_name`).
-pub(crate) fn check_rest(file: &str, rest: &Map<String, Value>, fixed: &[(&str, &str)]) -> Result<()> {
-    for (key, value) in rest {
-        let off = value.is_null() || *value == Value::Bool(false);
-        let list_of_off = value.as_array().is_some_and(|l| l.iter().all(|v| *v == Value::Bool(false)));
-        let allowed = fixed.iter().find(|(name, _)| name == key).is_some_and(|(_, only)| same(value, only));
-        if !(key.starts_with('_') || off || list_of_off || allowed) {
-            return Err(unsupported(file, key, value));
-        }
-    }
-    Ok(())
-}
-
-/// Whether `value` is the JSON `only`, numbers compared by value (1 is 1.0).
-fn same(value: &Value, only: &str) -> bool {
-    let wanted: Value = serde_json::from_str(only).unwrap_or(Value::Null);
-    only == "any" || *value == wanted || (value.is_number() && value.as_f64() == wanted.as_f64())
-}
-
-pub(crate) fn unsupported(file: &str, key: &str, value: &Value) -> Error {
-    Error::config(file, format!("{key}: {value} is not supported"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Time as the denoiser sees it: sinusoids and the small network behind them.
+//! The denoiser's time embedding: sinusoids and a small network.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -9,7 +9,7 @@ use crate::layers::Linear;
 /// Sinusoidal features of a scalar (Ho et al. 2020, arXiv 2006.11239, after Vaswani et al. 2017).
 #[derive(Debug, Clone)]
 pub(crate) struct Sinusoid {
-    /// (1, width / 2): angular frequencies, f32.
+    /// (1, width / 2): the angular frequencies, f32.
     frequencies: Tensor,
     cosines_first: bool,
     odd: bool,
@@ -18,7 +18,7 @@ pub(crate) struct Sinusoid {
 impl Sinusoid {
     pub(crate) fn new(width: usize, cosines_first: bool, freq_shift: f64, device: &Device) -> Result<Self> {
         let half = width / 2;
-        // In f32 from the exponent on, as diffusers does: at timestep 999 an ulp of frequency is 6e-5 of phase.
+        // The exponent is computed in f32, as in diffusers: at timestep 999 one ulp of a frequency changes the phase by 6e-5.
         let exponent = (Tensor::arange(0u32, half as u32, device)?.to_dtype(DType::F32)? * -10_000f64.ln())?;
         let frequencies = (exponent / (half as f64 - freq_shift))?.exp()?.unsqueeze(0)?;
         Ok(Self { frequencies, cosines_first, odd: width % 2 == 1 })

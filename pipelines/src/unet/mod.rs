@@ -1,13 +1,13 @@
 //! The denoiser: Stable Diffusion's UNet (Rombach et al. 2022, arXiv 2112.10752) with diffusers' parameter names.
 //!
-//! Ours, because candle-transformers' takes one timestep for a whole batch and has no hooks. Where the hooks of
-//! later issues belong:
-//! - *adapters (LoRA)*: in the `VarBuilder`. A backend that adds its low-rank product to `<name>.weight` as the
-//!   weight is read needs nothing here.
-//! - *token merging*: around the self-attention in `attention.rs`, see `TransformerBlock::forward`.
-//! - *deep-feature reuse* (DeepCache, Ma et al. 2023, arXiv 2312.00858): [`UNet::forward`] is a way down, a middle
-//!   and a way up over one stack of skips. A caller keeps what enters the last up blocks, and on the next step runs
-//!   only the first down blocks and those.
+//! candle-transformers' UNet is not used, because it takes one timestep for a whole batch and cannot be extended. Planned
+//! extensions and their places:
+//! - *Adapters (LoRA)* are applied per row: a linear or convolution layer adds each row's low-rank term beside the base product,
+//!   in `layers.rs`.
+//! - *Token merging* goes around the self-attention: see `TransformerBlock::forward` in `attention.rs`.
+//! - *Deep-feature reuse* (DeepCache, Ma et al. 2023, arXiv 2312.00858): [`UNet::forward`] runs down blocks, a middle block and up
+//!   blocks, which share one stack of skips. A step that reuses features runs only the first down blocks and the last up blocks,
+//!   whose input was stored in the step before.
 
 mod attention;
 mod blocks;
@@ -25,15 +25,14 @@ use crate::layers::{Conv2d, GroupNorm, Operators};
 
 pub(crate) use self::attention::Attention;
 pub use self::config::{Stage, TextTimeConfig, UNetConfig};
-pub(crate) use self::config::{check_rest, parse, unsupported};
 pub(crate) use self::resnet::{Downsample, NormConfig, ResnetBlock, Upsample};
 
-/// SDXL's conditioning beside the token states, one row per sample of the batch.
+/// SDXL's additional conditioning, one row per sample of the batch.
 #[derive(Debug, Clone)]
 pub struct AddedConditioning {
     /// (B, P): the pooled, projected text embedding.
     pub pooled: Tensor,
-    /// (B, 6): original height and width, crop top and left, target height and width, in pixels.
+    /// (B, 6): original height and width, crop top and left, target height and width, all in pixels.
     pub time_ids: Tensor,
 }
 
@@ -87,10 +86,10 @@ pub struct UNet {
 }
 
 impl UNet {
-    /// Reads the weights under `vb`, whose root holds `conv_in.weight`. The model computes in `vb`'s type.
+    /// Reads the weights under `vb`, whose root has `conv_in.weight`. The model computes in `vb`'s type.
     ///
     /// # Errors
-    /// [`Error::Tensor`] naming the tensor that is missing or of another shape.
+    /// [`Error::Tensor`] naming a tensor that is missing or has another shape.
     pub fn new(config: UNetConfig, vb: VarBuilder) -> Result<Self> {
         let operators = Operators::of_network(&vb);
         let first = config.stages.first().map(|stage| stage.channels).unwrap_or_default();
@@ -133,18 +132,18 @@ impl UNet {
         &self.config
     }
 
-    /// One denoiser call: the noise, or v, that the model sees in each latent.
+    /// Predicts the noise, or v, in each latent.
     ///
-    /// - `sample` (B, C, H, W): latents, of any size with sides of at least 2 to the number of halvings;
-    /// - `timesteps` (B,), f32: each latent's own;
+    /// - `sample` (B, C, H, W): the latents. Their sides must be at least 2 to the number of halvings;
+    /// - `timesteps` (B,), f32: the timestep of each latent;
     /// - `token_states` (B, T, D);
-    /// - `added`: exactly where the model is SDXL's kind.
+    /// - `added`: required for SDXL models, and refused for others.
     ///
-    /// Returns (B, C, H, W) in `sample`'s type. A sample's result does not depend on the others in its batch
-    /// (beyond the order in which a matrix product adds up).
+    /// Returns (B, C, H, W) in `sample`'s type. A sample's result does not depend on the other samples of the batch. With
+    /// candle's operators the order of sums may differ.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming the argument whose shape does not fit, [`Error::Tensor`] from below.
+    /// [`Error::Invalid`] naming an argument whose shape does not fit, or [`Error::Tensor`].
     pub fn forward(
         &self,
         sample: &Tensor,
@@ -182,7 +181,7 @@ impl UNet {
         Ok(self.conv_out.forward(&x)?.to_dtype(sample.dtype())?.contiguous()?)
     }
 
-    /// (B,) -> (B, time width), after the SiLU that every ResNet block begins with.
+    /// (B,) -> (B, time width). It includes the SiLU that every ResNet block would apply.
     fn embed_time(&self, timesteps: &Tensor, added: Option<&AddedConditioning>) -> Result<Tensor> {
         let features = self.time_proj.forward(timesteps)?.to_dtype(self.dtype)?;
         let mut time = self.time_embedding.forward(&features)?;
@@ -211,7 +210,7 @@ impl UNet {
         if *timesteps.dims() != [batch] {
             return wrong("timesteps", timesteps, format!("({batch},)"));
         }
-        // Stages may differ in token width; the layers themselves check beyond the first that attends.
+        // Stages may have different token widths. This checks the first stage with attention; the layers check the others.
         let attends = |stage: &&Stage| stage.down_attention || stage.up_attention || self.config.mid_block;
         let width = self.config.stages.iter().find(attends).map(|stage| stage.token_width);
         match *token_states.dims() {

@@ -1,4 +1,4 @@
-//! Convolutional parts that the UNet and the VAE share: ResNet block, downsampling, upsampling.
+//! The convolutional blocks of UNet and VAE: ResNet block, downsampling, upsampling.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use crate::error::Result;
 use crate::layers::{Conv2d, Geometry, GroupNorm, Linear};
 
-/// Group norm's two numbers, which every block of a model shares.
+/// The settings of group norm, which all blocks of a model share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NormConfig {
     pub(crate) groups: usize,
@@ -31,7 +31,7 @@ pub(crate) struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    /// `time_width`: the time embedding's width, `None` in a VAE.
+    /// `time_width` is the time embedding's width; `None` in a VAE.
     pub(crate) fn new(
         vb: VarBuilder,
         input: usize,
@@ -51,8 +51,7 @@ impl ResnetBlock {
         })
     }
 
-    /// (B, input, H, W) -> (B, output, H, W). `time` (B, time_width) has been through the SiLU already, once for
-    /// all blocks.
+    /// (B, input, H, W) -> (B, output, H, W). `time` (B, time_width) includes its SiLU, which is applied once for all blocks.
     pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         let h = self.norm1.forward_silu(x)?;
         let h = match (&self.time_emb_proj, time) {
@@ -74,7 +73,7 @@ pub(crate) struct Downsample {
 }
 
 impl Downsample {
-    /// `padding` 0 means one row and one column of zeros at the far edges, as diffusers has it.
+    /// `padding` 0 means one row and one column of zeros at the bottom and right, as in diffusers.
     pub(crate) fn new(vb: VarBuilder, channels: usize, padding: usize) -> Result<Self> {
         let geometry = Geometry { stride: 2, near: padding, far: padding.max(1) };
         Ok(Self { conv: Conv2d::new(vb.pp("conv"), channels, channels, 3, geometry)? })
@@ -85,7 +84,7 @@ impl Downsample {
     }
 }
 
-/// diffusers' `Upsample2D`: nearest neighbour to a given size, then a 3×3 convolution.
+/// diffusers' `Upsample2D`: resizing by nearest neighbour, then a 3×3 convolution.
 #[derive(Debug, Clone)]
 pub(crate) struct Upsample {
     conv: Conv2d,

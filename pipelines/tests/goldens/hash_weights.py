@@ -1,6 +1,6 @@
 """Weights and inputs as pure functions of a name, so that none need be stored.
 
-The twin of `tests/common/hash_weights.rs`: element `i` of the tensor called `name` is
+The twin of `tests/integration/support/hash_weights.rs`: element `i` of the tensor called `name` is
 `splitmix64(fnv1a64(name) + i * 0x9E3779B97F4A7C15)`, its top 24 bits mapped to [-1, 1), scaled in f64
 and rounded to f32 once. Both languages get the same bits.
 """

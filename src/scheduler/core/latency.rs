@@ -116,8 +116,8 @@ impl Latency {
     }
 
     /// The kinds of steps that were seen.
-    pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
-        self.curves.keys()
+    pub fn kinds(&self) -> impl Iterator<Item = Kind<'_>> {
+        self.curves.iter().map(Known::kind)
     }
 
     /// Seconds of a step, if steps of its model were ever seen. A size that was not seen takes the time of one that was,

@@ -66,7 +66,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let all: f64 = set.models.iter().map(seconds).sum();
             let full = set.full_rows().round().max(1.0) as u32;
             let rows = if full > 2 { vec![2, full] } else { vec![full] };
-            let time = |kind: &Kind, rows: u32| {
+            let time = |kind: Kind<'_>, rows: u32| {
                 let seconds = set.latency.step(kind, f64::from(rows))?;
                 Some(StepTime { model: kind.model.clone(), shape: kind.shape, rows, seconds })
             };

@@ -4,7 +4,6 @@ use super::Core;
 use super::admission::kind;
 use super::latency::Kind;
 use super::options::offers;
-use super::price::HEADROOM;
 use crate::scheduler::ModelId;
 use crate::scheduler::menu::MenuOption;
 use crate::scheduler::messages::{NewTask, Shape};
@@ -16,8 +15,8 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let facts = self.facts(task).ok()?;
         let serving = self.workers.serving(&facts.model).map(|(_, set)| set);
         let set = serving.min_by(|a, b| a.price.now().total_cmp(&b.price.now()))?;
-        let offers = offers(&facts, &facts.beginnings(), |denoiser| set.pace(&kind(&facts, denoiser)));
-        let seconds = HEADROOM * facts.terms.deadline_seconds;
+        let offers = offers(&facts, &facts.beginnings(), |denoiser| set.pace(kind(&facts, denoiser)));
+        let seconds = self.config.tuning.headroom * facts.terms.deadline_seconds;
         let choice = self.config.policy.choose(&facts, &offers, set.price.now(), seconds)?;
         Some(choice.offer.quality)
     }
@@ -25,9 +24,9 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
     /// Predicted seconds of a picture that takes all steps of an option on an idle machine, at the fastest workers of its
     /// model. `None` before a step of the model was measured.
     pub fn unloaded_seconds(&self, model: &ModelId, shape: Shape, option: &MenuOption) -> Option<f64> {
-        let kind = Kind { model: model.clone(), denoiser: option.denoiser.clone(), shape };
+        let kind = Kind { model, denoiser: &option.denoiser, shape };
         let of_set = |set: &super::workers::Set| {
-            let steps = option.steps.iter().map(|step| set.latency.step(&kind, f64::from(step.rows)));
+            let steps = option.steps.iter().map(|step| set.latency.step(kind, f64::from(step.rows)));
             let steps: f64 = steps.sum::<Option<f64>>()?;
             Some(steps + set.latency.overhead(model, shape).unwrap_or(0.0))
         };

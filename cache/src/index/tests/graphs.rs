@@ -1,4 +1,4 @@
-//! Graphs: built, saved, read again and rebuilt.
+//! Tests of graphs: building, saving, loading and rebuilding.
 
 use std::path::Path;
 
@@ -7,8 +7,9 @@ use tempfile::TempDir;
 use super::super::conformance::{compatibility, entry, scope};
 use super::super::*;
 use super::{block_on, open};
+use crate::entry::EntryId;
 
-/// Directions all around, the same every time.
+/// Random unit vectors, the same in every run.
 fn scattered(n: usize, dimensions: usize) -> Vec<Vec<f32>> {
     use rand_chacha::rand_core::{Rng, SeedableRng};
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(7);
@@ -21,14 +22,14 @@ fn scattered(n: usize, dimensions: usize) -> Vec<Vec<f32>> {
     (0..n).map(|_| direction()).collect()
 }
 
-/// A shelf under constant change is searched while graphs come and go; a graph that finds nothing alive must
-/// not hide what is there.
+/// A partition is searched while its entries change and its graph is rebuilt. Living rows are found even if the graph's
+/// candidates are all dead.
 #[test]
-fn graphs_come_and_are_renewed_while_entries_come_and_go() {
+fn entries_are_found_while_the_graph_is_rebuilt() {
     let dir = TempDir::new().unwrap();
     let here = scope("tenant", "");
     let compatibility = compatibility("embedder");
-    let sought = Sought {
+    let filter = SearchFilter {
         scope: &here,
         compatibility: &compatibility,
         guidance_scale: 0.0..=9.0,
@@ -37,22 +38,13 @@ fn graphs_come_and_are_renewed_while_entries_come_and_go() {
     let index = open(dir.path(), 200).unwrap();
     let rows = scattered(1200, 16);
     let nearest = |row: &[f32]| {
-        let near = block_on(index.search(&sought, row, 1)).unwrap();
+        let near = block_on(index.search(&filter, row, 1)).unwrap();
         near.into_iter().next().map(|near| near.entry.id)
-    };
-    let wait_for_graph = || {
-        for _ in 0..2000 {
-            if index.has_graph(&here, &compatibility) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        panic!("no graph");
     };
     for (n, row) in rows.iter().enumerate() {
         block_on(index.upsert(entry(n as u128, &here, row.clone()))).unwrap();
     }
-    wait_for_graph();
+    until("a graph", || index.has_graph(&here, &compatibility));
     let right = |range: std::ops::Range<usize>| {
         range.filter(|&n| nearest(&rows[n]) == Some(EntryId::new(n as u128))).count()
     };
@@ -68,9 +60,9 @@ fn graphs_come_and_are_renewed_while_entries_come_and_go() {
     assert_eq!(nearest(&rows[0]), None);
 }
 
-/// Waits for what the gardener does.
+/// Waits until `done` is true because of the maintenance thread's work. The bound only makes a failing test end.
 fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..4000 {
+    for _ in 0..60_000 {
         if done() {
             return;
         }
@@ -83,7 +75,7 @@ fn saved_files(dir: &Path) -> Vec<std::path::PathBuf> {
     std::fs::read_dir(dir.join("graphs")).unwrap().map(|file| file.unwrap().path()).collect()
 }
 
-/// An index of `rows` whose graph is saved, closed again.
+/// Makes an index of `rows` whose graph is saved, and closes it.
 fn with_a_saved_graph(dir: &Path, rows: &[Vec<f32>]) {
     let index = open(dir, 200).unwrap();
     for (n, row) in rows.iter().enumerate() {
@@ -92,36 +84,36 @@ fn with_a_saved_graph(dir: &Path, rows: &[Vec<f32>]) {
     let tail = |stats: IndexStats| stats.rows - stats.in_graphs;
     until("a graph of most rows", || index.stats().graphs == 1 && tail(index.stats()) <= 256);
     drop(index);
-    // Built once more, of all rows, and saved when nothing else is to do.
+    // Without its files the graph is built again, of all rows, and then saved.
     saved_files(dir).iter().for_each(|file| std::fs::remove_file(file).unwrap());
     let index = open(dir, 200).unwrap();
     until("a saved graph", || saved_files(dir).iter().any(|file| file.extension().unwrap() == "rows"));
     assert_eq!(index.stats().in_graphs, rows.len() as u64);
 }
 
-/// Of the rows in the range, those that are found as their own nearest.
+/// The number of rows in the range whose nearest entry is their own.
 fn own_nearest(index: &EmbeddedIndex, rows: &[Vec<f32>], range: std::ops::Range<usize>) -> usize {
     let (here, compatibility) = (scope("tenant", ""), compatibility("embedder"));
-    let sought = Sought {
+    let filter = SearchFilter {
         scope: &here,
         compatibility: &compatibility,
         guidance_scale: 0.0..=9.0,
         holding: Holding::Anything,
     };
     let found = |n: &usize| {
-        let near = block_on(index.search(&sought, &rows[*n], 1)).unwrap();
+        let near = block_on(index.search(&filter, &rows[*n], 1)).unwrap();
         near.first().is_some_and(|near| near.entry.id == EntryId::new(*n as u128))
     };
     range.filter(found).count()
 }
 
 #[test]
-fn a_saved_graph_serves_again_as_far_as_the_index_agrees_with_it() {
+fn a_saved_graph_is_used_for_the_rows_that_have_not_changed() {
     let dir = TempDir::new().unwrap();
     let here = scope("tenant", "");
     let rows = scattered(2400, 16);
     with_a_saved_graph(dir.path(), &rows[..1200]);
-    // Changes that the saved graph does not know of.
+    // Changes that the saved graph does not contain.
     let index = open(dir.path(), usize::MAX).unwrap();
     for n in 0..100 {
         block_on(index.remove(&EntryId::new(n))).unwrap();
@@ -135,7 +127,7 @@ fn a_saved_graph_serves_again_as_far_as_the_index_agrees_with_it() {
     assert_eq!((stats.graphs_loaded, stats.in_graphs, stats.tombstones), (1, 1200, 200), "{stats:?}");
     assert_eq!(own_nearest(&index, &rows, 0..200), 0, "removed or of another embedding now");
     assert!(own_nearest(&index, &rows, 200..1200) >= 980);
-    // It grows as a new one does.
+    // The loaded graph can be extended.
     for n in 1300..2400 {
         block_on(index.upsert(entry(n, &here, rows[n as usize].clone()))).unwrap();
     }

@@ -1,4 +1,4 @@
-//! The embedded index: the shared suite, its files, and its graphs.
+//! Tests of the embedded index: the conformance suite, its files, and its graphs.
 
 mod graphs;
 
@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::conformance::{self, at_angle, compatibility, entry, scope, specification};
 use super::*;
+use crate::entry::{Entry, EntryId};
 
 fn open(dir: &Path, graph_from: usize) -> Result<EmbeddedIndex, IndexError> {
     let options = IndexOptions { graph_from, ..IndexOptions::default() };
@@ -22,7 +23,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 #[test]
 fn it_passes_the_suite_by_scan_and_by_graph() {
     for graph_from in [usize::MAX, 8] {
-        block_on(conformance::everything(async || {
+        block_on(conformance::run_all(async || {
             let dir = TempDir::new().unwrap();
             (open(dir.path(), graph_from).unwrap(), dir)
         }));
@@ -42,13 +43,13 @@ fn entries_outlive_the_process_that_flushed_them() {
     drop(index);
     let index = open(dir.path(), 8).unwrap();
     let compatibility = compatibility("embedder");
-    let sought = Sought {
+    let filter = SearchFilter {
         scope: &here,
         compatibility: &compatibility,
         guidance_scale: 0.0..=9.0,
         holding: Holding::Anything,
     };
-    let near = block_on(index.search(&sought, &at_angle(3.0), 30)).unwrap();
+    let near = block_on(index.search(&filter, &at_angle(3.0), 30)).unwrap();
     assert_eq!(near.len(), 19);
     assert!(near.iter().all(|near| near.entry.id != EntryId::new(3)));
 }
@@ -95,12 +96,12 @@ fn an_index_of_an_earlier_version_begins_empty() {
     for _ in 0..2 {
         let index = open(dir.path(), 8).unwrap();
         assert!(block_on(index.scan(&Filter::default(), None, 10)).unwrap().is_empty());
-        assert_eq!(index.stats().damaged, 0, "nothing is left of the older rows");
-        assert_eq!(index.name(), name, "the files are still its own to sweep");
+        assert_eq!(index.stats().damaged, 0, "no row of the old format is left");
+        assert_eq!(index.name(), name, "the index keeps its name, and so its files in the store");
     }
 }
 
-/// Whenever it is looked for, the older or the newer picture is found, exactly and by nearness.
+/// During a replacement both an exact look-up and a search find the old or the new picture.
 #[test]
 fn a_replacement_hides_neither_picture() {
     let dir = TempDir::new().unwrap();
@@ -119,13 +120,13 @@ fn a_replacement_hides_neither_picture() {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
                 assert!(block_on(index.exact(&here, &specification(0))).unwrap().is_some());
                 let holding = Holding::WholePicture;
-                let sought = Sought {
+                let filter = SearchFilter {
                     scope: &here,
                     compatibility: &compatibility,
                     guidance_scale: 0.0..=9.0,
                     holding,
                 };
-                assert_eq!(block_on(index.search(&sought, &at_angle(1.0), 1)).unwrap().len(), 1, "{looks}");
+                assert_eq!(block_on(index.search(&filter, &at_angle(1.0), 1)).unwrap().len(), 1, "{looks}");
                 looks += 1;
             }
         });
@@ -162,7 +163,7 @@ fn an_altered_file_is_an_error_or_an_empty_find_but_never_a_panic() {
     }
 }
 
-/// Makes rows of the database's table of entries unreadable.
+/// Makes entries in the database's table unreadable.
 fn damage(dir: &Path, names: &[String]) {
     let database = redb::Database::create(dir.join("index.redb")).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -174,7 +175,7 @@ fn damage(dir: &Path, names: &[String]) {
 }
 
 #[test]
-fn damaged_entries_are_thrown_out_with_their_pictures() {
+fn damaged_entries_are_removed_with_their_pictures() {
     let dir = TempDir::new().unwrap();
     let here = scope("tenant", "");
     let index = open(dir.path(), 8).unwrap();
@@ -188,7 +189,7 @@ fn damaged_entries_are_thrown_out_with_their_pictures() {
     let index = open(dir.path(), 8).unwrap();
     let stats = index.stats();
     assert_eq!(stats.damaged, 3);
-    // A graph that was saved in time comes back with the rows of the two, dead.
+    // If the graph was saved before the damage, it is loaded with the rows of the two entries dead.
     assert_eq!(stats.rows - stats.tombstones, 18);
     assert_eq!(block_on(index.get(&EntryId::new(3))).unwrap(), None);
     assert_eq!(block_on(index.exact(&here, &specification(3))).unwrap(), None);
@@ -196,12 +197,12 @@ fn damaged_entries_are_thrown_out_with_their_pictures() {
     assert_eq!(index.name(), name);
     block_on(index.flush()).unwrap();
     drop(index);
-    assert_eq!(open(dir.path(), 8).unwrap().stats().damaged, 0, "they are gone");
+    assert_eq!(open(dir.path(), 8).unwrap().stats().damaged, 0, "they were removed");
 }
 
 #[cfg(unix)]
 #[test]
-fn nobody_else_may_read_the_file() {
+fn the_file_is_readable_by_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("index.redb");
@@ -216,8 +217,8 @@ fn nobody_else_may_read_the_file() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever comes and goes: a scope holds one entry of each specification, the last that came, and finds it exactly
-    /// where its whole picture is kept; also after the index was opened again.
+    /// After any sequence of changes a scope holds one entry of each specification, the one inserted last. An exact
+    /// look-up finds it if its whole picture is stored. Reopening the index changes nothing of this.
     #[test]
     fn an_exact_look_up_finds_the_last_of_each_specification(
         changes in prop::collection::vec((0u128..12, 0usize..2, 0u128..4, prop::bool::ANY, prop::bool::weighted(0.8)), 1..60),
@@ -255,8 +256,8 @@ proptest! {
         }
     }
 
-    /// Whatever is added to and removed from whichever scope, by scan or by graph: a search finds entries of
-    /// its own scope and compatibility, all of them where it asks for so many.
+    /// After any sequence of changes a search, by scan or by graph, returns entries of its own scope and compatibility
+    /// only. If it asks for enough entries, it returns all of them.
     #[test]
     fn no_search_leaves_its_scope(
         changes in prop::collection::vec((0u128..30, 0usize..4, 0usize..2, 0u16..360, prop::bool::weighted(0.8)), 1..80),
@@ -279,8 +280,8 @@ proptest! {
         }
         for (of, scope) in scopes.iter().enumerate() {
             for (to, compatibility) in compatibilities.iter().enumerate() {
-                let sought = Sought { scope, compatibility, guidance_scale: 0.0..=9.0, holding: Holding::Anything };
-                let near = block_on(index.search(&sought, &at_angle(45.0), 100)).unwrap();
+                let filter = SearchFilter { scope, compatibility, guidance_scale: 0.0..=9.0, holding: Holding::Anything };
+                let near = block_on(index.search(&filter, &at_angle(45.0), 100)).unwrap();
                 prop_assert!(near.iter().all(|near| near.entry.scope == *scope));
                 prop_assert!(near.iter().all(|near| near.entry.compatibility == *compatibility));
                 prop_assert!(near.windows(2).all(|pair| pair[0].similarity >= pair[1].similarity));
