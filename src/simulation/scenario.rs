@@ -215,7 +215,7 @@ impl Scenario {
                 lost: pick(2, 0.0, 0.2),
                 duplicated: pick(3, 0.0, 0.2),
                 delay_seconds: pick(4, 0.01, 0.5),
-                late: pick(10, 0.0, 0.02),
+                late: if seed % 7 == 3 { 0.02 } else { 0.0 },
                 cancelled: pick(5, 0.0, 0.2),
                 death_every_seconds: pick(6, 0.0, 5.0),
                 stall_every_seconds: pick(7, 0.0, 5.0),
