@@ -90,8 +90,10 @@ impl Reuse {
             let place = Arc::new(self.place(request, scope.clone()).await?);
             for (index, picture) in pictures.iter_mut().enumerate() {
                 self.find_near(request, &policy, &place, index, picture, now).await?;
-                if exact {
-                    // Now it is known what it would start from: the stored picture may be as good as that.
+                let starts = matches!(picture, Prepared::Paint(task) if task.start.is_some());
+                if exact && starts {
+                    // Now it is known that it would start from a state, which costs quality: the stored picture may be
+                    // as good as that.
                     self.find_exact(request, &scope, picture, now).await;
                 }
             }
