@@ -1,13 +1,10 @@
 //! The cache embedders against transformers, and what their digests and errors name.
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::Folder;
+use crate::common::Folder;
 use pentimento::gateway::embedder::{
     CachedEmbedder, ClipEmbedder, EmbedError, Embedder, OwnEmbedder, SentenceEmbedder, for_model,
 };

@@ -1,13 +1,9 @@
 //! `pentimento generate`, as a user types it.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Folder, pentimento};
+use crate::common::{Folder, pentimento};
 
 /// Paints at 64x64, a quarter of the work of the default size, unless the arguments name one.
 fn generate(folder: &Path, arguments: &[&str]) -> Output {

@@ -1,5 +1,4 @@
 //! The scorers see what the recipe's own see, on the picture that diffusers painted.
-#![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, safetensors};
 use pentimento::quality::{AttributeClassifier, Attributes, ClipScorer, Share, Subject, fidelity};

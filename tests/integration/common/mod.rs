@@ -1,5 +1,4 @@
 //! What the tests share: the binary, folders that vanish, a server that stops, a client.
-#![allow(dead_code)] // each test file uses its own part
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;

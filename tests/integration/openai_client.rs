@@ -1,12 +1,8 @@
 //! OpenAI's own Python client, unmodified, against the real server.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::process::Command;
 
-use common::{Server, until};
+use crate::common::{Server, until};
 use serde_json::json;
 
 // The keys "secret" and "other".

@@ -1,19 +1,15 @@
 //! Jobs, as their clients see them: painted without a connection, followed, cancelled, bounded.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
-use common::{Answer, Folder, Server, until};
+use crate::common::{Answer, Folder, Server, until};
 use serde_json::{Value, json};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 fn create_with(server: &Server, headers: &[(&str, &str)], body: &Value) -> Answer {
-    server.send("POST", "/v1/jobs", &[headers, &[JSON]].concat(), &common::small(body))
+    server.send("POST", "/v1/jobs", &[headers, &[JSON]].concat(), &crate::common::small(body))
 }
 
 /// Creates a job; its path.

@@ -1,13 +1,9 @@
 //! What `pentimento serve` answers when something is wrong: OpenAI's shape, and the field's name.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use common::{Answer, Folder, Server, until};
+use crate::common::{Answer, Folder, Server, until};
 use serde_json::{Value, json};
 
 const JSON: (&str, &str) = ("content-type", "application/json");

@@ -1,14 +1,10 @@
 //! `pentimento serve`, as its users see it: pictures, turns, hang-ups, shutdown.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::io::{BufRead, BufReader, Write};
 use std::time::Instant;
 
+use crate::common::{Answer, Folder, Server, pentimento, until};
 use base64::Engine;
-use common::{Answer, Folder, Server, pentimento, until};
 use serde_json::{Value, json};
 
 // printf %s KEY | sha256sum
@@ -24,7 +20,10 @@ fn with_keys(folder: &Folder) -> String {
 
 fn post_as(server: &Server, key: &str, body: &Value) -> Answer {
     let key = format!("Bearer {key}");
-    server.post_with(&common::small(body), &[("content-type", "application/json"), ("authorization", &key)])
+    server.post_with(
+        &crate::common::small(body),
+        &[("content-type", "application/json"), ("authorization", &key)],
+    )
 }
 
 fn picture(answer: &Answer, index: usize) -> Vec<u8> {

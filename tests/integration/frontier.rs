@@ -1,13 +1,9 @@
 //! `pentimento frontier`, as a user types it.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::path::Path;
 use std::process::Output;
 
-use common::{Folder, pentimento};
+use crate::common::{Folder, pentimento};
 use pentimento::menu::MenuFile;
 
 fn frontier(folder: &Path, arguments: &[&str]) -> Output {

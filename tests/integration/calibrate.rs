@@ -1,13 +1,9 @@
 //! `pentimento calibrate`, as a user types it.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::path::Path;
 use std::process::Output;
 
-use common::{Folder, pentimento};
+use crate::common::{Folder, pentimento};
 
 fn calibrate(folder: &Path, arguments: &[&str]) -> Output {
     pentimento().current_dir(folder).arg("calibrate").args(arguments).output().unwrap()

@@ -1,14 +1,10 @@
 //! `pentimento serve` under load: any company, floods, bursts, clients that do not read, and the end amid all that.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use common::{Answer, Server, until};
+use crate::common::{Answer, Server, until};
 use serde_json::{Value, json};
 
 /// `printf %s KEY | sha256sum` of the keys "a" and "b".
@@ -40,7 +36,7 @@ fn of_tiers(tiers: &[&str], requests: usize) -> Vec<Value> {
 fn post_as(server: &Server, key: &str, body: &Value) -> Answer {
     let key = format!("Bearer {key}");
     let headers = [("content-type", "application/json"), ("authorization", &*key)];
-    server.post_with(&common::small(body), &headers)
+    server.post_with(&crate::common::small(body), &headers)
 }
 
 /// Sends all at once; the answers, in order.
@@ -288,7 +284,7 @@ fn a_stored_picture_takes_no_worker() {
     // The least urgent of all.
     let stored = json!({"prompt": "a boat", "seed": 1, "num_inference_steps": 25,
         "pentimento": {"max_latency_ms": 86_400_000}});
-    common::painted(&server, &stored);
+    crate::common::painted(&server, &stored);
     let before = server.metric("pentimento_steps_total");
     let _painted = server.open(&uncached(json!({"prompt": "a house", "n": 10, "num_inference_steps": 1000,
         "pentimento": {"max_latency_ms": 3_600_000}})));
@@ -296,7 +292,7 @@ fn a_stored_picture_takes_no_worker() {
     let answers: Vec<Answer> = (0..3).map(|_| server.post(&stored)).collect();
     assert_eq!(server.metric("pentimento_pictures_total"), 1.0, "none is painted, and no other is finished");
     until("the others still wait", || server.metric("pentimento_queue_length") >= 7.0);
-    assert!(answers.iter().all(|answer| common::outcome(answer) == "exact"));
+    assert!(answers.iter().all(|answer| crate::common::outcome(answer) == "exact"));
     let file = |answer: &Answer| answer.json()["data"][0]["b64_json"].clone();
     assert!(answers.iter().all(|answer| file(answer) == file(&answers[0])));
     for part in ["queue", "encode", "wait", "denoise", "decode"] {
@@ -316,7 +312,7 @@ fn whoever_reads_slowly_or_not_at_all_holds_nobody_up() {
     ]);
     let kept = json!({"prompt": "a boat", "seed": 1, "n": 10, "num_inference_steps": 25, "stream": true});
     assert_eq!(server.post(&kept).status, 200);
-    until("the pictures are kept", || common::entries(&server) == 10);
+    until("the pictures are kept", || crate::common::entries(&server) == 10);
 
     // Many streams on one connection, more than any buffer takes, and nobody reads.
     let mut deaf = server.open(&kept);

@@ -1,14 +1,10 @@
 //! The admin API, as an operator meets it.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
-use common::{
+use crate::common::{
     Answer, Folder, STEPS, Server, body, cache, complaint, outcome, painted, pentimento, printed, until,
 };
 use serde_json::{Value, json};

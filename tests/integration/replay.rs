@@ -1,16 +1,12 @@
 //! `pentimento replay` against a real server.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::thread;
 
-use common::{Folder, Server, complaint, pentimento, printed};
+use crate::common::{Folder, Server, complaint, pentimento, printed};
 use serde_json::{Value, json};
 
 /// Writes a trace of these lines.
@@ -249,7 +245,7 @@ fn a_key_is_sent_and_a_server_that_is_not_there_is_named() {
     // The sha256 of "secret".
     let key = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b=studio";
     let server = Server::start_in(&[("PENTIMENTO_API_KEYS", key)], &[]);
-    common::until("the server is ready", || server.get("/readyz").status == 200);
+    crate::common::until("the server is ready", || server.get("/readyz").status == 200);
     let folder = Folder::new("replay");
     let trace =
         trace(&folder, &[json!({"at": 0, "prompt": "a boat", "size": "64x64", "num_inference_steps": 1})]);

@@ -1,14 +1,10 @@
 //! Webhooks, as the servers that receive them see them.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use common::{Answer, Folder, Server, pentimento, until};
+use crate::common::{Answer, Folder, Server, pentimento, until};
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -108,7 +104,7 @@ fn body(url: &str, steps: u64) -> Value {
 }
 
 fn create(server: &Server, url: &str, steps: u64) -> Answer {
-    let body = common::small(&body(url, steps));
+    let body = crate::common::small(&body(url, steps));
     server.send("POST", "/v1/jobs", &[("content-type", "application/json")], &body)
 }
 
@@ -179,7 +175,8 @@ fn what_shutdown_ends_is_told_of_before_the_process_ends() {
     let mut ten = body(&receiver.url(), 1000);
     ten["n"] = json!(10);
     let json = [("content-type", "application/json")];
-    let path = server.send("POST", "/v1/jobs", &json, &common::small(&ten)).header("location").to_owned();
+    let path =
+        server.send("POST", "/v1/jobs", &json, &crate::common::small(&ten)).header("location").to_owned();
     until("it is being painted", || server.metric("pentimento_steps_total") > 0.0);
     let last = std::thread::scope(|scope| {
         let listener = scope.spawn(|| server.get(&format!("{path}/events")).events().pop().unwrap());

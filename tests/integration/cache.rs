@@ -1,11 +1,7 @@
 //! The cache as the API's users meet it.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
+use crate::common::{Answer, Folder, STEPS, Server, body, entries, outcome, painted, pentimento, until};
 use base64::Engine;
-use common::{Answer, Folder, STEPS, Server, body, entries, outcome, painted, pentimento, until};
 use pentimento::menu::{Estimate, MeasuredOption, MenuFile, MenuFor, MenuPoint, MenuStart};
 use pentimento_pipelines::{Model, PlanOption, Size};
 use serde_json::{Value, json};
@@ -378,7 +374,7 @@ fn tenants_and_namespaces_see_only_their_own() {
         let body = with(body("a castle", 5), json!({"namespace": namespace}));
         let authorization = format!("Bearer {key}");
         let headers = [("content-type", "application/json"), ("authorization", &authorization)];
-        server.post_with(&common::small(&body), &headers)
+        server.post_with(&crate::common::small(&body), &headers)
     };
     let kept = |key, namespace, pictures: u64| {
         assert_eq!(outcome(&post(key, namespace)), "miss", "{key} {namespace:?}");

@@ -1,12 +1,8 @@
 //! `pentimento cache`, as an operator meets it.
 
-#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
-
-mod common;
-
 use std::net::TcpListener;
 
-use common::{Folder, Server, body, cache, complaint, outcome, painted, pentimento, printed};
+use crate::common::{Folder, Server, body, cache, complaint, outcome, painted, pentimento, printed};
 use serde_json::{Value, json};
 
 #[test]
