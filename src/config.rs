@@ -195,7 +195,9 @@ settings! {
     cache_states: String = String::new();
     /// Memory for states of the cache.
     cache_memory_bytes: usize = 256 * 1024 * 1024;
-    /// The most bytes of states that the cache holds.
+    /// Memory for pictures' files of the cache.
+    cache_picture_memory_bytes: usize = 64 * 1024 * 1024;
+    /// The most bytes of states and pictures' files that the cache holds.
     cache_max_bytes: u64 = 10 * 1024 * 1024 * 1024;
     /// The most pictures that the cache holds states of.
     cache_max_entries: usize = 100_000;
@@ -305,6 +307,7 @@ impl Config {
             ("webhook_hosts", self.webhook_hosts.len() as u64, 0, 1024),
             ("webhook_retry_seconds", self.webhook_retry_seconds, 0, 3600),
             ("cache_memory_bytes", self.cache_memory_bytes as u64, 0, BYTES),
+            ("cache_picture_memory_bytes", self.cache_picture_memory_bytes as u64, 0, BYTES),
             ("cache_max_bytes", self.cache_max_bytes, 0, 1 << 50),
             ("cache_max_entries", self.cache_max_entries as u64, 0, 100_000_000),
             ("cache_lifetime_seconds", self.cache_lifetime_seconds, 0, 100 * YEAR),

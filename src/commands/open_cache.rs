@@ -63,6 +63,7 @@ pub async fn open_cache(config: &Config, dir: &Path, models: &[Pipeline]) -> Res
     let open = CacheConfig {
         states: Some(config.cache_states.clone()).filter(|url| !url.is_empty()),
         memory_bytes: config.cache_memory_bytes,
+        picture_memory_bytes: config.cache_picture_memory_bytes,
         max_bytes: config.cache_max_bytes,
         max_entries: config.cache_max_entries,
         lifetime: Some(config.cache_lifetime_seconds).filter(|s| *s > 0).map(Duration::from_secs),

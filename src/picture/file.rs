@@ -145,6 +145,53 @@ pub fn transcode(file: &[u8], encoding: Encoding) -> Result<Vec<u8>, FileError> 
     Ok(transcoded)
 }
 
+/// A lossless file with other generation parameters, or without any. Pixels are not touched, and nothing is compressed anew.
+///
+/// # Errors
+/// [`FileError`] where it is none of this service's files, or PNG's.
+pub fn with_parameters(file: &[u8], parameters: Option<&str>) -> Result<Vec<u8>, FileError> {
+    // Signature and header, which comes first and has a fixed length.
+    const HEAD: usize = 8 + 12 + 13;
+    let is_text = |kind: &[u8]| matches!(kind, b"tEXt" | b"iTXt" | b"zTXt");
+    let mut written = file.get(..HEAD).ok_or(FileError::Foreign)?.to_vec();
+    if let Some(parameters) = parameters {
+        let one = Picture { width: 1, height: 1, rgb: vec![0; 3] };
+        let text = write_png(&one, parameters)?;
+        chunks(&text[HEAD..]).try_for_each(|chunk| {
+            let (kind, bytes) = chunk?;
+            if is_text(kind) {
+                written.extend_from_slice(bytes);
+            }
+            Ok::<_, FileError>(())
+        })?;
+    }
+    for chunk in chunks(&file[HEAD..]) {
+        let (kind, bytes) = chunk?;
+        if !is_text(kind) {
+            written.extend_from_slice(bytes);
+        }
+    }
+    Ok(written)
+}
+
+/// The kind and all bytes of each chunk.
+fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), FileError>> {
+    std::iter::from_fn(move || {
+        let length = rest.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes) as usize);
+        let chunk = match length {
+            None if rest.is_empty() => return None,
+            None => None,
+            Some(length) => rest.split_at_checked(length.saturating_add(12)),
+        };
+        let Some((chunk, after)) = chunk else {
+            rest = &[];
+            return Some(Err(FileError::Foreign));
+        };
+        rest = after;
+        Some(Ok((&chunk[4..8], chunk)))
+    })
+}
+
 /// A lossless file's picture and its parameters.
 ///
 /// # Errors
@@ -240,6 +287,24 @@ mod tests {
                      Size: 16x8, Model: storybook, Version: pentimento {version}"
                 )
             );
+        }
+    }
+
+    #[test]
+    fn parameters_are_taken_out_and_put_in_without_touching_the_picture() {
+        let parameters = |prompt: &str| parameters(&spec(prompt), 2, None, 0);
+        let file = write_png(&picture(), &parameters("a house")).unwrap();
+        let bare = with_parameters(&file, None).unwrap();
+        assert!(bare.len() < file.len() && !bare.windows(5).any(|window| window == b"house"));
+        let (back, text) = read_png(&bare).unwrap();
+        assert_eq!((back.rgb, text.as_str()), (picture().rgb, ""));
+        for prompt in ["a house", "雪の家"] {
+            let again = with_parameters(&bare, Some(&parameters(prompt))).unwrap();
+            assert_eq!(again, write_png(&picture(), &parameters(prompt)).unwrap());
+            assert_eq!(with_parameters(&again, None).unwrap(), bare);
+        }
+        for damaged in [&file[..20], &file[..file.len() - 1], b"no png"] {
+            assert!(with_parameters(damaged, None).is_err());
         }
     }
 

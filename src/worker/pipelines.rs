@@ -13,7 +13,7 @@ use pentimento_pipelines::{
 use super::painting::{Beginning, PipelinePainting, find};
 use super::warm_up::warm_up;
 use super::{BeginError, Engine, Measured, Painting, Stages, Stored};
-use crate::picture::file::{parameters, write_png, write_preview};
+use crate::picture::file::{parameters, with_parameters, write_png, write_preview};
 use crate::picture::{FinishedPicture, PaintTask, PaintTimings};
 use crate::scheduler::messages::{self, Assignment};
 use crate::scheduler::{ModelId, OptionId};
@@ -184,7 +184,15 @@ impl Stages for Pipelines {
 
     fn keep(&self, painting: PipelinePainting, picture: FinishedPicture, expected_quality: Option<f64>) {
         let (Some(stored), Some(mut kept)) = (&self.stored, painting.into_kept()) else { return };
-        kept.file = Some(picture.file);
+        // The file says the prompt, which may not be stored.
+        let file = match kept.prompt {
+            Some(_) => Ok(picture.file),
+            None => with_parameters(&picture.file, None).map(Bytes::from),
+        };
+        match file {
+            Ok(file) => kept.file = Some(file),
+            Err(error) => return tracing::warn!(%error, "a picture is not kept"),
+        }
         kept.expected_quality = expected_quality.map(|quality| quality as f32);
         stored.cache().insert(kept);
     }

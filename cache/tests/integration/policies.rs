@@ -365,7 +365,10 @@ fn a_request_may_bear_less_loss_than_the_policy() {
     let stored = entry(1, "a red house", unit(&mut Random(3)), &[0.1, 0.3, 0.5, 0.9]);
     let found = |change| asked(&*calibrated, "a blue house", &stored, 0.97, change);
     let all = found(|query| query.most_loss = 1.0);
-    assert!(matches!(all, Decision::State { loss: Some(loss), .. } if (0.0..=1.0).contains(&loss)), "{all:?}");
+    assert!(
+        matches!(all, Decision::State { loss: Some(loss), .. } if (0.0..=1.0).contains(&loss)),
+        "{all:?}"
+    );
     match found(|query| query.most_loss = 0.0) {
         Decision::State { loss, .. } => assert_eq!(loss, Some(0.0)),
         decision => assert!(matches!(decision, Decision::Miss { .. }), "{decision:?}"),

@@ -114,7 +114,10 @@ impl Reuse {
         let specification = SpecificationHash::new(task.picture.hash);
         let now = || if request.cache() == CacheMode::Only { None } else { now(task) };
         let found = self.stored(scope, specification, None, |hit| is_good_enough(hit, request.range(), now));
-        if let Some(stored) = found.await {
+        if let Some(mut stored) = found.await {
+            if !self.options.store_prompt_text {
+                stored.tell_parameters(&task.spec.spec);
+            }
             telemetry::looked_up(stored.hit.kind.name());
             tracing::info!("the same picture is stored");
             *picture = Prepared::Stored(stored);

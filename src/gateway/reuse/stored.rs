@@ -10,7 +10,8 @@ use pentimento_cache::{
 use super::Reuse;
 use crate::gateway::pictures::{AnsweredPicture, Hit, HitKind};
 use crate::gateway::terms::QualityRange;
-use crate::picture::PaintTimings;
+use crate::picture::file::{parameters, with_parameters};
+use crate::picture::{PaintTimings, PictureSpec};
 use crate::telemetry;
 
 /// For how long files are taken from memory alone after the store let a request wait in vain: one wait is enough.
@@ -38,6 +39,16 @@ pub struct StoredPicture {
 }
 
 impl StoredPicture {
+    /// Puts the generation parameters of its own specification into its file: without prompts, files are stored without
+    /// parameters. A file that cannot take them is answered as it is.
+    pub(super) fn tell_parameters(&mut self, spec: &PictureSpec) {
+        let text = parameters(spec, self.plan.steps as usize, None, 0);
+        match with_parameters(&self.file, Some(&text)) {
+            Ok(file) => self.file = file.into(),
+            Err(error) => tracing::warn!(%error, "a stored picture is answered without its parameters"),
+        }
+    }
+
     /// As it is answered: all steps of its plan were spared.
     pub(in crate::gateway) fn answer(self, is_measured: bool) -> AnsweredPicture {
         let Self { hit, plan, expected_quality, file, load } = self;

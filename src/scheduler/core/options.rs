@@ -113,6 +113,8 @@ pub(super) fn offers(facts: &Facts, positions: &[Position], pace: impl Fn(&str) 
                 continue;
             }
             let quality = (option.quality_at(position.noise_level) - position.lost).clamp(0.0, 1.0);
+            // The reuse policy has accepted what a state costs: it counts against the floor, not against the state.
+            let forgiven = if position.origin == Origin::State { position.lost } else { 0.0 };
             let remaining = facts.menu.remaining(place, position.noise_level);
             let pace = match last {
                 Some((denoiser, pace)) if denoiser == option.denoiser => pace,
@@ -123,7 +125,7 @@ pub(super) fn offers(facts: &Facts, positions: &[Position], pace: impl Fn(&str) 
                 option: place,
                 position: *position,
                 quality,
-                worth: facts.worth.of(quality.min(facts.terms.best)),
+                worth: facts.worth.of((quality + forgiven).min(facts.terms.best)),
                 rows: remaining.peak_rows,
                 machine_seconds: f64::from(remaining.rows) * pace.row_seconds,
                 clock_seconds: f64::from(remaining.steps) * pace.step_seconds + pace.overhead_seconds,
@@ -262,7 +264,10 @@ pub(super) mod tests {
             let choice = choose(&offers, 0.9, price, 9.0).unwrap().offer;
             (choice.option, choice.position.origin)
         };
-        assert_eq!(taken(0.0), (2, Origin::Noise), "time costs nothing");
+        assert_eq!(taken(0.0), (2, Origin::State), "what it costs was accepted");
+        let all = offers(&facts, &facts.beginnings(), pace);
+        let strict = choose(&all, 0.98, 0.0, 9.0).unwrap().offer;
+        assert_eq!((strict.option, strict.position.origin), (2, Origin::Noise), "but the floor holds");
         assert_eq!(taken(2.0), (1, Origin::State));
         assert_eq!(taken(1e6), (1, Origin::State), "four steps from noise cost as much, and give less");
         let required = Facts { start: Some(StoredStart { required: true, ..start }), ..facts };

@@ -109,7 +109,8 @@ pub enum MenuChoice {
 pub struct StoredStart {
     /// The state's noise level: 1 is pure noise, 0 the finished picture.
     pub noise_level: f64,
-    /// The quality that starting from it is expected to cost, 0 to 1.
+    /// The quality that starting from it is expected to cost, 0 to 1. It counts against the floor, and not against the state:
+    /// the reuse policy has accepted it.
     pub loss: f64,
     /// The fewest steps, of a whole plan, that paint over what the other picture's prompt said. Options of fewer steps
     /// start from noise.
