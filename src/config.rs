@@ -136,9 +136,9 @@ settings! {
     max_n: usize = 10;
     /// The most steps of one picture.
     max_steps: usize = 1000;
-    /// The most pictures that wait.
+    /// The most pictures that wait or are painted.
     queue_length: usize = 256;
-    /// The most pictures of one client that wait.
+    /// The most pictures of one client that wait or are painted.
     queue_length_per_client: usize = 64;
     /// The most rows of a batch; a picture with guidance takes two.
     max_batch_rows: usize = 16;

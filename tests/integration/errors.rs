@@ -204,8 +204,6 @@ fn too_much_is_refused_with_a_time_to_come_back() {
     };
     let _painting = open(&stream);
     until("the first is being painted", || server.metric("pentimento_steps_total") > 0.0);
-    let _waiting = open(&endless);
-    until("the second waits", || server.metric("pentimento_queue_length") == 1.0);
     for (key, code) in [("a", "rate_limit_exceeded"), ("b", "queue_full")] {
         let answer = post(key, &endless);
         is_error(&answer, 429, Value::Null, code);

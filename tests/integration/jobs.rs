@@ -247,7 +247,14 @@ fn a_job_is_its_tenants_alone() {
 
 #[test]
 fn jobs_are_bounded_in_number_and_time() {
-    let server = Server::ready(&["--max-jobs", "2", "--job-lifetime-seconds", "2"]);
+    let server = Server::ready(&[
+        "--max-jobs",
+        "2",
+        "--job-lifetime-seconds",
+        "2",
+        "--latency-objective-ms",
+        "3600000",
+    ]);
     let (first, second) = (create(&server, &body(1000, 10)), create(&server, &body(999, 1)));
     let full = create_with(&server, &[], &body(1, 1));
     assert_eq!((full.status, full.json_code().as_str()), (429, "too_many_jobs"));
@@ -259,7 +266,7 @@ fn jobs_are_bounded_in_number_and_time() {
     once(&server, &third, "completed");
     until("it is forgotten", || server.get(&third).status == 404);
 
-    let server = Server::ready(&["--job-timeout-seconds", "1"]);
+    let server = Server::ready(&["--job-timeout-seconds", "1", "--latency-objective-ms", "3600000"]);
     let path = create(&server, &body(1000, 10));
     let job = once(&server, &path, "failed");
     assert_eq!((&job["error"]["code"], &job["result"]), (&json!("timeout"), &Value::Null));

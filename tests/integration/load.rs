@@ -126,7 +126,7 @@ fn a_picture_is_the_same_in_any_company() {
             "guidance_scale": guidance, "num_inference_steps": steps,
             "pentimento": {"max_latency_ms": 3_600_000}})))
     });
-    until("company is being painted", || server.metric("pentimento_queue_length") > 20.0);
+    until("company is being painted", || server.metric("pentimento_running_pictures") > 8.0);
     let in_company: Vec<String> = std::thread::scope(|scope| {
         // Urgent company interrupts it.
         let urgent = scope.spawn(|| {

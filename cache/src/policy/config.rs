@@ -92,7 +92,7 @@ pub struct CalibratedConfig {
 
 impl Default for CalibratedConfig {
     fn default() -> Self {
-        Self { max_quality_loss: 0.05, variety: 0.4, least_share: 0.4, neighbours: 8 }
+        Self { max_quality_loss: 0.05, variety: 0.4, least_share: 0.2, neighbours: 8 }
     }
 }
 
