@@ -185,16 +185,17 @@ fn whoever_hangs_up_costs_nothing_more() {
     let endless = json!({"prompt": "a boat", "num_inference_steps": 1000});
     let painting = server.open(&endless);
     until("the first is being painted", || server.metric("pentimento_steps_total") > 2.0);
-    let waiting = server.open(&endless);
-    until("the second waits", || server.metric("pentimento_queue_length") == 1.0);
+    // Its first picture has a place at the worker, the others wait.
+    let waiting = server.open(&json!({"prompt": "a boat", "num_inference_steps": 1000, "n": 3}));
+    until("the second waits", || server.metric("pentimento_queue_length") == 2.0);
 
     drop(waiting);
-    until("the second is forgotten", || server.metric("pentimento_cancelled_total") == 1.0);
-    assert_eq!(server.metric("pentimento_queue_length"), 0.0);
+    until("the second is forgotten", || server.metric("pentimento_cancelled_total") == 3.0);
+    until("nothing waits", || server.metric("pentimento_queue_length") == 0.0);
 
     drop(painting);
     let steps = server.metric("pentimento_steps_total");
-    until("the first is cancelled", || server.metric("pentimento_cancelled_total") == 2.0);
+    until("the first is cancelled", || server.metric("pentimento_cancelled_total") == 4.0);
     let more = server.metric("pentimento_steps_total") - steps;
     assert!(more <= 2.0, "{more} steps after hanging up");
 
@@ -206,10 +207,10 @@ fn whoever_hangs_up_costs_nothing_more() {
         .unwrap()
         .unwrap();
     drop(lines);
-    until("the stream is cancelled", || server.metric("pentimento_cancelled_total") == 3.0);
+    until("the stream is cancelled", || server.metric("pentimento_cancelled_total") == 5.0);
 
     // A stray byte after the request does not hide that the client is gone.
-    for (cancelled, stream) in [(4.0, false), (5.0, true)] {
+    for (cancelled, stream) in [(6.0, false), (7.0, true)] {
         let mut stray =
             server.open(&json!({"prompt": "a boat", "num_inference_steps": 1000, "stream": stream}));
         stray.write_all(b"\r\n").unwrap();
