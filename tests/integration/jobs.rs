@@ -200,7 +200,7 @@ fn a_job_knows_its_place_and_cancelling_gives_it_up() {
     assert_eq!(delete(&server, &painting).status, 200);
     let steps = server.metric("pentimento_steps_total");
     until("the third is begun", || server.get(&third).json()["status"] == "painting");
-    assert!(server.metric("pentimento_steps_total") > steps, "the first one's place is free");
+    until("the first one's place is free", || server.metric("pentimento_steps_total") > steps);
     assert_eq!(heard()["type"], "job.painting");
     assert_eq!(delete(&server, &third).status, 200);
     assert_eq!(heard()["type"], "job.cancelled");

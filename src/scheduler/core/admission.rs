@@ -165,12 +165,14 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
         let clock = new.iter().map(|(_, need)| need.clock).fold(0.0, f64::max);
         let deadline =
             new.iter().map(|(facts, _)| facts.terms.deadline_seconds).fold(f64::INFINITY, f64::min);
+        let firm = new.iter().any(|(facts, _)| facts.terms.firm);
         let mut refused = None;
         for (key, set) in self.workers.serving(&first.model) {
             let workers = set.workers as f64;
             let own = (need / workers).min(clock);
-            // A deadline that no machine keeps is no reason to refuse; it is met as soon as can be.
-            let slack = deadline.max(clock / headroom + ROUNDING);
+            // A deadline that not even idle workers keep is no reason to refuse, unless the client named it.
+            let idle = if firm { clock } else { clock.max(need / workers) };
+            let slack = deadline.max(idle / headroom + ROUNDING);
             let tail = clock - own;
             let clients = self.order.active() + usize::from(!self.order.is_active(client));
             // Beyond its own part a client's tasks wait for those that others will bring.
