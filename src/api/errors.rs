@@ -52,6 +52,12 @@ pub(super) fn short(text: &str) -> String {
     format!("{}…{}", part(0), part(length - MAX_ECHO / 2))
 }
 
+/// A text with a capital at its beginning.
+fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
 /// An error on its way to the client.
 #[derive(Debug, Clone)]
 pub struct ApiError {
@@ -234,7 +240,7 @@ impl From<Rejection> for ApiError {
         match rejection {
             Rejection::Invalid { field, reason } => Self::invalid(field, &reason),
             Rejection::UnknownModel(_) => {
-                let message = message.replacen("the", "The", 1);
+                let message = capitalized(&message);
                 Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "model_not_found", message).param("model")
             }
             Rejection::CacheMiss => Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "cache_miss", message)
@@ -246,7 +252,7 @@ impl From<Rejection> for ApiError {
                     Busy::ClientFull => "rate_limit_exceeded",
                     Busy::Overloaded | Busy::Closing => "overloaded",
                 };
-                let message = message.replacen("too", "Too", 1).replacen("the m", "The m", 1);
+                let message = capitalized(&message);
                 Self::new(StatusCode::TOO_MANY_REQUESTS, RATE_LIMIT, code, message).retry_after(after)
             }
             Rejection::Internal(reason) => Self::internal(&reason),
