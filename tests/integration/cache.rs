@@ -217,7 +217,10 @@ fn an_exact_repeat_on_a_loaded_server_is_a_hit() {
         // It is painted again only where the load had gone for a moment, and then better than before.
         let option = |answer: &Answer| answer.json()["pentimento"]["option"].as_str().unwrap().to_owned();
         let painted: Vec<_> = answers.iter().filter(|answer| outcome(answer) == "miss").map(option).collect();
-        assert!(painted == ["ddim-4"] || painted == ["ddim-4", "ddim-50"] || painted == ["ddim-50"], "{painted:?}");
+        assert!(
+            painted == ["ddim-4"] || painted == ["ddim-4", "ddim-50"] || painted == ["ddim-50"],
+            "{painted:?}"
+        );
     });
 }
 
