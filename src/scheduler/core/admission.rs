@@ -87,7 +87,8 @@ impl Told {
 
 /// Machine seconds that are too many for new work of `need` machine seconds, which is to be done in `slack` seconds and
 /// takes `tail` seconds longer than its machine seconds; 0: it fits. `bins` is all other work, as (slack, machine
-/// seconds), by rising slack. `part` of the time to each deadline may be filled.
+/// seconds), by rising slack. `part` of the time to each deadline may be filled. The tail is no work: other pictures are
+/// painted meanwhile, so it shortens the time and fills nothing.
 fn shortfall(bins: &[(f64, f64)], need: f64, tail: f64, slack: f64, workers: f64, part: f64) -> f64 {
     let limit = |slack: f64| part * slack.max(0.0) * workers;
     let (mut used, mut before, mut short) = (0.0, 0.0, 0.0f64);
@@ -100,7 +101,7 @@ fn shortfall(bins: &[(f64, f64)], need: f64, tail: f64, slack: f64, workers: f64
             short = short.max(used + need - limit(due));
         }
     }
-    let own = before + need + tail * workers - limit(slack);
+    let own = before + need - limit(slack - tail);
     let short = short.max(own);
     if short > ROUNDING { short } else { 0.0 }
 }
@@ -179,7 +180,7 @@ impl<Spec: Clone, Picture: Clone> Core<Spec, Picture> {
             let filled = if clients == 1 { headroom } else { planned };
             let short = shortfall(&self.bins(now, set), need, tail, slack, workers, filled);
             let of_client = (self.order.backlog(client) + need) * clients as f64;
-            let part = of_client + tail * workers <= headroom * slack * workers;
+            let part = of_client <= headroom * (slack - tail) * workers;
             if short == 0.0 || part {
                 return Ok(());
             }
@@ -237,7 +238,8 @@ mod tests {
         assert_eq!(short(&[(2.0, 50.0)], 0.3, 1.0), 0.0, "what is late anyway is no reason");
         assert!((short(&[(-1.0, 5.0)], 0.3, 1.0) - 4.4).abs() < 1e-9, "but it is painted");
         assert_eq!(shortfall(&[(1.0, 0.8)], 0.3, 0.0, 1.0, 2.0, 0.9), 0.0, "two workers");
-        assert!(shortfall(&[], 0.1, 0.9, 1.0, 2.0, 0.9) > 0.0, "its steps come one after the other");
+        assert!(shortfall(&[], 0.1, 0.95, 1.0, 2.0, 0.9) > 0.0, "its steps come one after the other");
+        assert_eq!(shortfall(&[], 0.1, 0.9, 1.0, 2.0, 0.9), 0.0);
     }
 
     #[test]
