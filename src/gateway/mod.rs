@@ -1,5 +1,6 @@
 //! What happens to a request before a worker sees it: validated, looked up, answered from the cache or submitted.
 
+mod answered;
 mod archive;
 mod catalogue;
 pub mod embedder;
@@ -19,15 +20,14 @@ use crate::config::Config;
 use crate::picture::{FinishedPicture, PaintTask};
 use crate::scheduler::local::{LocalScheduler, NotAccepted};
 use crate::scheduler::messages::{Busy, NewTask, Refusal, Shape};
+pub use answered::{AnsweredPicture, Hit, HitKind};
 pub use archive::MoveError;
 pub use catalogue::{Catalogue, CatalogueError, ServedModel, ServedModelError};
 pub use jobs::{
     End, Idempotency, Job, JobError, JobFailure, JobId, Jobs, NewJob, Outcome, PictureProgress, Preview,
     Progress, Status,
 };
-pub use pictures::{
-    AnsweredPicture, Hit, HitKind, PictureEvent, PictureFailure, Pictures, Transcoder, submit,
-};
+pub use pictures::{PictureEvent, PictureFailure, Pictures, Transcoder, submit};
 pub use request::{FileWishes, MAX_SEED, PictureRequest, RequestLimits};
 pub use reuse::{LookUpError, Prepared, Reuse, ReuseError, ReuseOptions, StoredPicture};
 pub use tasks::tasks;

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::gateway::pictures::{AnsweredPicture, PictureEvent, PictureFailure, Pictures};
+use crate::gateway::answered::AnsweredPicture;
+use crate::gateway::pictures::{PictureEvent, PictureFailure, Pictures};
 use crate::gateway::webhook::Webhook;
 use crate::scheduler::messages::Failure;
 

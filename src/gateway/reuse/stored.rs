@@ -8,7 +8,7 @@ use pentimento_cache::{
 };
 
 use super::Reuse;
-use crate::gateway::pictures::{AnsweredPicture, Hit, HitKind};
+use crate::gateway::answered::{AnsweredPicture, Hit, HitKind};
 use crate::gateway::terms::QualityRange;
 use crate::picture::file::{parameters, with_parameters};
 use crate::picture::{PaintTimings, PictureSpec};
