@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 use super::answered::{AnsweredPicture, Hit, HitKind};
 use super::reuse::{Prepared, StoredPicture};
 use super::{PictureRequest, PictureScheduler, Rejection};
+use crate::picture::FinishedPicture;
 use crate::picture::file::{Encoding, Format, transcode};
-use crate::picture::{FinishedPicture, PaintTimings};
 use crate::scheduler::local::{Listener, NotAccepted, RequestEvent};
 use crate::scheduler::messages::{Busy, Failure, Notice, PictureResult, Submit};
 use crate::telemetry;
@@ -283,9 +283,12 @@ fn answered(
 
 #[cfg(test)]
 mod tests {
+    use pentimento_cache::EntryId;
+
     use pentimento_pipelines::Picture;
 
     use super::*;
+    use crate::picture::PaintTimings;
     use crate::picture::file::{read_png, write_png};
 
     fn stored() -> StoredPicture {
