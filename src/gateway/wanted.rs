@@ -64,11 +64,14 @@ impl CacheMode {
         matches!(self, Self::Auto | Self::Only)
     }
 
-    /// Its name in the scope of pictures that are joined: requests are painted together only where the cache keeps the
-    /// same of their picture.
+    /// Its name in the scope of pictures that are joined: requests are painted together only where the cache gives and keeps
+    /// the same.
     pub(super) fn keeping(self) -> &'static str {
         match self {
-            Self::Auto | Self::Only => "keep",
+            Self::Auto => "keep",
+            // A picture that must start from a stored state is no answer to a request that may be painted from noise, and
+            // the other way round.
+            Self::Only => "only",
             Self::Off => "off",
             Self::Refresh => "refresh",
         }

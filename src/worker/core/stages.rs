@@ -222,12 +222,18 @@ impl<E: Engine> WorkerCore<E> {
         }
     }
 
-    /// The next preview or picture to make. Previews come first: after the picture they are of no use.
+    /// The next preview or picture to make. Pictures come first, each after its own previews, which are of no use later. The
+    /// previews of other pictures wait: otherwise one client's previews could keep all pictures from being finished.
     pub fn next_finish(&mut self) -> Option<Finish<E>> {
-        if let Some(Waiting { id, number, of, preview }) = self.previews.pop_front() {
+        let finished = self.best(|phase| matches!(phase, Phase::ToFinish(_))).map(|task| task.id());
+        let waiting = match &finished {
+            Some(id) => self.previews.iter().position(|preview| preview.id == *id),
+            None => (!self.previews.is_empty()).then_some(0),
+        };
+        if let Some(Waiting { id, number, of, preview }) = waiting.and_then(|at| self.previews.remove(at)) {
             return Some(Finish::Preview { id, number, of, preview });
         }
-        let task = self.best(|phase| matches!(phase, Phase::ToFinish(_)))?;
+        let task = self.tasks.get_mut(&finished?)?;
         let phase = std::mem::replace(&mut task.phase, Phase::Finishing);
         let Phase::ToFinish(painting) = phase else { return None };
         Some(Finish::Picture { id: task.id(), painting })

@@ -293,6 +293,17 @@ fn previews_are_made_before_pictures_and_not_after_them() {
 }
 
 #[test]
+fn a_finished_picture_does_not_wait_for_the_previews_of_others() {
+    let mut core = core();
+    let short = Assignment { option: "1".into(), ..assignment(1) };
+    answer(&mut core, vec![Assignment { previews: 1, ..assignment(0) }, short], vec![]);
+    begin_all(&mut core);
+    assert_eq!(step(&mut core), [0, 1]);
+    assert!(matches!(core.next_finish(), Some(Finish::Picture { id: first, .. }) if first == id(1)));
+    assert!(matches!(core.next_finish(), Some(Finish::Preview { id: then, .. }) if then == id(0)));
+}
+
+#[test]
 fn reports_are_due_after_some_seconds_of_steps_and_carry_their_times() {
     let mut core = core();
     core.measured(Measured::default());
