@@ -44,7 +44,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl PictureSpec {
-    /// The picture's name: HMAC-SHA256 of the specification. Without the secret nobody can tell from it whether a guessed
+    /// The picture's name: HMAC-SHA256 of the specification. Without the secret the hash does not tell whether a guessed
     /// prompt is right.
     ///
     /// # Errors

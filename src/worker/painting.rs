@@ -313,10 +313,11 @@ impl Keeping {
     }
 }
 
-/// The option of this name: of the menu, or the one that the specification pins.
+/// The option of this name: the one that the specification pins, or one of the menu. A menu may give the pinned option's
+/// name to another plan, and naming steps guides them all.
 pub(super) fn find(options: &[PlanOption], spec: &PictureSpec, id: &OptionId) -> Option<PlanOption> {
-    let of_menu = options.iter().find(|option| option.id == id.as_str()).cloned();
-    of_menu.or_else(|| spec.steps.map(PlanOption::guided).filter(|option| option.id == id.as_str()))
+    let pinned = spec.steps.map(PlanOption::guided).filter(|option| option.id == id.as_str());
+    pinned.or_else(|| options.iter().find(|option| option.id == id.as_str()).cloned())
 }
 
 fn encode(pipeline: &Pipeline, spec: &PictureSpec) -> Result<Conditioning> {

@@ -140,7 +140,9 @@ impl Reuse {
             return Ok(());
         }
         let range = request.range();
-        let wanted = now(task).map_or(range.floor, |now| now.clamp(range.floor, range.best));
+        // A request that may not be painted from noise is not compared with what noise would give.
+        let now = if request.cache() == CacheMode::Only { None } else { now(task) };
+        let wanted = now.map_or(range.floor, |now| now.clamp(range.floor, range.best));
         let found = self.look_up(request, policy, place, index, task.spec.spec.seed, wanted).await?;
         tracing::info!(picture = index, decision = found.decision.why(), "looked up");
         if let (Decision::Semantic { entry, similarity, .. }, Some(source)) =
